@@ -1,4 +1,4 @@
-"""deployments: what was done to a host, in a list or one of them in detail."""
+"""deployments: the changes of a host, as a list or one of them in detail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def deployments(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """What was deployed to a host, newest first, and how it ended; or one of them in detail."""
+    """List a host's deployments and how they ended, newest first; or show one in detail."""
     from polydev.deployment import changes
     from polydev.deployment.history import history
     from polydev.deployment_records import current_state, one_named
@@ -53,7 +53,7 @@ def deployments(
     current, shown = current_state(records), records[:limit]
     width = stdout.width if stdout.is_terminal else WIDEST
     lines = [line(record, is_current=record.id == current)[:width].rstrip() for record in shown]
-    none = f"nothing was deployed to {described.name}: ./inv deploy"
+    none = f"nothing was deployed to {described.name}; ./inv deploy begins"
     more = more_text(len(records) > limit, limit, all_of_them=True)
     why = "\n(details: ./inv deployments ID)" if any(each.reason for each in shown) else ""
     answer(
@@ -64,7 +64,7 @@ def deployments(
 
 
 def line(record: Record, *, is_current: bool) -> str:
-    """A record in one line; of its reason the first."""
+    """Return a record as one line, with the first line of its reason."""
     reason, *rest = (record.reason or "").strip().splitlines() or [""]
     return (
         f"{'*' if is_current else ' '} {record.id:<32} {record.kind:<9}{record.status:<16}"
@@ -73,7 +73,7 @@ def line(record: Record, *, is_current: bool) -> str:
 
 
 def details(record: Record) -> str:
-    """Return all that is known of a record, for people."""
+    """Return a record in detail."""
     fields = record_fields(record)
     times = {name: minute(fields[name]) for name in ("startedAt", "finishedAt")}
     plain = {
@@ -91,7 +91,7 @@ def details(record: Record) -> str:
         ]
         lines += _part("health gate", found)
     if record.undone:
-        lines += _part("way back", json_text.dumps(record.undone, indent=1).splitlines())
+        lines += _part("undone", json_text.dumps(record.undone, indent=1).splitlines())
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Deploy to hosts, look at them, go back."""
+"""Verbs that change a host or compare it: deploy, rollback, backup, drift, unlock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from polydev.deployment_records import Record
 
 TARGETS = ("all", "master-controller", "vm-agent")
-WAIT_HELP = "how many seconds to wait while somebody else is at work there (default: 0)"
+WAIT_HELP = "how many seconds to wait for somebody else's deployment to end (default: 0)"
 
 
 def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
@@ -35,14 +35,14 @@ def described_host(inventory: str, host: str) -> tuple[Project, DescribedHost]:
 
 
 def require_ready(wait: float) -> None:
-    """Return if a change of a host can begin: it is named by a commit, and waits for a time.
+    """Return if a deployment can begin: --wait is a time, and the checkout has a commit.
 
     Raises ConfigError.
     """
     from polydev.deployment_id import require_commit
 
     if not 0 <= wait < inf:
-        raise ConfigError(f"--wait {wait:g} is no number of seconds", "0 or more")
+        raise ConfigError(f"--wait {wait:g} is not a number of seconds", "use 0 or more")
     require_commit(ROOT)
 
 
@@ -55,7 +55,7 @@ def record_fields(record: Record) -> dict[str, Any]:
         "inventory": INVENTORY_HELP,
         "host": HOST_HELP,
         "target": "all, master-controller or vm-agent (the golden image that has it)",
-        "bootstrap": "a first set-up: ask nothing of the host's health afterwards",
+        "bootstrap": "skip the health gate, for the first deployment of a host",
         "plan": "show what would change, and change nothing",
         "diff": f"with --plan: {DIFF_HELP}",
         "detailed_exitcode": "with --plan: exit status 0 if nothing would change, 2 if something",
@@ -76,12 +76,12 @@ def deploy(
     wait: float = 0.0,
     json: bool = False,
 ) -> None:
-    """Deploy to a host; whatever fails, it goes back to what it was."""
+    """Deploy to a host, and restore its previous state if anything fails."""
     from polydev.deployment import changes
     from polydev.progress import Steps
 
     if target not in TARGETS:
-        raise ConfigError(f"no such target: {target}", f"one of {', '.join(TARGETS)}")
+        raise ConfigError(f"no such target: {target}", f"use one of {', '.join(TARGETS)}")
     if detailed_exitcode and not plan:
         raise ConfigError("--detailed-exitcode needs --plan", "add --plan, or leave it out")
     if diff and not plan:
@@ -127,7 +127,7 @@ def rollback(
     wait: float = 0.0,
     json: bool = False,
 ) -> None:
-    """Bring a host back to the state of an earlier deployment, its database too."""
+    """Restore the state of an earlier deployment on a host, including its database."""
     from polydev.deployment import changes
     from polydev.progress import Steps
 
@@ -137,7 +137,7 @@ def rollback(
     answer(
         record_fields(record),
         as_json=json,
-        text=f"{record.host} is back at deployment {record.state}",
+        text=f"{record.host} was rolled back to deployment {record.state}",
     )
 
 
@@ -197,7 +197,7 @@ def drift(
 def unlock(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
-    """Break a host's deployment lock; the next deployment finishes what its holder left."""
+    """Break a host's deployment lock; the next deployment undoes what its holder began."""
     from polydev.deployment import changes
 
     _, described = described_host(inventory, host)

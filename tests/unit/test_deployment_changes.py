@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deployment.changes import other_line
+from polydev.deployment.changes import commit_warning
 from polydev.deployment_records import Record
 from polydev.run import run
 
@@ -42,7 +42,7 @@ def warning(root: Path, on_host: str) -> str | None:
         state="before",
         changes=1,
     )
-    return other_line(root, [before])
+    return commit_warning(root, [before])
 
 
 def test_the_same_commit_and_descendants_are_as_they_should_be(checkout: Path) -> None:
@@ -64,10 +64,10 @@ def test_a_commit_of_another_branch_is_told(checkout: Path) -> None:
 
 
 def test_a_commit_that_nobody_here_knows_is_told(checkout: Path) -> None:
-    assert "does not know" in str(warning(checkout, "0123abcd"))
+    assert "does not have" in str(warning(checkout, "0123abcd"))
 
 
 def test_a_host_without_a_commit_is_no_reason(checkout: Path) -> None:
     assert warning(checkout, "0000") is None
     assert warning(checkout, "") is None
-    assert other_line(checkout, []) is None
+    assert commit_warning(checkout, []) is None

@@ -15,7 +15,14 @@ import pytest
 
 from polydev.deployment import pyinfra_process
 from polydev.deployment.connection import HostRefused, Unreachable, tool_error
-from polydev.deployment.pyinfra_process import Applying, Operation, Plan, Project, describe, planned
+from polydev.deployment.pyinfra_process import (
+    Operation,
+    Plan,
+    PlannedDeployment,
+    Project,
+    describe,
+    planned,
+)
 from polydev.errors import ConfigError, DeployError, LockHeld
 
 PROJECT = Project(Path("/checkout"), Path("/checkout/inventory/lab.py"))
@@ -50,10 +57,12 @@ def plan_of(*names: str) -> Plan:
     return Plan(tuple(Operation(name, True, ()) for name in names))
 
 
-def applied(process: Any, *names: str) -> tuple[Applying, io.StringIO, list[tuple[str, Any]]]:
+def applied(
+    process: Any, *names: str
+) -> tuple[PlannedDeployment, io.StringIO, list[tuple[str, Any]]]:
     log = io.StringIO()
     log.name = "logs/x.log"
-    return Applying(process, plan_of(*names), log), log, []
+    return PlannedDeployment(process, plan_of(*names), log), log, []
 
 
 def event(event: str, **fields: object) -> dict[str, object]:
@@ -100,7 +109,7 @@ class TestGo:
         started, file, seen = event("start", name="a"), tmp_path / "x.log", []
         process: Any = Told(started, event("done", changed=0))
         with file.open("w") as log:
-            change = Applying(process, plan_of("a"), log)
+            change = PlannedDeployment(process, plan_of("a"), log)
             change.go(lambda *_: seen.append(json.loads(file.read_text())))
         assert seen == [started]
 
@@ -260,7 +269,7 @@ class TestToolError:
         [
             ("", "sh: not found", "sh: not found"),
             ("out", "", "out"),
-            ("", "", "without a word"),
+            ("", "", "no output"),
             ("[1]", "", r"\[1\]"),
             ('{"error": "x"}', "why", "why"),
             ("{broken", "why", "why"),

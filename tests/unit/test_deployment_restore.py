@@ -184,7 +184,7 @@ def test_a_lost_connection_is_made_again_and_starts_nothing_twice(
 
 def test_a_host_that_stays_away_goes_on_by_itself(host: Host, slow: threading.Event) -> None:
     operator = Operator(Away(host), patience_seconds=0)
-    with pytest.raises(RestoreGoesOn, match="goes on with the restore") as lost:
+    with pytest.raises(RestoreGoesOn, match="continues the restore") as lost:
         operator.restore()
     assert "no route" in lost.value.message
     assert JOB.name in str(lost.value.hint)
@@ -215,7 +215,7 @@ def test_one_that_breaks_off_is_started_again_and_ends(host: Host) -> None:
 
 def test_one_that_always_breaks_off_is_given_up(host: Host) -> None:
     host.systemd.starts = lambda unit, argv: host.systemd.active.pop(unit)
-    with pytest.raises(DeployError, match="broke off 3 times") as failure:
+    with pytest.raises(DeployError, match="was interrupted 3 times") as failure:
         Operator(ToolConnection(host)).restore()
     assert f"journalctl -u {JOB.unit}" in str(failure.value.hint)
 

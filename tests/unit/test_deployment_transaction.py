@@ -18,7 +18,13 @@ from rich.console import Console
 from polydev.deployment import changes, history, restore, transaction
 from polydev.deployment.changes import DeployOptions
 from polydev.deployment.connection import HostRefused, Unreachable
-from polydev.deployment.pyinfra_process import Applying, DescribedHost, Operation, Plan, Project
+from polydev.deployment.pyinfra_process import (
+    DescribedHost,
+    Operation,
+    Plan,
+    PlannedDeployment,
+    Project,
+)
 from polydev.deployment.restore import RestoreGoesOn
 from polydev.deployment.transaction import Transaction
 from polydev.deployment_records import Record
@@ -396,7 +402,7 @@ class TestFailure:
         error = self.raised(bench, bench.fail)
         assert type(error) is DeployError
         assert "third operation failed" in error.message
-        assert f"back at {FIRST}" in error.message
+        assert f"restored to {FIRST}" in error.message
         assert error.hint == "look at it"
         assert bench.host.state == FIRST
         kept = bench.host.record()
@@ -434,7 +440,7 @@ class TestFailure:
         bench = make(SickHost)
         error = self.raised(bench)
         assert isinstance(error, RollbackFailed)
-        assert "the way back failed too" in error.message
+        assert "restoring the backup failed too" in error.message
         assert f"restore --id {OWN}" in str(error.hint)
         kept = bench.host.record()
         assert (kept.status, kept.state) == ("rollback-failed", None)
@@ -505,7 +511,7 @@ class TestFailure:
         error = self.raised(bench, bench.fail)
         assert isinstance(error, RestoreGoesOn)
         assert "third operation failed" in error.message
-        assert f"goes on with the restore of {OWN} by itself" in error.message
+        assert f"continues the restore of {OWN} by itself" in error.message
         assert "the next deployment records how it ended" in error.message
         kept = bench.host.record()
         assert (kept.status, kept.backup) == ("running", True)
@@ -536,7 +542,7 @@ class TestFailure:
         error = self.raised(bench, change)
         assert isinstance(error, LockHeld)
         assert "no route" in error.message
-        assert "ben deploys" in error.message
+        assert "ben holds the deployment lock" in error.message
         assert bench.host.record().status == "running"
         assert not [call for call in bench.host.calls if call.startswith("restore-job")]
 
@@ -722,7 +728,7 @@ class Operator:
         self.bench.connection.__class__ = kind
 
 
-class PlannedChange(Applying):
+class PlannedChange(PlannedDeployment):
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
         self.plan = Plan(tuple(operator.operations))
@@ -762,7 +768,7 @@ class TestVerbs:
             return 1
 
         monkeypatch.setattr(PlannedChange, "go", go)
-        with pytest.raises(DeployError, match="the lock was taken away"):
+        with pytest.raises(DeployError, match="the lock was broken"):
             changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
         assert operator.bench.host.state == FIRST
 
@@ -808,7 +814,7 @@ class TestVerbs:
         operator.operations = []
         assert changes.plan(PROJECT, operator.described, DeployOptions(), steps()).warnings == ()
         (warning,) = found.warnings
-        assert "from commit 0123abcd, which this checkout does not know" in warning
+        assert "from commit 0123abcd, which this checkout does not have" in warning
 
     def test_a_plan_of_a_host_that_is_not_reached_says_what_ssh_says(
         self, operator: Operator, monkeypatch: pytest.MonkeyPatch
@@ -854,11 +860,12 @@ class TestVerbs:
                 return {"ok": ok, "checks": [check("controller", ok)]}
 
         operator.become(SickWhenOld)
-        with pytest.raises(HealthGateFailed, match=f"back at {THIRD}") as failure:
+        with pytest.raises(HealthGateFailed, match=f"restored to {THIRD}") as failure:
             changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert host.state == THIRD
         assert host.record().status == "rolled-back"
-        assert f"{SECOND} was restored as {THIRD} found it" in failure.value.message
+        backed_up = f"{SECOND} was restored as it was when {THIRD} backed it up"
+        assert backed_up in failure.value.message
         assert f"./inv rollback --to {FIRST}" in str(failure.value.hint)
 
         host.keep(host.record().model_copy(update={"id": "20250301_120000-abcd"}))
@@ -876,14 +883,14 @@ class TestVerbs:
         host.state = None
         host.succeeded(FIRST, SECOND, THIRD)
         operator.become(DamagedBackup)
-        with pytest.raises(HostRefused, match=f"cannot go back to {SECOND}") as failure:
+        with pytest.raises(HostRefused, match=f"cannot roll back to {SECOND}") as failure:
             changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert failure.value.hint == f"./inv rollback --to {FIRST}"
         assert host.state == THIRD
         assert OWN not in host.records
         with pytest.raises(HostRefused) as failure:
             changes.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
-        assert failure.value.hint == "no older one has a backup"
+        assert failure.value.hint == "no older state has a backup"
 
     def test_a_rollback_to_nothing_is_refused_and_lets_go(self, operator: Operator) -> None:
         with pytest.raises(DeployError, match="nothing to roll back to"):
@@ -928,10 +935,10 @@ class TestVerbs:
 def test_the_way_back_is_not_interrupted_and_all_else_is() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    with transaction._uninterrupted():
+    with transaction._ignoring_signals():
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
     assert [signal.getsignal(number) for number in numbers] == before
-    with pytest.raises(ZeroDivisionError), transaction._uninterrupted():
+    with pytest.raises(ZeroDivisionError), transaction._ignoring_signals():
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in numbers] == before
 

@@ -25,7 +25,13 @@ from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
 from polydev.deployment import changes, history, transaction
 from polydev.deployment.changes import DeployOptions
-from polydev.deployment.pyinfra_process import Applying, DescribedHost, Operation, Plan, Project
+from polydev.deployment.pyinfra_process import (
+    DescribedHost,
+    Operation,
+    Plan,
+    PlannedDeployment,
+    Project,
+)
 from polydev.deployment_records import (
     Record,
     backup_of,
@@ -67,7 +73,7 @@ class Lock:
         self.is_held = False
 
 
-class Deploys(Applying):
+class Deploys(PlannedDeployment):
     """What pyinfra does: a new release with its own configuration."""
 
     def __init__(self, host: Host, release: str) -> None:
@@ -380,7 +386,7 @@ class TestWarnings:
         first = operators.deploy(NOON)
         operators.patch.setattr(changes, "new_deployment_id", lambda root: first.id)
         seen = operators.host.seen()
-        with pytest.raises(Exception, match=f"has a deployment {first.id} already"):
+        with pytest.raises(Exception, match=f"already has a deployment {first.id}"):
             changes.deploy(
                 PROJECT, operators.described, DeployOptions(), operators.steps, operators.logs
             )

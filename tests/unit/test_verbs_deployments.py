@@ -16,7 +16,7 @@ RECORD = Record(
     who="ada@desk",
     backup=True,
     operations=["Install packages"],
-    reason="pyinfra ended without an answer\nTraceback\nKeyError",
+    reason="the deploy process ended without an answer\nTraceback\nKeyError",
     gate={"ok": False, "checks": [{"name": "bridge", "ok": False, "detail": "br-vm is down"}]},
     undone={"restored": {"files": 3}},
 )
@@ -26,7 +26,7 @@ def test_a_reason_of_many_lines_takes_one() -> None:
     shown = line(RECORD, is_current=True)
     assert shown.splitlines() == [shown]
     assert shown.startswith("* 20250131_120000-aaaa ")
-    assert shown.endswith("pyinfra ended without an answer …")
+    assert shown.endswith("the deploy process ended without an answer …")
     assert "changes" in line(RECORD.model_copy(update={"reason": None}), is_current=False)
 
 

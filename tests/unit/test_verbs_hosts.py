@@ -47,7 +47,7 @@ def test_a_wait_that_is_no_time_is_refused(
 ) -> None:
     options = {"to": "postgresql"} if verb is database.move else {}
     told = refusal(capsys, verb, wait=wait, **options)
-    assert "is no number of seconds" in told["message"]
+    assert "is not a number of seconds" in told["message"]
 
 
 @pytest.mark.parametrize("to", ["", "sqlite", "mysql"])

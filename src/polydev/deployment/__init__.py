@@ -1,1 +1,1 @@
-"""Releases, on the operator's side: what is deployed, and what is done when that goes wrong."""
+"""Deployments, on the operator's side: change a host, and undo the change if it fails."""

@@ -1,6 +1,6 @@
-"""What an operator does to a host: plan, deploy, roll back, back up, unlock.
+"""The changes that an operator makes to a host: plan, deploy, roll back, back up, unlock.
 
-Each makes the record of its change and hands the work to a Transaction, which keeps it whole.
+Each function makes a record and runs the change in a Transaction, which undoes it on failure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from polydev.deployment.connection import (
     HostRefused,
 )
 from polydev.deployment.history import records_of
-from polydev.deployment.pyinfra_process import Applying, DescribedHost, Plan, Project, planned
+from polydev.deployment.pyinfra_process import (
+    DescribedHost,
+    Plan,
+    PlannedDeployment,
+    Project,
+    planned,
+)
 from polydev.deployment.transaction import BACKUP_SECONDS, Transaction
 from polydev.deployment_id import NO_COMMIT, commit_of, contains, new_deployment_id, utc_now
 from polydev.deployment_records import (
@@ -38,9 +44,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """`bootstrap` asks nothing of the health of a host that is being set up.
+    """Options of a deployment.
 
-    `wait_seconds` says how long a lock that somebody else holds is waited for.
+    bootstrap      skip the health gate, for a host that is being set up
+    wait_seconds   how long to wait for a lock that somebody else holds
     """
 
     target: str = "all"
@@ -59,29 +66,29 @@ def connected(host: DescribedHost) -> Iterator[HostConnection]:
 
 
 def plan(project: Project, host: DescribedHost, options: DeployOptions, steps: Steps) -> Plan:
-    """What a deployment would change now; nothing is changed, and no lock is needed.
+    """Return what a deployment would change; this changes nothing and needs no lock.
 
-    Raises Unreachable, with the words of ssh, where the host cannot be reached.
+    Raises Unreachable, with ssh's message, if the host cannot be reached.
     """
     data = {**options.data, "target": options.target}
     with steps.step(f"{host.name}: plan"), connected(host) as connection:
         try:
             with (
                 Path(os.devnull).open("w") as nowhere,
-                planned(project, host.name, data, nowhere, plan_only=True) as applying,
+                planned(project, host.name, data, nowhere, plan_only=True) as deployment,
             ):
-                found = applying.plan
+                found = deployment.plan
         except DeployError:
-            # ssh says better than pyinfra why a host cannot be reached, as in a deployment.
+            # ssh says more clearly than pyinfra why a host cannot be reached.
             connection.command("true")
             raise
-        return _with_other_line(found, project, records_of(connection))
+        return _with_commit_warning(found, project, records_of(connection))
 
 
 def deploy(
     project: Project, host: DescribedHost, options: DeployOptions, steps: Steps, logs: Path
 ) -> Record:
-    """Deploy to one host. Raises DeployError (after the host went back), LockHeld."""
+    """Deploy to one host. Raises DeployError (after the host was restored), LockHeld."""
     change = _new(project, host, options.target, "deploy")
     with _kept_log(logs, change.id) as log_file, connected(host) as connection:
         with steps.step(f"{host.name}: connection"):
@@ -91,11 +98,11 @@ def deploy(
         with transaction.locked("deploy", options.wait_seconds), ExitStack() as stack:
             with steps.step(f"{host.name}: plan"):
                 plan_process = planned(project, host.name, data, log_file, plan_only=False)
-                applying = stack.enter_context(plan_process)
-            applying.plan = _with_other_line(applying.plan, project, transaction.earlier)
-            for warning in applying.plan.warnings:
+                deployment = stack.enter_context(plan_process)
+            deployment.plan = _with_commit_warning(deployment.plan, project, transaction.earlier)
+            for warning in deployment.plan.warnings:
                 steps.note(f"warning: {warning}")
-            return _apply(transaction, applying, options, steps)
+            return _apply(transaction, deployment, options, steps)
 
 
 def move_database(
@@ -105,9 +112,9 @@ def move_database(
     steps: Steps,
     logs: Path,
 ) -> tuple[Record, dict[str, int]]:
-    """Deploy the controller with PostgreSQL and what SQLite holds; the rows of each table.
+    """Deploy the controller with PostgreSQL and the rows of SQLite; return the rows of each table.
 
-    Raises DeployError (after the host went back to SQLite), LockHeld.
+    Raises DeployError (after the host was restored, with SQLite), LockHeld.
     """
     record = deploy(project, host, options, steps, logs)
     with connected(host) as connection:
@@ -117,19 +124,19 @@ def move_database(
 
 
 def move_options(*, replace_rows: bool, wait_seconds: float = 0) -> DeployOptions:
-    """Return what a deployment is told that moves the database."""
+    """Return the options of a deployment that moves the database."""
     data = {"move_database": "replace" if replace_rows else "copy"}
     return DeployOptions("master-controller", wait_seconds=wait_seconds, data=data)
 
 
-def _with_other_line(plan: Plan, project: Project, records: list[Record]) -> Plan:
-    """Return the plan, which warns of changes that this checkout does not know and takes back."""
-    warning = other_line(project.root, records) if plan.changing else None
+def _with_commit_warning(plan: Plan, project: Project, records: list[Record]) -> Plan:
+    """Return the plan with a warning if it would undo changes that this checkout does not have."""
+    warning = commit_warning(project.root, records) if plan.changing else None
     return replace(plan, warnings=(warning, *plan.warnings)) if warning else plan
 
 
-def other_line(root: Path, records: list[Record]) -> str | None:
-    """Return a warning where the host was deployed from a commit that is not in this checkout."""
+def commit_warning(root: Path, records: list[Record]) -> str | None:
+    """Return a warning if the host was deployed from a commit that this checkout does not have."""
     current = current_state(records)
     found = next((each for each in records if each.id == current), None)
     if found is None or found.commit in ("", NO_COMMIT):
@@ -139,15 +146,15 @@ def other_line(root: Path, records: list[Record]) -> str | None:
         case True:
             return None
         case False:
-            return f"{was}, which {commit_of(root)} does not contain: its changes are taken back"
+            return f"{was}, which {commit_of(root)} does not contain: this undoes its changes"
         case _:
-            return f"{was}, which this checkout does not know: its changes may be taken back"
+            return f"{was}, which this checkout does not have: this may undo its changes"
 
 
 def _apply(
-    transaction: Transaction, applying: Applying, options: DeployOptions, steps: Steps
+    transaction: Transaction, deployment: PlannedDeployment, options: DeployOptions, steps: Steps
 ) -> Record:
-    changing, all_of_them = applying.plan.changing, applying.plan.operations
+    changing, all_of_them = deployment.plan.changing, deployment.plan.operations
 
     def change() -> None:
         what = f"{len(changing)} of {len(all_of_them)} operations"
@@ -161,7 +168,7 @@ def _apply(
                 if operation in transaction.record.operations and not steps.console.is_terminal:
                     steps.note(f"  {operation}")
 
-            transaction.record.changes = applying.go(say)
+            transaction.record.changes = deployment.go(say)
 
     return transaction.run(change if changing else None, gate=not options.bootstrap)
 
@@ -174,9 +181,9 @@ def rollback(
     logs: Path,
     wait_seconds: float = 0,
 ) -> Record:
-    """Bring a host back to the state of an earlier deployment. A lock that is held is waited for.
+    """Restore the state of an earlier deployment, after waiting for a lock that is held.
 
-    Raises DeployError where that is not possible (nothing is changed then), RollbackFailed.
+    Raises DeployError if that is not possible (nothing is changed then), RollbackFailed.
     """
     change = _new(project, host, "all", "rollback")
     with _kept_log(logs, change.id) as log_file, connected(host) as connection:
@@ -188,49 +195,49 @@ def rollback(
             state = rollback_state(records, to)
             backup = backup_of(state, records)
             assert backup is not None
-            _require_sound(connection, backup, state, records)
+            _verify_backup(connection, backup, state, records)
 
-            def change_back() -> None:
-                with steps.step(f"{host.name}: back to {state}") as step:
+            def restore_state() -> None:
+                with steps.step(f"{host.name}: restore {state}") as step:
                     transaction.restore(backup, step)
                     transaction.record.state = state
                     transaction.record.changes = 1
 
             try:
-                return transaction.run(change_back, gate=True)
+                return transaction.run(restore_state, gate=True)
             except HealthGateFailed as error:
-                raise _not_well_then(error, state, backup, records) from error
+                raise _unhealthy_state(error, state, backup, records) from error
 
 
-def _not_well_then(
+def _unhealthy_state(
     error: HealthGateFailed, state: str, backup: str, records: list[Record]
 ) -> HealthGateFailed:
-    """Say that the state was not well when its backup was made, and where to go instead."""
+    """Return the error for a state that was unhealthy when it was backed up, with alternatives."""
     found = (
-        f"{error.message}\n{state} was restored as {backup} found it: what was changed by hand "
-        "until then is in that backup too"
+        f"{error.message}\n{state} was restored as it was when {backup} backed it up, with all "
+        "changes made by hand until then"
     )
     further = next_state(records, state)
     instead = [f"./inv rollback --to {further} goes further back"] if further else []
-    instead.append(f"check out the commit of {state} and ./inv deploy, which mends the host too")
+    instead.append(f"check out the commit of {state} and run ./inv deploy, which repairs the host")
     return HealthGateFailed(found, "; or ".join(instead))
 
 
-def _require_sound(
+def _verify_backup(
     connection: HostConnection, backup: str, state: str, records: list[Record]
 ) -> None:
     try:
         connection.tool("backup", "verify", "--id", backup, timeout_seconds=BACKUP_SECONDS)
     except HostRefused as error:
         other = next_state(records, state)
-        hint = f"./inv rollback --to {other}" if other else "no older one has a backup"
-        raise HostRefused(f"cannot go back to {state}: {error.message}", hint) from error
+        hint = f"./inv rollback --to {other}" if other else "no older state has a backup"
+        raise HostRefused(f"cannot roll back to {state}: {error.message}", hint) from error
 
 
 def back_up(
     project: Project, host: DescribedHost, steps: Steps, logs: Path, wait_seconds: float = 0
 ) -> Record:
-    """A backup by hand, outside any deployment. A lock that is held is waited for."""
+    """Back up a host without a deployment, after waiting for a lock that is held."""
     change = _new(project, host, "all", "backup")
     with _kept_log(logs, change.id) as log_file, connected(host) as connection:
         connection.install_tool()
@@ -240,7 +247,7 @@ def back_up(
 
 
 def unlock(host: DescribedHost) -> dict[str, Any]:
-    """Break the host's lock, whoever holds it; what was broken."""
+    """Break the host's lock, whoever holds it; return the broken one."""
     with connected(host) as connection:
         connection.install_tool()
         return connection.tool("lock", "break")

@@ -30,19 +30,19 @@ UNIT_RUNNING = ("active", "activating", "deactivating", "reloading")
 
 
 class Unreachable(DeployError):
-    """The connection, not the command, failed."""
+    """The connection failed, not the command."""
 
 
 class TookTooLong(DeployError):
-    """A command did not end in time, over a connection that stands: it may go on."""
+    """A command did not end in time, over a working connection: it may still run."""
 
 
 class HostRefused(DeployError):
-    """The host tool said no, and why."""
+    """The host tool refused, with its reason."""
 
 
 class HostConnection:
-    """Runs the host tool. Several commands share one SSH connection, which ends with this."""
+    """Runs commands on a host. They share one SSH connection, which `close` ends."""
 
     def __init__(self, target: SshTarget) -> None:
         self.target = target
@@ -60,9 +60,9 @@ class HostConnection:
     def command(
         self, text: str, *, input: str | None = None, timeout_seconds: float = ANSWER_SECONDS
     ) -> str:
-        """Run a line of shell as root; what it wrote.
+        """Run a line of shell as root; return its output.
 
-        SSH itself notices a connection that is lost. Raises Unreachable, TookTooLong, DeployError.
+        SSH itself notices a lost connection. Raises Unreachable, TookTooLong, DeployError.
         """
         argv = [*self._argv(), "--", f"sudo -n sh -c {shlex.quote(text)}"]
         try:
@@ -88,16 +88,19 @@ class HostConnection:
         document: object = None,
         timeout_seconds: float = ANSWER_SECONDS,
     ) -> dict[str, Any]:
-        """One verb of the host tool; its answer. Raises Unreachable, TookTooLong, DeployError."""
+        """Run a verb of the host tool; return its answer.
+
+        Raises Unreachable, TookTooLong, DeployError.
+        """
         text = " ".join(shlex.quote(word) for word in (TOOL, *words))
         input = None if document is None else json.dumps(document)
         found = json.loads(self.command(text, input=input, timeout_seconds=timeout_seconds))
         return found if isinstance(found, dict) else {"items": found}
 
     def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
-        """How far a restore is; None where it was not started, or broke off.
+        """Return the state of a restore; None if it was not started, or was interrupted.
 
-        Not asked of the host tool: a restore may put another one in its place.
+        The host tool is not asked, since a restore may replace it.
         """
         file = shlex.quote(str(job.file(Paths())))
         found = self.command(
@@ -110,7 +113,7 @@ class HostConnection:
         return state
 
     def install_tool(self) -> None:
-        """Bring the host the tool that belongs to this checkout, unless it has it."""
+        """Install the host tool of this checkout, unless the host has it."""
         wanted = zipapp_bytes(Path(hosttool.__file__).parent)
         digest = hashlib.sha256(wanted).hexdigest()
         there = self.command(f"sha256sum {TOOL} 2>/dev/null || true")
@@ -122,7 +125,7 @@ class HostConnection:
         self.command(f"{folders} || exit\n{placed.command}", input=placed.input)
 
     def wait_until_back(self, seconds: float) -> None:
-        """Wait until the host answers again. Raises Unreachable when it does not in time."""
+        """Wait until the host answers again. Raises Unreachable if it does not in time."""
         deadline = time.monotonic() + seconds
         while (error := self._unreachable()) is not None:
             if time.monotonic() > deadline:
@@ -143,7 +146,7 @@ def tool_error(host: str, text: str, stdout: str, stderr: str) -> Error:
     except ValueError:
         said = {}
     if not isinstance(said, dict) or "message" not in said:
-        words = stderr.strip() or stdout.strip() or "without a word"
+        words = stderr.strip() or stdout.strip() or "no output"
         return DeployError(f"{host}: {text.split()[0]} failed: {words}")
     error = LockHeld if said.get("error") == "lock-held" else HostRefused
     return error(f"{host}: {said['message']}", said.get("hint"))

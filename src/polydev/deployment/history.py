@@ -1,4 +1,4 @@
-"""What was done to a host, as its records and its lock say it together."""
+"""The deployments of a host, from its records and its lock."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from polydev.deployment.connection import TOOL, HostConnection
 from polydev.deployment_records import Record, interrupted_without, newest_first
 
-UNFINISHED = "its operator's process ended; the next deployment finishes what it left"
+UNFINISHED = "its operator's process ended; the next deployment restores the host"
 
 
 def history(connection: HostConnection) -> list[Record]:
-    """Every record that the host keeps, newest first; one that nobody is at is interrupted.
+    """Return all records, newest first; one that runs without the lock is interrupted.
 
-    The lock is read before and after: one that held it at either time may be under way.
+    The lock is read before and after the records: a deployment that held it once may be running.
     """
     words = f"{{ {TOOL} lock show; {TOOL} record list; {TOOL} lock show; }}"
     said = documents(connection.command(f"test ! -x {TOOL} || {words}"))
@@ -27,9 +27,9 @@ def history(connection: HostConnection) -> list[Record]:
 
 
 def records_of(connection: HostConnection) -> list[Record]:
-    """Every record that the host keeps; none where nothing was ever deployed."""
+    """Return all records that the host keeps; none if nothing was ever deployed."""
     found = json.loads(connection.command(f"test ! -x {TOOL} || {TOOL} record list") or "{}")
-    # A record that cannot be read (status "unreadable") is none to go back to.
+    # Without records that cannot be read (status "unreadable"): a rollback cannot use them.
     return [Record.model_validate(each) for each in found.get("records", []) if "startedAt" in each]
 
 

@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class DeploymentLock:
-    """The host's lock, held by a connection of its own: whatever ends this process lets go of it.
+    """The lock of a host, held by a connection of its own, so that it ends with this process.
 
-    `stale` is the lock that was found dead, or None; `clock_offset_seconds` says how far the
-    host's clock was ahead of this machine's when it gave the lock.
+    `stale` is the lock of a process that died, or None; `clock_offset_seconds` is how far the
+    host's clock is ahead of this machine's.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class DeploymentLock:
         *,
         again: bool = False,
     ) -> None:
-        """Take it, `again` after its connection was lost.
+        """Acquire the lock, `again` after its connection was lost.
 
-        Raises LockHeld naming who has it, or Unreachable.
+        Raises LockHeld naming its holder, or Unreachable.
         """
         words = ["lock", "hold", "--id", deployment_id, "--owner", owner]
         words += ["--purpose", purpose, "--seconds", str(LOCK_SECONDS)]
@@ -88,9 +88,9 @@ def _first_line(process: LineProcess, host: str) -> dict[str, Any]:
 
 
 def wait_for_lock(take: Callable[[], T], seconds: float, say: Callable[[str], None]) -> T:
-    """Take a lock, trying again for so long while it is held; who holds it is said once.
+    """Acquire a lock; wait for so long if it is held, and say once who holds it.
 
-    Raises LockHeld where it is still held then.
+    Raises LockHeld if it is still held then.
     """
     deadline = time.monotonic() + seconds
     try:

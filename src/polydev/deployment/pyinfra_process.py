@@ -1,4 +1,4 @@
-"""The pyinfra process from outside: its plan, then its operations as they begin and end."""
+"""Start the deploy process and read its events: the plan, then each operation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Say = Callable[[str, float | None], None]
 
 @dataclass(frozen=True)
 class DescribedHost:
-    """One host of an inventory: how it is reached, and what a backup of it holds.
+    """One host of an inventory: its connection and what a backup of it holds.
 
     `controller` is the URL at which the host itself reaches its controller.
     """
@@ -39,7 +39,7 @@ class DescribedHost:
 
 @dataclass(frozen=True)
 class Operation:
-    """One planned operation; `diff` has its differences as lines, where it has any."""
+    """One planned operation; `diff` has its differences as lines."""
 
     name: str
     changes: bool
@@ -48,7 +48,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a deployment would do; `warnings` are what the operator should know before it does."""
+    """The operations of a deployment, and warnings for the operator."""
 
     operations: tuple[Operation, ...]
     warnings: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Project:
-    """What is deployed from: a checkout, one of its inventories."""
+    """A checkout to deploy from, and one of its inventories."""
 
     root: Path
     inventory: Path
@@ -71,7 +71,7 @@ class Project:
 
 
 def describe(project: Project) -> list[DescribedHost]:
-    """The hosts of the inventory. Raises ConfigError."""
+    """Return the hosts of the inventory. Raises ConfigError."""
     with _running(project.argv("describe"), project.root) as process:
         event = _await(process, "hosts")
     hosts = [
@@ -87,14 +87,14 @@ def describe(project: Project) -> list[DescribedHost]:
     if not hosts:
         raise ConfigError(
             f"inventory {project.inventory} has no hosts",
-            "./inv lab.up starts a lab for inventory/lab.py",
+            "./inv lab.up starts a lab for inventory/lab.py; others name their hosts in the file",
         )
     return hosts
 
 
 @dataclass
-class Applying:
-    """A planned deployment of one host, ready to go on."""
+class PlannedDeployment:
+    """A planned deployment of one host, ready to run."""
 
     process: LineProcess
     plan: Plan
@@ -102,10 +102,10 @@ class Applying:
     done: list[str] = field(default_factory=list)
 
     def go(self, say: Say) -> int:
-        """Run it to its end; how many operations changed something. Raises DeployError.
+        """Apply the plan; return how many operations changed something. Raises DeployError.
 
-        However this ends, the process has ended too: nothing may change the host any more when
-        its way back begins.
+        The process has ended when this returns or raises, so that nothing changes the host any
+        more while its backup is restored.
         """
         try:
             return self._go(say)
@@ -131,8 +131,8 @@ class Applying:
 @contextmanager
 def planned(
     project: Project, host: str, data: Mapping[str, Any], log_file: IO[str], *, plan_only: bool
-) -> Iterator[Applying]:
-    """Plan one host; it ends with this, whatever it is doing. Raises DeployError, ConfigError."""
+) -> Iterator[PlannedDeployment]:
+    """Plan one host; the process ends with this context. Raises DeployError, ConfigError."""
     words = ["--host", host, "--data", json.dumps(dict(data))]
     argv = project.argv("apply", *words, *(["--plan"] if plan_only else []))
     with _running(argv, project.root) as process:
@@ -142,7 +142,9 @@ def planned(
             Operation(each["name"], each["changes"], tuple(each["diff"]))
             for each in event["operations"]
         )
-        yield Applying(process, Plan(operations, tuple(event.get("warnings", ()))), log_file)
+        yield PlannedDeployment(
+            process, Plan(operations, tuple(event.get("warnings", ()))), log_file
+        )
 
 
 @contextmanager
@@ -164,10 +166,10 @@ def _await(process: LineProcess, name: str) -> Event:
 
 
 def _ended(process: LineProcess) -> DeployError:
-    """Return the error for a process that broke off: the last that Python said is all there is."""
+    """Return the error for a process that ended early, with the last lines that it wrote."""
     process.end_group()
     said = process.last_words().splitlines()[-5:]
-    return DeployError("\n".join(["pyinfra ended without an answer", *said]))
+    return DeployError("\n".join(["the deploy process ended without an answer", *said]))
 
 
 def _events(process: LineProcess) -> Iterator[Event]:

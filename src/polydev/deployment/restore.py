@@ -1,8 +1,7 @@
-"""A restore, which the host does by itself, as the operator awaits it.
+"""Start the restore of a backup on a host, and wait for its result.
 
-started → asked how far it is, over whatever connection there is → its answer
-
-A lost connection ends nothing: the host goes on, and is asked again once it can be reached.
+The host runs the restore by itself. If the connection is lost, the restore continues, and its state
+is asked for again once the host can be reached.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from polydev.hosttool.restore_job import FAILED, RUNNING, RestoreJob
 
 RETRY_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
-# A restore that breaks off, as by a restart of the host, goes on where it is started again.
+# An interrupted restore, as by a restart of the host, continues when it is started again.
 MOST_STARTS = 3
 T = TypeVar("T")
 Say = Callable[[str], None]
 
 
 class RestoreGoesOn(Unreachable):
-    """The host cannot be reached, and goes on with its restore."""
+    """The host cannot be reached, while it runs a restore."""
 
 
 def restore_backup(
@@ -37,10 +36,10 @@ def restore_backup(
     say: Say,
     patience_seconds: float,
 ) -> dict[str, Any]:
-    """Have the host restore a backup, however long that takes; what it changed.
+    """Let the host restore a backup; return what that changed.
 
-    `require_lock` is called before each question: the host must still be ours. Raises
-    HostRefused with the host's reason, Unreachable or RestoreGoesOn where it was not to be
+    `require_lock` is called before each request, as somebody may have broken our lock. Raises
+    HostRefused with the host's reason, Unreachable or RestoreGoesOn if the host could not be
     reached for `patience_seconds`.
     """
     starts, pause = 0, FIRST_PAUSE_SECONDS
@@ -52,12 +51,12 @@ def restore_backup(
         if state is None:
             if starts == MOST_STARTS:
                 raise DeployError(
-                    f"{connection.target.name}: the restore of {job.backup} broke off "
+                    f"{connection.target.name}: the restore of {job.backup} was interrupted "
                     f"{MOST_STARTS} times",
                     f"log in to the host and see journalctl -u {job.unit}",
                 )
             if starts:
-                # The part that was done may have put another tool in its place.
+                # The part that is done may have replaced the host tool.
                 connection.install_tool()
             starts += 1
             state = connection.tool("restore-job", "--id", job.backup, "--by", job.by)
@@ -76,7 +75,7 @@ def restore_backup(
 
 
 def until_reached(ask: Callable[[], T], say: Say, patience_seconds: float) -> T:
-    """Ask until there is an answer; raise what kept it away when none came for so long."""
+    """Repeat a request until the host answers; raise the last error after so long."""
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
         with suppress(Unreachable, TookTooLong):
@@ -88,7 +87,7 @@ def until_reached(ask: Callable[[], T], say: Say, patience_seconds: float) -> T:
 
 def _goes_on(job: RestoreJob, error: DeployError) -> RestoreGoesOn:
     return RestoreGoesOn(
-        f"{error.message}\nthe host goes on with the restore of {job.backup} by itself",
+        f"{error.message}\nthe host continues the restore of {job.backup} by itself",
         f"./inv deployments once it answers; on the host: cat {job.file(Paths())}",
     )
 

@@ -1,10 +1,10 @@
-"""One change of one host, whole or undone: lock, backup, change, health gate, record.
+"""One change of one host, completed or undone: lock, backup, change, health gate, record.
 
-    deploy    plan → lock → backup → operations → gate → record
-    rollback  choose → lock → backup → restore → gate → record
+    deploy    lock → plan → backup → operations → health gate → record
+    rollback  lock → choose → backup → restore → health gate → record
 
-Whatever fails after the backup is followed by the way back and the same gate again; the record
-says both. A deployment that died without being able to do that is finished by the next one.
+If anything fails after the backup, the backup is restored and the health gate runs again; the
+record has both results. If the operator's process dies, the next deployment does this for it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ T = TypeVar("T")
 
 
 class Transaction:
-    """One change under way: its record, its backup, its way back.
+    """A running change: its record, its backup, its undoing.
 
-    `earlier` are the records of what was done to the host before, once it is locked.
+    `earlier` has the host's records from before this change, once it is locked.
     """
 
     def __init__(
@@ -73,22 +73,24 @@ class Transaction:
 
     @contextmanager
     def locked(self, purpose: str, wait_seconds: float = 0) -> Iterator[None]:
-        """Hold the host; first finish what a deployment that died there left behind.
+        """Hold the host's lock; first undo what deployments that died there left.
 
-        A lock that is held is waited for. Raises LockHeld.
+        Waits for a lock that is held. Raises LockHeld.
         """
         self._lock = wait_for_lock(lambda: self._new_lock(purpose), wait_seconds, self.steps.note)
         try:
             if stale := self._lock.stale:
-                self.steps.note(f"{self.host.name}: {stale.get('id')} of {stale.get('owner')} died")
+                self.steps.note(
+                    f"{self.host.name}: deployment {stale.get('id')} of {stale.get('owner')} died"
+                )
             self._compare_clocks()
             records = records_of(self.connection)
             self._require_new(records)
-            # Records say who died even where their lock was broken since.
-            dead = [each for each in newest_first(records) if each.status == "running"]
-            for died in dead:
-                self._recover(died)
-            self.earlier = records_of(self.connection) if dead else records
+            # Records name deployments that died even if their lock was broken since.
+            died = [each for each in newest_first(records) if each.status == "running"]
+            for each in died:
+                self._recover(each)
+            self.earlier = records_of(self.connection) if died else records
             self.record.previous = current_state(self.earlier)
             self.record.state = self.record.previous
             yield
@@ -100,14 +102,14 @@ class Transaction:
         if abs(offset) >= WARNING_SECONDS:
             self.steps.note(
                 f"warning: the clock of {self.host.name} is {offset_text(offset)}: ids and times "
-                "of deployments are misleading, their order is right. Compare `timedatectl` on both"
+                "of deployments are misleading, their order is right; compare `timedatectl` on both"
             )
 
     def _require_new(self, records: list[Record]) -> None:
-        """Raise DeployError where the id is used already, as after a clock that went back."""
+        """Raise DeployError if the id is used already, as after the clock was set back."""
         if any(each.id == self.record.id for each in records):
             raise DeployError(
-                f"{self.host.name} has a deployment {self.record.id} already: "
+                f"{self.host.name} already has a deployment {self.record.id}: "
                 "this machine's clock was set back",
                 "run it again; `timedatectl` shows the clock",
             )
@@ -117,19 +119,19 @@ class Transaction:
         return DeploymentLock(self.host.target, record.id, record.who, purpose, again=again)
 
     def require_lock(self) -> None:
-        """Raises DeployError where the lock is not ours any more: somebody broke it."""
+        """Raise DeployError if the lock is no longer ours: somebody broke it."""
         if not self._lock.is_held:
             raise DeployError(
-                f"{self.host.name}: the lock was taken away, or its connection was lost",
-                "./inv deployments shows who is at work there",
+                f"{self.host.name}: the lock was broken, or its connection was lost",
+                "./inv deployments shows who deploys there now",
             )
 
     def permit_operations(self) -> None:
-        """Let pyinfra's commands run on the host, from now until the next restore begins."""
+        """Allow pyinfra's commands on the host, until the next restore begins."""
         self.connection.tool("operations", "permit", "--id", self.record.id)
 
     def run(self, change: Callable[[], None] | None, *, gate: bool) -> Record:
-        """Back up, change, gate, record; on any failure the way back. None changes nothing."""
+        """Back up, change, run the gate, record; undo on failure. Without `change`, no backup."""
         try:
             if change is not None:
                 self._write("running")
@@ -144,61 +146,61 @@ class Transaction:
         except BaseException as error:  # Ctrl-C is a failure like any other
             self._fail(error)
         if change is not None:
-            self._tidy()
+            self._prune()
         return self.record
 
     def restore(self, backup: str, step: Step) -> dict[str, Any]:
-        """Restore a backup on the host; what that changed.
+        """Restore a backup on the host; return what that changed.
 
         Raises HostRefused, Unreachable, RestoreGoesOn, LockHeld.
         """
-        say = self._teller(step)
+        say = self._reporter(step)
         found = restore_backup(
             self.connection,
             RestoreJob(self.record.id, backup),
-            require_lock=self._hold_again,
+            require_lock=self._reacquire_lock,
             say=say,
             patience_seconds=self.patience_seconds,
         )
-        with suppress(HostRefused):  # no timer was armed, or it went off already
+        with suppress(HostRefused):  # no timer was started, or it ran out
             self._patiently(lambda: self.connection.tool("deadman", "confirm"), say)
         self._log({"event": "restore", "backup": backup, "found": found})
         return found
 
     @property
     def patience_seconds(self) -> float:
-        """How long the host may be away: it may have to take back by itself what shut us out."""
+        """How long to wait for the host: its dead-man timer may have to revert what shut us out."""
         return self.host.deadman_seconds + 60
 
     def _patiently(self, ask: Callable[[], T], say: Say) -> T:
         return until_reached(ask, say, self.patience_seconds)
 
-    def _teller(self, step: Step) -> Say:
-        """Show what the host does: on a terminal beside the step, elsewhere once in a line."""
-        told = ""
+    def _reporter(self, step: Step) -> Say:
+        """Return a function that shows what the host does, beside the step or as a line."""
+        shown = ""
 
         def say(detail: str) -> None:
-            nonlocal told
+            nonlocal shown
             step.say(detail)
-            if detail != told and not self.steps.console.is_terminal:
+            if detail != shown and not self.steps.console.is_terminal:
                 self.steps.note(f"  {detail}")
-            told = detail
+            shown = detail
 
         return say
 
-    def _hold_again(self) -> None:
-        """Take the lock again where its connection was lost.
+    def _reacquire_lock(self) -> None:
+        """Acquire the lock again if its connection was lost.
 
-        Raises LockHeld where somebody else has the host now, or has finished what this one left.
+        Raises LockHeld if somebody else has it now, or has undone this change meanwhile.
         """
         if self._lock.is_held:
             return
         self._lock.release()
-        self._lock = self._new_lock("way back", again=True)
+        self._lock = self._new_lock("restore", again=True)
         for found in records_of(self.connection):
             if found.id == self.record.id and found.status != "running":
                 raise LockHeld(
-                    f"{self.host.name}: somebody else had the host meanwhile: "
+                    f"{self.host.name}: somebody else had the lock meanwhile: "
                     f"{found.reason or found.status}",
                     "./inv deployments shows what was done",
                 )
@@ -210,7 +212,7 @@ class Transaction:
         self._write("running")
 
     def _gate(self, patience_seconds: float = 0) -> None:
-        """Raises HealthGateFailed with what does not hold."""
+        """Raise HealthGateFailed with each check that fails."""
 
         def ask() -> dict[str, Any]:
             words = ["health", "--seconds", str(GATE_SECONDS)]
@@ -227,34 +229,34 @@ class Transaction:
                     if not check["ok"]
                 ]
                 raise HealthGateFailed(
-                    f"{self.host.name} is not as it should be: {'; '.join(wrong)}"
+                    f"{self.host.name} failed the health gate: {'; '.join(wrong)}"
                 )
 
     def _fail(self, error: BaseException) -> None:
-        """Undo what was changed, record both, and raise what was wrong in the first place."""
-        reason = _words(error)
+        """Undo the change, record both results, and raise the first error."""
+        reason = _reason_of(error)
         hint = error.hint if isinstance(error, Error) else None
         self.record.reason = reason
         self._log({"event": "failed", "reason": reason})
-        with _uninterrupted():
+        with _ignoring_signals():
             status, words = self._undo() if self.record.backup else ("failed", "nothing changed")
             self.record.state = self.record.previous if status != "rollback-failed" else None
             with suppress(Error, OSError):
-                # A host that could not be reached for the way back is not waited for again.
+                # Do not wait again for a host that could not be reached for the restore.
                 patience = 0 if status == "rollback-failed" else self.patience_seconds
                 until_reached(lambda: self._write(status), log.debug, patience)
         message = f"{self.record.kind} {self.record.id} of {self.host.name} failed: {reason}"
         if status == "rollback-failed":
             raise RollbackFailed(
-                f"{message}\nand the way back failed too: {words}",
-                f"log in to the host and see {TOOL} restore --id {self.record.id}",
+                f"{message}\nand restoring the backup failed too: {words}",
+                f"log in to the host and run: sudo {TOOL} restore --id {self.record.id}",
             ) from error
         kind = type(error) if isinstance(error, DeployError) else DeployError
         raise kind(f"{message}\n{words}", hint or f"see {self.log_file.name}") from error
 
     def _undo(self) -> tuple[Status, str]:
         try:
-            with self.steps.step(f"{self.host.name}: way back") as step:
+            with self.steps.step(f"{self.host.name}: restore the backup") as step:
                 self.connection.wait_until_back(self.patience_seconds)
                 restored = self.restore(self.record.id, step)
             failed_gate = self.record.gate
@@ -262,11 +264,11 @@ class Transaction:
             self.record.undone = {"restored": restored, "gate": self.record.gate}
             self.record.gate = failed_gate
         except LockHeld as held:
-            # Whoever has the host now found this one dead.
-            words = f"{self.record.reason}\n{held.message}, and finishes what this one left"
+            # The holder of the lock has found this deployment dead.
+            words = f"{self.record.reason}\n{held.message}, and restores the host"
             raise LockHeld(f"{self.record.kind} {self.record.id} failed: {words}") from held
         except RestoreGoesOn as lost:
-            # How it ends is found, and recorded, by the next deployment.
+            # The next deployment records how it ended.
             words = (
                 f"{self.record.reason}\n{lost.message}; the next deployment records how it ended"
             )
@@ -274,20 +276,23 @@ class Transaction:
                 f"{self.record.kind} {self.record.id} failed: {words}", lost.hint
             ) from lost
         except (Error, OSError) as error:
-            words = _words(error)
+            words = _reason_of(error)
             self.record.undone = {"failed": words}
             return "rollback-failed", words
-        return "rolled-back", f"the host is back at {self.record.previous or 'nothing of ours'}"
+        return (
+            "rolled-back",
+            f"the host was restored to {self.record.previous or 'its state before'}",
+        )
 
     def _recover(self, died: Record) -> None:
-        """Finish what a deployment that died has left: the way back, the gate, its record.
+        """Undo a deployment that died: restore its backup, run the gate, complete its record.
 
-        Where that fails it goes on: the deployment that found this may put it right.
+        Failures are recorded only: the present deployment may repair the host.
         """
         died.status, died.state, died.undone = "interrupted", died.previous, {}
-        with self.steps.step(f"{self.host.name}: recovery from {died.id}, which died") as step:
+        with self.steps.step(f"{self.host.name}: undo {died.id}, which died") as step:
             if died.backup:
-                self._take_back(died, step)
+                self._restore_after(died, step)
         own, self.record = self.record, died
         try:
             self._gate()
@@ -296,11 +301,11 @@ class Transaction:
         finally:
             self.record = own
         died.undone, died.gate = {**died.undone, "gate": died.gate}, None
-        died.reason = f"its operator's process ended; recovered by {self.record.id}"
+        died.reason = f"its operator's process ended; the host was restored by {self.record.id}"
         died.finished_at = utc_now()
         self._put(died)
 
-    def _take_back(self, died: Record, step: Step) -> None:
+    def _restore_after(self, died: Record, step: Step) -> None:
         try:
             died.undone = {"restored": self.restore(died.id, step)}
         except (Unreachable, TookTooLong, LockHeld):
@@ -309,8 +314,8 @@ class Transaction:
             died.undone = {"failed": error.message}
             died.status, died.state = "rollback-failed", None
 
-    def _tidy(self) -> None:
-        # What is kept too long is no reason for a deployment to fail.
+    def _prune(self) -> None:
+        # Failing to remove old files does not fail the deployment.
         with suppress(Error):
             self.connection.tool("backup", "prune", "--keep", str(KEPT_BACKUPS))
             self.connection.tool("release", "prune", "--keep", str(KEPT_RELEASES))
@@ -331,15 +336,15 @@ class Transaction:
         self.log_file.flush()
 
 
-def _words(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     if isinstance(error, Error):
         return error.message
     return "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """The way back is gone to its end: a second Ctrl-C does not leave a host in between."""
+def _ignoring_signals() -> Iterator[None]:
+    """Ignore signals while the host is restored, so that a second Ctrl-C does not stop that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
