@@ -1,4 +1,4 @@
-"""golden.*: images from a recipe to the golden one, and back."""
+"""golden.*: build, verify, promote and roll back images."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _image_line(image: ListedImage) -> str:
 @task(
     help={
         "recipe": RECIPE_HELP,
-        "no_cache": "make every layer afresh",
-        "refresh": "ask the package archive for news even if it was asked within the hour",
-        "offline": "use the package lists of the last build, ask nobody",
+        "no_cache": "build every layer again",
+        "refresh": "update the package lists even if they are less than an hour old",
+        "offline": "use the package lists of the last build",
         "json": JSON_HELP,
     }
 )
@@ -46,7 +46,7 @@ def build(
     offline: bool = False,
     json: bool = False,
 ) -> None:
-    """Build the image of a recipe; what is unchanged is not built again."""
+    """Build the image of a recipe; unchanged layers are not built again."""
     from polydev.image.build import BuildOptions, build
     from polydev.image.recipe import load_recipe
     from polydev.progress import Steps
@@ -86,7 +86,7 @@ def build(
 )
 @edge
 def verify(context: Context, image: str, deadline: float = 0.0, json: bool = False) -> None:
-    """Boot exactly this image and run all specs against it; only then can it be promoted."""
+    """Boot this image and run all specs against it; only a verified image can be promoted."""
     from polydev.image.verify import VerifyOptions, verify
     from polydev.progress import Steps
 
@@ -126,7 +126,7 @@ def promote(context: Context, image: str, json: bool = False) -> None:
 @task(help={"json": JSON_HELP})
 @edge
 def rollback(context: Context, json: bool = False) -> None:
-    """Make the image golden that was golden before."""
+    """Make the previous image golden again."""
     change = open_store().rollback()
     answer(
         change,
@@ -138,7 +138,7 @@ def rollback(context: Context, json: bool = False) -> None:
 @task(name="list", help={"json": JSON_HELP})
 @edge
 def list_images(context: Context, json: bool = False) -> None:
-    """All images in the store, newest first."""
+    """List the images in the store, newest first."""
     images = open_store().images()
     answer(
         [image.model_dump(mode="json") for image in images],
@@ -150,7 +150,7 @@ def list_images(context: Context, json: bool = False) -> None:
 @task(positional=["image"], help={"image": IMAGE_HELP, "json": JSON_HELP})
 @edge
 def show(context: Context, image: str, json: bool = False) -> None:
-    """Everything known of one image: layers, packages, sizes, specs, boot timings."""
+    """Show an image: layers, packages, sizes, specs, boot timings."""
     store = open_store()
     record = store.record(store.resolve(image))
     seen = record.verification
@@ -174,7 +174,7 @@ def show(context: Context, image: str, json: bool = False) -> None:
 @task(positional=["old", "new"], help={"old": IMAGE_HELP, "new": IMAGE_HELP, "json": JSON_HELP})
 @edge
 def diff(context: Context, old: str, new: str, json: bool = False) -> None:
-    """What one image has that another has not: packages, files, size."""
+    """Compare two images: packages, files, sizes."""
     from polydev.image.file_diff import tree_diff
     from polydev.image_diff import diff
 
@@ -187,16 +187,16 @@ def diff(context: Context, old: str, new: str, json: bool = False) -> None:
 
 @task(
     help={
-        "keep": "how many of the newest other images stay (default: 2)",
-        "dry_run": "only say what would go",
+        "keep": "how many of the newest other images to keep (default: 2)",
+        "dry_run": "only show what would be removed",
         "json": JSON_HELP,
     }
 )
 @edge
 def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = False) -> None:
-    """Remove images that are not golden, not previous, not in use and not among the newest.
+    """Remove images that are not golden, previous, in use or among the newest.
 
-    Cached layers go with them, once no image of any store that this cache built for needs them.
+    Also removes cached layers that no image needs, in any store that this cache was used for.
     """
     from polydev.image.layer_pruning import prune_cache
     from polydev.run import orphans
@@ -213,8 +213,8 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     lines = [f"{verb} image {digest[:12]}" for digest in pruned.removed]
     lines += [f"kept {image.digest[:12]}: {image.reason}" for image in pruned.kept]
     lines += [f"{verb} layer {layer[:12]}" for layer in layers]
-    lines += [f"{verb} {folder}, left by work that was killed" for folder in folders]
-    lines += [f"left by work that was killed: {orphan}; kill -KILL {orphan.pid}" for orphan in left]
+    lines += [f"{verb} {folder}, left by a killed process" for folder in folders]
+    lines += [f"a killed process left {orphan}; kill -KILL {orphan.pid}" for orphan in left]
     freed = pruned.freed_bytes + layer_bytes
     lines.append(f"{megabytes(freed)} {'to be ' if dry_run else ''}freed")
     found = pruned.model_dump(mode="json") | {
