@@ -126,7 +126,7 @@ async def test_the_console_follows_pauses_and_shows_text_only(
         await page.goto(host.vm_page("ready"))
         shown = page.locator("#console")
         await expect(shown).to_contain_text("[  OK  ] Reached target network.target - Network.")
-        await expect(page.locator("#console-state")).to_have_text("Following what the VM writes.")
+        await expect(page.locator("#console-state")).to_have_text("Following the console.")
         host.say(session, f"\x1b]0;title\x07\x1b[31m{SCRIPT}\x1b[0m\r\n10 %\r20 %\r30 %\n")
         await expect(shown).to_contain_text(f"\n{SCRIPT}\n30 %\n")
         assert "\x1b" not in (await shown.text_content() or "")

@@ -104,7 +104,7 @@ async def test_a_deployment_says_what_it_did_and_the_way_back(opened: Opened) ->
         await expect(page.locator("table")).to_contain_text("14 active")
         await page.goto(f"{host.url}/admin/deployments/{host.deployments['failed']}")
         await expect(page.locator(".problem").first).to_contain_text("does not answer")
-        await expect(page.get_by_text("brought back to what it was")).to_be_visible()
+        await expect(page.get_by_text("before this deployment was restored")).to_be_visible()
         await page.goto(f"{host.url}/admin/deployments/{host.deployments['first']}")
         await expect(page.get_by_text("nothing was deployed before it")).to_be_visible()
         await page.goto(f"{host.url}/admin/deployments/20260101_000000-dead")

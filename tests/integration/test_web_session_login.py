@@ -109,7 +109,7 @@ def test_a_device_code_is_shown_and_a_code_to_paste_reaches_the_tool(play: Play)
             assert "Any other browser" in await page.inner_text("#login-text")
             await page.fill("#login-code", " 4/0AbCD#Zm9v ")
             await page.keyboard.press("Enter")
-            await page.wait_for_selector("#status-text:has-text('has got the code')")
+            await page.wait_for_selector("#status-text:has-text('has received the code')")
             assert vm.typed == ["4/0AbCD#Zm9v"]
             assert await page.input_value("#login-code") == ""
             vm.login = login_reply("claude", "starting")

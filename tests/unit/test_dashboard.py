@@ -119,7 +119,7 @@ class TestBars:
 
     def test_temperature_without_a_critical_value_has_no_bar(self) -> None:
         bar = bars_of(system(temperature=TemperatureStatus(status="healthy", current=50)))[-1]
-        assert (bar.percent, bar.figures) == (None, "the sensor names no critical value")
+        assert (bar.percent, bar.figures) == (None, "the sensor has no critical value")
 
     def test_banner(self) -> None:
         assert banner(bars_of(system(cpu=90)), 90) == ""

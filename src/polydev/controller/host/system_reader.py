@@ -31,7 +31,7 @@ FIXED_FILESYSTEMS = frozenset({"squashfs", "iso9660", "udf", "erofs", "cramfs"})
 SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
 # Some sensors name an impossible critical value.
 CRITICAL_CELSIUS = (40.0, 150.0)
-NO_CRITICAL_VALUE = "the sensor names no critical value, so the temperature cannot be rated"
+NO_CRITICAL_VALUE = "the sensor has no critical value, so the temperature cannot be rated"
 NO_SENSOR = "this host has no temperature sensor, as is usual for a virtual machine"
 
 

@@ -1,4 +1,4 @@
-"""The operators' page of alerts: those that stand, live, and those that stood; webhooks."""
+"""The operators' page of active and past alerts, and of webhook deliveries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def _alerts(services: Services) -> dict[str, Any]:
     at = now()
     standing = await services.alerts.standing()
     history = await services.alerts.history(at - HISTORY, MOST_PAST)
-    # The worst first, and of equals the newest.
+    # The worst first, then the newest.
     standing.sort(key=lambda alert: (alert.severity != "critical", -alert.id))
     return {
         "standing": [alert_row(each, at) for each in standing],
@@ -58,7 +58,7 @@ async def _deliveries(services: Services) -> list[dict[str, Any]]:
 
 
 def delivery_row(delivery: Delivery) -> dict[str, Any]:
-    """What a row says of a webhook delivery."""
+    """Return the values of a row of webhook deliveries."""
     return {
         "id": delivery.id,
         "event": delivery.type,
@@ -73,7 +73,7 @@ def delivery_row(delivery: Delivery) -> dict[str, Any]:
 
 
 def alert_row(alert: Alert, at: datetime) -> dict[str, Any]:
-    """What a row says of an alert."""
+    """Return the values of a row of alerts."""
     lasted = (alert.cleared_at or at) - alert.raised_at
     return {
         "id": alert.id,

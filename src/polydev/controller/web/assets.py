@@ -1,7 +1,7 @@
-"""Scripts, styles and pictures of the pages, served from memory under a name that never changes.
+"""Scripts, styles and images of the pages, served from memory.
 
-The address of each file has a digest of all of them, so a browser may keep it for ever, and
-modules that import each other by relative addresses stay of one release.
+The URL of each file contains a digest of all files. So browsers can cache files for ever, and
+modules that import each other by relative URLs are always of one release.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ZIP_LEVEL = 9
 
 
 class Assets:
-    """Our own files, and those of others in `packed` (None: as the wheel brings them).
+    """Our own files, and third-party files in `packed` (None: those in the wheel).
 
-    Nothing is read before it is asked for.
+    They are read at the first request.
     """
 
     def __init__(self, packed: Path | None = None) -> None:
@@ -36,7 +36,7 @@ class Assets:
 
     @cached_property
     def files(self) -> dict[str, Content]:
-        """Each file by its name, such as `novnc/core/rfb.js`."""
+        """All files by name, such as `novnc/core/rfb.js`."""
         return {
             file.relative_to(folder).as_posix(): _content(file)
             for folder in self._folders
@@ -52,13 +52,13 @@ class Assets:
         return total.hexdigest()[:DIGEST_CHARACTERS]
 
     def url(self, name: str) -> str:
-        """Where a page finds it. Raises KeyError for a file that there is not."""
+        """Return the path of a file. Raises KeyError for an unknown one."""
         if name not in self.files:
             raise KeyError(f"the pages have no file {name}")
         return f"{PREFIX}{self.digest}/{name}"
 
     def answer(self, request: Request, digest: str, name: str) -> Response:
-        """404 for what there is not, and for another release's file, whose content differs."""
+        """Return a file; 404 for an unknown one, and for one of another release."""
         asset = self.files.get(name)
         if asset is None or digest != self.digest:
             return Response(status_code=404)

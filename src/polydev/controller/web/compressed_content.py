@@ -14,9 +14,9 @@ TEXTS = ("text/", "image/svg+xml", "application/json")
 
 @dataclass(frozen=True)
 class Content:
-    """What answers to many have in common; it holds nothing secret.
+    """Content without secrets that is sent to many clients.
 
-    zipped      the same in gzip; None of a media type that is compressed already
+    zipped      gzip of it; None for media types that are compressed already
     """
 
     plain: bytes
@@ -30,7 +30,7 @@ class Content:
         return cls(plain, media_type, zipped)
 
     def answer(self, request: Request, headers: Mapping[str, str] | None = None) -> Response:
-        """Return an answer with these headers, in gzip for clients that accept it."""
+        """Return a response, in gzip for clients that accept it."""
         given = dict(headers or {})
         if self.zipped is None:
             return Response(self.plain, media_type=self.media_type, headers=given)

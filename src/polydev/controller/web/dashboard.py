@@ -1,4 +1,4 @@
-"""The operators' page of the host: its parts are measured and rendered once for all who look."""
+"""The operators' page of the host, rendered once for all of its viewers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def routes(services: Services, pages: Pages) -> APIRouter:
 
 
 class Dashboard:
-    """What is shown, made at most once in two seconds however many look."""
+    """The parts of the page, rendered at most every two seconds, for any number of viewers."""
 
     def __init__(self, services: Services, pages: Pages) -> None:
         self._services = services

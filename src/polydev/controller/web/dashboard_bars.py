@@ -1,4 +1,4 @@
-"""Shares of the host as bars: processors, memory, disks, temperature, slots; pure."""
+"""Usage of the host as bars: CPU, memory, disks, temperature, slots; pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polydev.controller.web.texts import text
 
 @dataclass(frozen=True)
 class Bar:
-    """A share of something. `word` says what its colour says; `figures` says of how much."""
+    """A bar. `word` says the same as its colour; `figures` has the amounts."""
 
     label: str
     percent: float | None
@@ -23,7 +23,7 @@ class Bar:
 
 
 def bars_of(system: SystemStatus) -> list[Bar]:
-    """Return CPU, memory, each disk and the temperature, if there is a sensor."""
+    """Return bars of CPU, memory, each disk and, with a sensor, the temperature."""
     cpu, memory, heat = system.cpu, system.memory, system.temperature
     cores = text("dashboard.bars.cores", cores=cpu.cores or "?")
     bars = [
@@ -60,7 +60,7 @@ def _used(used: int | None, total: int | None) -> str:
 
 
 def _heat(celsius: float, critical: float | None, status: Status) -> Bar:
-    """Return the temperature as a share of its critical value: red as soon as an alert is due."""
+    """Return the temperature as a percentage of its critical value; red once an alert is due."""
     level: Level = "good" if status == "healthy" else "bad"
     percent = round(min(100 * celsius / critical, 100.0), 1) if critical else None
     figures = (
@@ -73,7 +73,7 @@ def _heat(celsius: float, critical: float | None, status: Status) -> Bar:
 
 
 def slots_bar(held: int, total: int) -> Bar:
-    """Return how many slots are held."""
+    """Return the share of slots in use."""
     percent = round(100 * held / total, 1) if total else None
     is_full = total > 0 and held >= total
     word = text("dashboard.pool.full") if is_full else text("dashboard.pool.free")

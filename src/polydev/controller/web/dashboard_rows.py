@@ -1,4 +1,4 @@
-"""Rows of the dashboard's lists and tables, in words; pure."""
+"""Rows of the dashboard's lists and tables; pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InterfaceRow:
 
 @dataclass(frozen=True)
 class CheckRow:
-    """A check of the network; a finding says what is not well."""
+    """A check of the network; findings have the details of failed ones."""
 
     level: Level
     state: str
@@ -47,7 +47,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class FindingRow:
-    """What is not well; `severity` says what its colour says."""
+    """A problem of the host; `severity` says the same as its colour."""
 
     level: Level
     severity: str
@@ -104,7 +104,7 @@ def _severity(status: Status) -> str:
 
 
 def interface_rows(interfaces: Iterable[InterfaceStatus]) -> list[InterfaceRow]:
-    """Return all interfaces but the loopback and those of VMs, which `slot_ports` counts."""
+    """Return all interfaces except loopback and those of VMs, which `slot_ports` counts."""
     return [
         _interface(each)
         for each in interfaces
@@ -123,14 +123,14 @@ def _interface(each: InterfaceStatus) -> InterfaceRow:
 
 
 def slot_ports(interfaces: Iterable[InterfaceStatus]) -> str:
-    """Return how many interfaces of VMs are up, in words; nothing without any."""
+    """Return the number of VM interfaces that are up, as text; empty without any."""
     ports = [each for each in interfaces if each.name.startswith(SLOT_PORT_PREFIX)]
     up = sum(each.status == "up" for each in ports)
     return text("dashboard.network.slots", up=up, total=len(ports)) if ports else ""
 
 
 def session_counts(live: Sequence[Session]) -> list[tuple[str, int]]:
-    """Return how many sessions are at each stage, by its name in words."""
+    """Return the number of sessions by stage."""
     starting = sum(each.state in STARTING for each in live)
     logged_in = sum(each.state == "authenticated" for each in live)
     waiting = len(live) - starting - logged_in
@@ -142,7 +142,7 @@ def session_counts(live: Sequence[Session]) -> list[tuple[str, int]]:
 
 
 def process_rows(found: Sequence[Process]) -> list[ProcessRow]:
-    """Return processes with what they belong to, in words."""
+    """Return rows of processes, with what each belongs to."""
     return [
         ProcessRow(
             each.name,

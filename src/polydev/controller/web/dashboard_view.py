@@ -1,4 +1,4 @@
-"""The dashboard's figures in words: a snapshot of the host to what its templates show. Pure."""
+"""Turn a snapshot of the host into the values of the dashboard's templates. Pure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from polydev.controller.web.texts import text
 
 @dataclass(frozen=True)
 class View:
-    """All that the parts of the dashboard show, the processes apart.
+    """The values of all parts of the dashboard except the processes.
 
-    banner  what is above the critical limit, in words; empty where nothing is
+    banner  what is above the critical limit; empty if nothing is
     """
 
     level: Level
@@ -51,7 +51,7 @@ class View:
 
 
 def view_of(snapshot: HostState, critical_percent: float) -> View:
-    """Return what the dashboard shows of a snapshot."""
+    """Return the values for a snapshot."""
     found, pool, system = snapshot.overview, snapshot.pool, snapshot.system
     bars = bars_of(system)
     return View(
@@ -91,7 +91,7 @@ def headline(status: Status, count: int) -> str:
 
 
 def banner(bars: Sequence[Bar], critical_percent: float) -> str:
-    """Return which shares are above the critical limit, in words."""
+    """Return which bars are above the critical limit, as text."""
     above = [f"{each.label} {each.value}" for each in bars if each.level == "bad"]
     if not above:
         return ""

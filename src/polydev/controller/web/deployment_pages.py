@@ -1,4 +1,4 @@
-"""The operators' pages of deployments: what was done to the host, and the way back from each."""
+"""The operators' pages of deployments, with the command that rolls each back."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def routes(_services: Services, pages: Pages) -> APIRouter:
 
 
 def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a record that a page shows, each in its shape whatever the record holds."""
+    """Return the parts of a record that a page shows; invalid parts are left out."""
     operations = record.get("operations")
     undone = record.get("undone")
     shown = operations[:MOST_OPERATIONS] if isinstance(operations, list) else []
@@ -67,7 +67,7 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checks_of(gate: object) -> list[dict[str, Any]]:
-    """The checks of a health gate, those that failed first."""
+    """Return the checks of a health gate, failed ones first."""
     found = gate.get("checks") if isinstance(gate, dict) else None
     checks = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
     shown = [

@@ -1,4 +1,4 @@
-"""Figures as people read them, short; pure."""
+"""Format sizes, durations, rates and times for pages; pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THREE_DIGITS = Context(prec=3, rounding=ROUND_HALF_UP)
 
 
 def size_text(count: float | None) -> str:
-    """Bytes in the largest unit of which there is one: `512 B`, `1.5 GiB`."""
+    """Format bytes in the largest fitting unit: `512 B`, `1.5 GiB`."""
     if count is None:
         return NOTHING
     power = 0
@@ -26,7 +26,7 @@ def size_text(count: float | None) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """Seconds in two units at most: `42 s`, `12 min`, `3 h 5 min`, `2 d 4 h`."""
+    """Format seconds in at most two units: `42 s`, `12 min`, `3 h 5 min`, `2 d 4 h`."""
     if seconds is None:
         return NOTHING
     whole = max(0, round(seconds))
@@ -40,7 +40,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def hours_text(seconds: float | None) -> str:
-    """Seconds in hours: `0.4 h`."""
+    """Format seconds as hours: `0.4 h`."""
     return NOTHING if seconds is None else f"{seconds / HOUR:.1f} h"
 
 
@@ -49,14 +49,14 @@ def percent_text(percent: float | None) -> str:
 
 
 def exact_percent_text(percent: float | None) -> str:
-    """Percent as measured: beside a bar whose colour changes at a limit, nothing is rounded."""
+    """Format percent without rounding, to fit a colour that changes at a limit."""
     return NOTHING if percent is None else f"{percent:g} %"
 
 
 def rate_text(rate: float | None) -> str:
-    """Bytes a second in the largest unit of which there is one, in three digits: `1.43 MB/s`.
+    """Format bytes per second in the largest fitting unit, with three digits: `1.43 MB/s`.
 
-    `rateText` of chart_list.js says the same; tests/unit/scripts/rates.json has cases of both.
+    `rateText` in chart_list.js does the same; tests/unit/scripts/rates.json has cases for both.
     """
     if rate is None:
         return NOTHING
@@ -69,15 +69,15 @@ def rate_text(rate: float | None) -> str:
 
 
 def time_attribute(at: datetime) -> str:
-    """A time as HTML's `datetime` has it."""
+    """Format a time for HTML's attribute `datetime`."""
     return at.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def clock_text(at: datetime) -> str:
-    """The time of day to the second, in UTC."""
+    """Format the time of day to the second, in UTC."""
     return f"{at.astimezone(timezone.utc):%H:%M:%S}"
 
 
 def time_text(at: datetime | None) -> str:
-    """A time to the minute, in UTC."""
+    """Format a time to the minute, in UTC."""
     return NOTHING if at is None else f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M}"

@@ -1,4 +1,4 @@
-"""The operators' pages of images: what the host has, what is in each, and what differs."""
+"""The operators' pages of images: a list, one image, differences between two."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def _add_contents(router: APIRouter, services: Services, pages: Pages) -> None:
     async def show_diff(
         request: Request, digest: Digest, other: OtherDigest, _operator: AskingOperator
     ) -> Response:
-        """From the other image to this one."""
+        """Show the changes from the other image to this one."""
         found, problem = await _diff(services, other, digest)
         return pages.render(request, "image_diff.html", diff=found, problem=problem, **FORMATS)
 
 
 async def _others(services: Services, digest: str) -> list[ImageSummary]:
-    """Whom an image can be compared with, the golden one first."""
+    """Return the images to compare an image with, the golden one first."""
     found = await image_list(services, MOST_LISTED)
     readable = [each for each in found.images if each.digest != digest and each.recipe is not None]
     return sorted(readable, key=lambda each: not each.golden)
@@ -99,7 +99,7 @@ def _record_values(record: ImageRecord | None) -> dict[str, Any]:
 
 
 def specs_by_module(specs: list[SpecResult]) -> dict[str, list[SpecResult]]:
-    """The specs of each file, those that failed first; of files likewise."""
+    """Return specs by file. Failed specs, and files with failed specs, come first."""
     by_module: dict[str, list[SpecResult]] = {}
     for spec in specs:
         by_module.setdefault(spec.name.partition("::")[0], []).append(spec)
@@ -113,7 +113,7 @@ def _rank(spec: SpecResult) -> int:
 
 
 def named(packages: list[Package], words: str) -> list[Package]:
-    """Those whose names or versions have all of the words in them."""
+    """Return the packages whose names or versions contain all of the words."""
     wanted = words.lower().split()
     return [
         package

@@ -1,4 +1,4 @@
-"""Levels of states: the classes of their colours in style.css. A word beside says the same."""
+"""Levels of states: the CSS classes of their colours in style.css."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _OF_DELIVERIES: Mapping[DeliveryState, Level] = {
 
 
 def delivery_level(state: DeliveryState, attempts: int) -> Level:
-    """Return the level of a webhook delivery: one that waits is well until an attempt failed."""
+    """Return the level of a webhook delivery; a waiting one warns after a failed attempt."""
     return "warn" if state == "waiting" and attempts else _OF_DELIVERIES[state]
 
 
 def deployment_level(status: str) -> Level:
-    """Return the level of a deployment's status; of an unknown status `bad`."""
+    """Return the level of a deployment's status; `bad` for an unknown one."""
     return _OF_DEPLOYMENTS.get(status, "bad")

@@ -1,4 +1,4 @@
-"""Pages rendered from templates, with the headers that keep others out of them."""
+"""Render pages from templates, with security headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import Assets
 from polydev.controller.web.texts import text, texts_under
 
-# Of pages that no other site has to do with.
+# Headers of pages that other sites may not use.
 OPENED_ALONE = {"Cross-Origin-Opener-Policy": "same-origin"}
 ALONE = {
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -31,7 +31,7 @@ ALONE = {
 
 @dataclass(frozen=True)
 class NavigationLink:
-    """A page that the navigation leads to. `title` is the name of a text."""
+    """A link of the navigation. `title` is the name of a text."""
 
     path: str
     title: str
@@ -66,7 +66,7 @@ class Pages:
     def render(
         self, request: Request, template: str, status: int = 200, **values: Any
     ) -> HTMLResponse:
-        """A page or a part of one, for whoever asks: `caller` is None for nobody known."""
+        """Render a page, or a part of one, for the request's caller, if any."""
         caller: Caller | None = getattr(request.state, "caller", None)
         cookie: str | None = getattr(request.state, "cookie", None)
         content = self._templates.get_template(template).render(
@@ -81,12 +81,12 @@ class Pages:
         return HTMLResponse(content, status, headers=self._headers(request))
 
     def part(self, template: str, **values: Any) -> Markup:
-        """A part of a page that is the same for everybody who sees it."""
+        """Render a part of a page that is the same for all callers."""
         rendered = self._templates.get_template(template).render(values)
         return Markup(rendered)  # noqa: S704  # the template has escaped all values
 
     def problem(self, request: Request, problem: Problem) -> Response:
-        """What a browser shows instead of a page; without a sign-in, the way to one."""
+        """Return the page of a problem; without a sign-in, redirect to the sign-in page."""
         if problem.status == HTTPStatus.UNAUTHORIZED and request.method == "GET":
             return RedirectResponse(f"/login?next={quote(_here(request))}", 303)
         return self.render(request, "problem.html", problem.status, problem=problem)
@@ -103,19 +103,19 @@ class Pages:
         }
         if framed_by:
             return headers
-        # Browsers take this one by TLS only, and complain where there is none.
+        # Browsers ignore this header without TLS, and log a warning.
         return headers | ALONE | (OPENED_ALONE if is_secure else {})
 
 
 def sentence(words: str) -> str:
-    """An error's message as a sentence, as people read it."""
+    """Return an error's message as a sentence."""
     begun = words[:1].upper() + words[1:]
     return begun if begun.endswith((".", "!", "?", "…")) else f"{begun}."
 
 
 def content_security_policy(host: str, is_secure: bool, framed_by: Sequence[str] = ()) -> str:
-    """No inline script or style, nothing of other sites. `framed_by` are origins."""
-    # 'self' does not cover WebSockets in every browser.
+    """Allow no inline scripts or styles, and nothing from other sites. `framed_by`: origins."""
+    # In some browsers 'self' does not include WebSockets.
     own_socket = f" {'wss' if is_secure else 'ws'}://{host}" if _is_plain(host) else ""
     rules = {
         "default-src": "'none'",
@@ -133,7 +133,7 @@ def content_security_policy(host: str, is_secure: bool, framed_by: Sequence[str]
 
 
 def _is_plain(host: str) -> bool:
-    """Whether it can stand in a header as it is: a name or an address, with a port or without."""
+    """Whether a host is safe in a header: a name or address, with or without a port."""
     return bool(host) and all(each.isalnum() or each in ".-:[]_" for each in host)
 
 

@@ -1,4 +1,4 @@
-"""The page of one session: its frame, which a script fills, and what that script has to know."""
+"""The page of one session, which its script fills, and the script's configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def routes(services: Services, pages: Pages) -> APIRouter:
 
     @router.get("/session/{session_id}")
     async def show_session(request: Request, session_id: str) -> Response:
-        """Whoever comes with a ticket is not known yet: the script exchanges it."""
+        """Show a session. With a ticket there is no caller yet: the script exchanges it."""
         known = uuid_of(session_id)
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is not None:

@@ -1,4 +1,4 @@
-"""Signing a browser in and out: by a token, by a JWT, or by a one-time link."""
+"""Sign browsers in and out, by a token, a JWT or a one-time link."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _add_login(router: APIRouter, services: Services, pages: Pages) -> None:
 def _add_state(router: APIRouter, services: Services, pages: Pages) -> None:
     @router.get("/login/state")
     async def get_state(request: Request) -> dict[str, bool]:
-        """Whether the browser is signed in: it does not say so by itself after another site's
-        link, since the cookie is for what our own pages ask for.
+        """Return whether the browser is signed in. Browsers do not send the cookie after a link of
+        another site, so the sign-in page asks this from its own script.
         """
         cookie = pages.rules.cookie_of(request.scope)
         if cookie is None:
@@ -93,7 +93,7 @@ def _add_logout(router: APIRouter, services: Services, pages: Pages) -> None:
 
 
 def check_is_person(caller: Caller) -> None:
-    """Raises NotAllowed for a key, which is a page's: it shows one session and signs nobody in."""
+    """Raise NotAllowed for a page's key, which only opens one session."""
     if caller.session_id is not None:
         raise NotAllowed(
             "access denied: this key only opens the page of one session", "use a token or a JWT"
@@ -101,7 +101,7 @@ def check_is_person(caller: Caller) -> None:
 
 
 def local_path(text: str | None) -> str:
-    """Where a browser goes after it has signed in: a page of ours, the start page by default."""
+    """Return the path to go to after the sign-in: one of our pages, by default the start page."""
     return text if text and LOCAL_PATH.fullmatch(text) else "/"
 
 
@@ -113,7 +113,7 @@ async def _of_code(services: Services, code: str) -> Caller:
 
 
 async def _form(request: Request, pages: Pages) -> dict[str, str]:
-    """The fields of a form that a page of ours sent. Raises NotAllowed for another site's."""
+    """Return the fields of a form. Raises NotAllowed if a page of another site sent it."""
     if not pages.rules.is_from_own_page(request.headers):
         raise NotAllowed("access denied: the request comes from a page of another site")
     try:
@@ -126,7 +126,7 @@ async def _form(request: Request, pages: Pages) -> dict[str, str]:
 
 def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> Response:
     problem = problem_of(refusal, request.url.path, request.state.request_id)
-    if problem.hint == HOW:  # how a program shows its token
+    if problem.hint == HOW:  # a hint for programs
         problem = problem.model_copy(update={"hint": text("login.bad_token_hint")})
     return pages.render(request, "login.html", problem.status, next=after, problem=problem)
 

@@ -1,4 +1,4 @@
-"""The start page: what a user may start, their sessions, and the logins that are kept for them."""
+"""The start page: a user's sessions, stored logins and quotas."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def routes(services: Services, pages: Pages) -> APIRouter:
     async def show_log(request: Request, caller: Asking) -> Response:
         events = await services.credential_log.list(caller.user_id, MOST_EVENTS)
         return pages.render(
-            request, "start_log.html", events=events, label=labels(services), ago=ago, by=doer
+            request, "start_log.html", events=events, label=labels(services), ago=ago, by=actor_text
         )
 
     return router
 
 
 async def _logins(services: Services, caller: Caller) -> dict[str, Any]:
-    """The caller's stored credentials, and those that a session may be started with now."""
+    """Return the caller's stored credentials, and those that a session can use now."""
     stored = await services.credentials.list(caller.user_id)
     known = services.providers()
     usable = {
@@ -74,7 +74,7 @@ async def _logins(services: Services, caller: Caller) -> dict[str, Any]:
 
 
 async def _sessions(services: Services, caller: Caller) -> list[Session]:
-    """The caller's own: those that are live, then some that are over, each newest first."""
+    """Return the caller's live sessions, then some that are over, each newest first."""
     found = await services.sessions.list(caller.user_id, limit=MOST_READ)
     live = await services.sessions.list(caller.user_id, live_only=True, limit=MOST_READ)
     over = [session for session in found if not session.is_live]
@@ -87,20 +87,20 @@ async def _quotas(services: Services, caller: Caller) -> list[QuotaBar]:
 
 
 def labels(services: Services) -> Callable[[str], str]:
-    """What people call each provider's tool; the name itself of one that is not there any more."""
+    """Return a function from a provider's name to its label; an unknown one keeps its name."""
     known = services.providers()
     return lambda name: known[name].label if name in known else name
 
 
-def doer(event: CredentialEvent) -> str:
-    """Who did something with a user's credentials, as that user is told."""
+def actor_text(event: CredentialEvent) -> str:
+    """Return who used a user's credentials, in words for that user."""
     if event.by in ("controller", "operator"):
         return text(f"start.log.by.{event.by}")
     return text("start.log.by.owner" if event.actor_id == event.user_id else "start.log.by.other")
 
 
 def ago(at: datetime) -> str:
-    """How long that was ago, in words."""
+    """Return how long ago a time was, in words."""
     seconds = (now() - at).total_seconds()
     for unit_seconds, name in UNITS:
         if seconds >= unit_seconds:

@@ -1,4 +1,4 @@
-"""What people read on the pages, in one file: texts.yaml."""
+"""The texts of the pages, from texts.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = Path(__file__).parent / "texts.yaml"
 
 @cache
 def texts() -> Mapping[str, str]:
-    """Each text by its dotted name, such as `login.title`."""
+    """Return all texts by their dotted names, such as `login.title`."""
     return dict(_flat(load_yaml(FILE), ""))
 
 
@@ -27,12 +27,12 @@ def _flat(found: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def text(name: str, **values: object) -> str:
-    """The text with its {values} filled in. Raises KeyError for a name that there is not."""
+    """Return a text with its {values} filled in. Raises KeyError for an unknown name."""
     return texts()[name].format(**values)
 
 
 def texts_under(prefix: str) -> dict[str, str]:
-    """Those whose names begin so, for a script: each by the rest of its name."""
+    """Return a group of texts for a script, each by the rest of its name."""
     start = f"{prefix}."
     return {
         name.removeprefix(start): words for name, words in texts().items() if name.startswith(start)

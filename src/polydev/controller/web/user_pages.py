@@ -1,4 +1,4 @@
-"""The operators' pages of users: a list with what each uses, and one of them with their tokens."""
+"""The operators' pages of users: a list with usage, and one user with tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def routes(services: Services, pages: Pages) -> APIRouter:
 
 
 async def _all(services: Services) -> dict[str, Any]:
-    """What the list's template is filled with."""
+    """Return the values of the list's template."""
     at = now()
     users = await services.users.list()
     days = await services.usage.days(first_day(at))
@@ -61,7 +61,7 @@ async def _all(services: Services) -> dict[str, Any]:
 
 
 async def _one(services: Services, user_id: str) -> dict[str, Any]:
-    """What one user's template is filled with. Raises UserNotFound."""
+    """Return the values of one user's template. Raises UserNotFound."""
     at = now()
     user = await services.users.get(user_id)
     known = await services.usage.days(min(first_day(at), month_of(at)), user.id)

@@ -1,4 +1,4 @@
-"""Users as an operator's pages show them: who they are, what they use, how much is left; pure."""
+"""Rows of the operators' pages of users: usage, quotas, days; pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TokenState = Literal["valid", "expired", "revoked"]
 
 @dataclass(frozen=True)
 class UseText:
-    """What was used, as it is shown."""
+    """Usage, formatted."""
 
     vm: str
     cpu: str
@@ -31,7 +31,7 @@ class UseText:
 
 @dataclass(frozen=True)
 class QuotaBar:
-    """One quota. `percent` is the length of its bar, 100 at most."""
+    """A quota. `percent` is the length of its bar, at most 100."""
 
     quota: str
     used: str
@@ -55,7 +55,7 @@ class UserRow:
 
 @dataclass(frozen=True)
 class DayBar:
-    """One day of a chart. `percent` is its height: of the day with the most VM time."""
+    """A day of a chart. `percent` is its height relative to the day with the most VM time."""
 
     day: date
     use: UseText
@@ -81,7 +81,7 @@ def user_row(
     seen: datetime | None,
     at: datetime,
 ) -> UserRow:
-    """`days` are the last USUAL_DAYS."""
+    """Return a row; `days` are the last USUAL_DAYS."""
     return UserRow(
         user=user,
         seen=time_text(seen),
@@ -106,7 +106,7 @@ def quota_bar(state: QuotaState) -> QuotaBar:
 
 
 def day_bars(days: Mapping[date, Use], at: datetime) -> list[DayBar]:
-    """Each of the last USUAL_DAYS, oldest first, also where nothing was used."""
+    """Return each of the last USUAL_DAYS, oldest first, also days without usage."""
     shown = [first_day(at) + number * DAY for number in range(USUAL_DAYS)]
     most = max((days.get(day, Use()).vm_seconds for day in shown), default=0) or 1
     return [

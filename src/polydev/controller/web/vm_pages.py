@@ -1,4 +1,4 @@
-"""The operators' pages of sessions and VMs: a list that stays up to date, and one of them."""
+"""The operators' pages of sessions and VMs: a live list, and one VM."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Shown = Literal["live", "all"]
 
 @dataclass(frozen=True)
 class Filter:
-    """Which VMs are shown: those that hold a slot, or all; of one user; those after `before`."""
+    """The filter of the list: VMs that hold a slot or all, of one user, after `before`."""
 
     shown: Shown = "live"
     user: str | None = None
@@ -72,7 +72,7 @@ def _add_list(router: APIRouter, services: Services, pages: Pages) -> None:
 
 
 async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
-    """What both of the list's templates are filled with."""
+    """Return the values of both templates of the list."""
     last = await known_vm(services, wanted.before) if wanted.before else None
     is_live = wanted.shown == "live"
     limit = MOST_LIVE if is_live else PAGE
@@ -90,7 +90,7 @@ async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
 
 
 async def vm_entries(services: Services, vms: Sequence[Vm]) -> dict[str, VmEntry]:
-    """These VMs in their order, with what is known of each, by id."""
+    """Return the VMs by id, in their order, each with its session, user and usage."""
     sessions = await services.sessions.of_vms([vm.id for vm in vms])
     users = await services.users.some({each.user_id for each in sessions.values()})
     latest = services.sampler.latest
@@ -120,7 +120,7 @@ def _add_one(router: APIRouter, services: Services, pages: Pages) -> None:
 
 
 async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:
-    """What one VM's templates are filled with. Raises HTTPException 404."""
+    """Return the values of one VM's templates. Raises HTTPException 404."""
     vm = await known_vm(services, str(vm_id))
     machines = await vm_entries(services, [vm])
     at = now()

@@ -1,4 +1,4 @@
-"""VMs and their sessions as an operator's pages show them; pure."""
+"""Rows of VMs and their sessions for the operators' pages; pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SHORT = 8
 
 @dataclass(frozen=True)
 class VmEntry:
-    """A VM with its session, and what it uses by the newest sample.
+    """A VM with its session, user and usage in the newest sample.
 
-    session, user   None of a VM that waits in the pool, or waited and ended
+    session, user   None for a VM that no session has taken from the pool
     """
 
     vm: Vm
@@ -32,9 +32,9 @@ class VmEntry:
 
 @dataclass(frozen=True)
 class VmRow:
-    """What a row of the list has to say. `state` and `start` are names of texts.
+    """A row of the list. `state` and `start` are names of texts.
 
-    stage   how far a VM is that comes up; nothing of others
+    stage   the stage of a VM that is starting; empty for others
     """
 
     id: str
@@ -87,7 +87,7 @@ def vm_row(machine: VmEntry, at: datetime) -> VmRow:
 
 
 def who(user: User | None, session: Session | None) -> str | None:
-    """The user's name, or so much of their id as tells them from others."""
+    """Return the user's name, or the beginning of the id."""
     if user is not None and user.name:
         return user.name
     return session.user_id[:SHORT] if session else None
@@ -123,7 +123,7 @@ def _left(session: Session | None, at: datetime) -> str:
 
 
 def counted(machines: Mapping[str, VmEntry]) -> Mapping[str, int]:
-    """How many of each kind there are, for the line above the list."""
+    """Return the counts for the line above the list."""
     found = machines.values()
     return {
         "sessions": sum(each.session is not None and each.session.is_live for each in found),
