@@ -45,14 +45,14 @@ def test_one_that_fails_leaves_nothing(tool: Path, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="browsers: no room"):
         HOST.back_up(copies / "one")
     assert list(copies.iterdir()) == []
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write"):
         HOST.back_up(copies / "nowhere/one")
 
 
 def test_one_that_is_there_stays(tool: Path, tmp_path: Path) -> None:
     tool.write_text(f"#!/bin/sh\necho '{ANSWER}'; printf new\n")
     (tmp_path / "one").write_text("old")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         HOST.back_up(tmp_path / "one")
     assert (tmp_path / "one").read_text() == "old"
 
@@ -70,7 +70,7 @@ def test_a_copy_that_is_put_back_goes_to_the_host(tool: Path, tmp_path: Path, st
 
 def test_a_refusal_names_the_copy_here_and_the_verb_here(tool: Path, tmp_path: Path) -> None:
     copy = tmp_path / "my copy"
-    with pytest.raises(ConfigError, match="my copy cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*my copy: No such file"):
         HOST.restore(copy, stop=False)
     copy.touch()
     said = "error: /opt/x/exchange/dump is no copy\\nnext:  stop the service first"

@@ -124,7 +124,7 @@ def test_the_controllers_reason_for_closing_is_told_and_the_token_is_not_logged(
             await task
 
     asyncio.run(use())
-    assert fake.said[-1] == "a viewer has gone: 4410 the VM is gone"
+    assert fake.said[-1] == "a viewer disconnected: 4410 the VM is gone"
     assert "pdt_secret" not in caplog.text
 
 

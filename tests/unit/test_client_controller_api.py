@@ -18,13 +18,13 @@ IDS = ("abcd1111-0000", "abcd2222-0000", "ef000000-0000")
     "url", ["lab:4000", "", "http://", "http://[::1", "http://lab:port", "ftp://lab"]
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address"):
+    with pytest.raises(ConfigError, match="not the URL of a controller"):
         ControllerApi(url, "t")
 
 
 @pytest.mark.parametrize("token", ["pdt_\u00fc", "pdt_secret\n", " pdt_secret", "pdt_\x00"])
 def test_a_token_that_no_header_can_hold_is_refused_and_not_told(token: str) -> None:
-    with pytest.raises(ConfigError, match="the token has") as refused:
+    with pytest.raises(ConfigError, match="the token contains") as refused:
         ControllerApi("http://lab:4000", token)
     assert "pdt_" not in f"{refused.value.message}{refused.value.hint}"
 
@@ -50,10 +50,10 @@ def test_one_id_is_found_by_its_beginning() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("abcd", "the beginning of 2 VMs: abcd1111-0000, abcd2222-0000"),
+        ("abcd", "matches 2 VMs: abcd1111-0000, abcd2222-0000"),
         ("1234", "there is no VM 1234"),
-        ("ef", "names no VM"),
-        ("", "names no VM"),
+        ("ef", "is too short for a VM"),
+        ("", "is too short for a VM"),
     ],
 )
 def test_an_id_that_is_not_clear_is_refused(wanted: str, message: str) -> None:

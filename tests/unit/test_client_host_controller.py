@@ -38,7 +38,7 @@ def test_a_connection_that_fails_is_told_as_such() -> None:
 
 
 def test_silence_is_told_too() -> None:
-    assert refusal(TARGET, 137, "").message == "lab-dev: master-controller failed: without a word"
+    assert refusal(TARGET, 137, "").message == "lab-dev: master-controller failed: no output"
 
 
 def test_a_failure_of_the_host_tool_is_told_with_its_hint() -> None:
@@ -78,14 +78,14 @@ def test_a_copy_gets_its_name_when_it_is_whole_and_is_its_owners(tmp_path: Path)
 
 def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused = pytest.raises(ConfigError, match="cannot be written: Not a directory")
+    refused = pytest.raises(ConfigError, match=r"cannot write .*: Not a directory")
     with refused, _new_file(tmp_path / "file" / "copy"):
         pass
 
 
 def test_a_copy_that_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "copy").write_text("as it was")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         HostController(TARGET).back_up(tmp_path / "copy")
     assert (tmp_path / "copy").read_text() == "as it was"
 
@@ -111,5 +111,5 @@ def test_a_copy_that_does_not_fit_is_called_by_its_own_name(
     with pytest.raises(DeployError) as told:
         HostController(TARGET).restore(Path("a copy"), stop=stop)
     assert (told.value.message, told.value.hint) == ("a copy is no copy", shown)
-    with pytest.raises(ConfigError, match="none cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*none: No such file"):
         HostController(TARGET).restore(Path("none"), stop=stop)

@@ -78,5 +78,7 @@ def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_none_afterwards(after: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(monkeypatch, report(4.0), after)
     made.fails = True
-    with pytest.raises(DeployError, match=f"image aaaaaaaaaaaa could not be made: {why}$"):
+    with pytest.raises(
+        DeployError, match=f"cannot make the template of image aaaaaaaaaaaa: {why}$"
+    ):
         build_template(TARGET, print)

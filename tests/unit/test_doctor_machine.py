@@ -114,9 +114,9 @@ def test_a_version_is_the_first_that_is_said() -> None:
 @pytest.mark.parametrize(
     ("device", "accelerator", "words"),
     [
-        (False, "tcg", "/dev/kvm is not there or not ours"),
+        (False, "tcg", "/dev/kvm is missing or not accessible"),
         (True, "tcg", "no VM boots under it"),
-        (True, None, "was not tried"),
+        (True, None, "not tried yet"),
     ],
 )
 def test_kvm_counts_only_if_a_vm_boots_under_it(

@@ -35,9 +35,9 @@ def test_what_was_not_measured_is_null_with_the_reason() -> None:
     assert found["pool_start_seconds"] is None
     assert found["clone_start_to_bare_resume"] == 2
     assert found["missing"] == {
-        "pool_start_to_bare_resume": "no VM of a pool was there to be taken",
-        "cold_to_pool_start": "no cold boot was asked for",
-        "cold_to_clone_start": "no cold boot was asked for",
+        "pool_start_to_bare_resume": "no VM of the pool was free",
+        "cold_to_pool_start": "no cold boot was requested",
+        "cold_to_clone_start": "no cold boot was requested",
     }
 
 

@@ -79,7 +79,7 @@ def test_open_leads_to_a_session_by_the_beginning_of_its_id(
     assert opened(capsys, "5b0c7")["page"] == f"{reached.url}/session/5b0c7a52-3f0e"
     with pytest.raises(SystemExit):
         pages.open_pages(Context(), "5b0c", json=True)
-    assert "the beginning of 2 sessions" in capsys.readouterr().out
+    assert "matches 2 sessions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("has_display", [True, False])

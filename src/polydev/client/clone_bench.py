@@ -1,4 +1,4 @@
-"""Costs of clones and bursts of them on a host, against their limits. Pure."""
+"""Summaries of the costs of clones, and of bursts of session starts, with their limits. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from polydev.client.host_bench import median_of, ratio
 MOST_TO_BARE_MEMORY = 1.1
 MOST_PRIMED_MEMORY_MB = 80.0
 MOST_VIEWED_CPU_PERCENT = 4.0
-# A paused VM runs nothing; the kernel may count a moment of its own.
+# A paused VM runs nothing; the kernel may count a moment for itself.
 MOST_UNVIEWED_CPU_PERCENT = 0.1
 MOST_POOL_BURST_TO_ONE = 6.0
 MOST_CLONE_BURST_TO_BARE = 1.5
 
 
 def clone_summary(found: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of VMs of each kind, and whether each is within its limit; null: none was there."""
+    """Return medians for each kind of VM, and whether they are within limits; null without VMs."""
     medians = {name: median_of(all_) for name, all_ in found.items()}
     compared = ratio(medians["running_memory_mb"], medians["bare_memory_mb"])
     within = {
@@ -29,7 +29,7 @@ def clone_summary(found: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def burst_summary(found: dict[str, Any]) -> dict[str, Any]:
-    """How late the last session of a burst was, against one start or as many bare resumes."""
+    """Compare the last session of a burst with a single start and with as many bare resumes."""
     last = found["seconds"][-1] if found["seconds"] else None
     one = median_of(found.get("one_seconds", []))
     in_turn = round(sum(found["bare_seconds"]), 4) if "bare_seconds" in found else None

@@ -1,4 +1,4 @@
-"""The controller's HTTP API, asked for an operator."""
+"""The controller's HTTP API, as verbs use it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ BLOCK_BYTES = 64 * 1024
 MOST_LISTED = 200
 SHORTEST_PREFIX = 4
 UNKNOWN_CALLER_HINT = (
-    "make another with ./inv token.create --user USER --name NAME (./inv user.list has them), "
-    "then POLYDEV_TOKEN=… or --token"
+    "create a token with ./inv token.create --user USER --name NAME (./inv user.list has users), "
+    "and give it with POLYDEV_TOKEN=… or --token"
 )
-# The C1 set: some terminals take these for escape sequences.
+# The C1 set, which some terminals take as escape sequences.
 _SECOND_CONTROLS = dict.fromkeys(range(0x80, 0xA0))
 
 
 class ControllerUnreachable(Error):
-    """Nobody answers at the controller's address, or somebody else does."""
+    """No controller answers at the address."""
 
     code = "controller-unreachable"
 
 
 class ControllerRefused(Error):
-    """The controller said no, and why. `status` is HTTP's."""
+    """The controller refused a request; `status` is that of HTTP."""
 
     code = "controller-refused"
 
@@ -45,17 +45,19 @@ class ControllerRefused(Error):
 
 
 class ControllerApi:
-    """Raises ControllerUnreachable and ControllerRefused. Used as a context, closed with it."""
+    """A context manager. All calls raise ControllerUnreachable and ControllerRefused."""
 
     def __init__(self, url: str, token: str, *, through_ssh: bool = False) -> None:
-        """`through_ssh`: the URL is the near end of a tunnel to the controller's own host.
+        """With `through_ssh` the URL is the local end of a tunnel to the controller's host.
 
-        Raises ConfigError for an address or a token that is none.
+        Raises ConfigError for an invalid URL or token.
         """
         self.url = url.rstrip("/")
         self.through_ssh = through_ssh
         if not _is_address(self.url):
-            raise ConfigError(f"{url!r} is no address of a controller", "as in http://HOST:4000")
+            raise ConfigError(
+                f"{url!r} is not the URL of a controller", "write it as in http://HOST:4000"
+            )
         self.authorization = {"Authorization": f"Bearer {_header('the token', token)}"}
         self._session = http_client.HttpSession(self.url, ANSWER_SECONDS, through_ssh=through_ssh)
         self._session.headers.update({**self.authorization, "Accept": "application/json"})
@@ -67,7 +69,7 @@ class ControllerApi:
         self._session.close()
 
     def takes_token(self) -> bool:
-        """Whether the token stands for somebody here."""
+        """Whether the controller accepts the token."""
         try:
             self.get("/api/auth/sessions", limit=1)
         except ControllerRefused as error:
@@ -82,7 +84,7 @@ class ControllerApi:
         return _content(answer)
 
     def content(self, path: str) -> bytes:
-        """An answer that is no JSON, whole."""
+        """Return the bytes of an answer that is not JSON."""
         with self._reached():
             answer = self._session.get(path, headers={"Accept": "*/*"})
         if not answer.ok:
@@ -101,8 +103,8 @@ class ControllerApi:
         return _content(answer)
 
     def text_parts(self, path: str, **query: str | int) -> Iterator[str]:
-        """An answer that goes on, as it comes."""
-        # It may be silent for long, but must begin.
+        """Yield the text of a streamed answer as it arrives."""
+        # The stream may pause for long, but the answer must begin in time.
         with self._reached(), self._session.get(path, params=query, stream=True) as answer:
             if not answer.ok:
                 raise refused(answer)
@@ -113,12 +115,12 @@ class ControllerApi:
             yield decoder.decode(b"", final=True)
 
     def sessions(self, *, all_of_them: bool, limit: int | None = None) -> list[dict[str, Any]]:
-        """Sessions that may be seen, newest first; those that are over only if wanted."""
+        """Return the sessions that the token may see, newest first; ended ones on request."""
         live = "false" if all_of_them else "true"
         return self._listed("/api/auth/sessions", "sessions", limit, live=live)
 
     def vms(self, *, all_of_them: bool, limit: int | None = None) -> list[dict[str, Any]]:
-        """VMs, newest first; those that are gone only if wanted."""
+        """Return VMs, newest first; ended ones on request."""
         everything = "true" if all_of_them else "false"
         return self._listed("/api/vm", "vms", limit, all=everything)
 
@@ -131,7 +133,7 @@ class ControllerApi:
     def _pages(
         self, path: str, name: str, query: Mapping[str, str | int]
     ) -> Iterator[dict[str, Any]]:
-        """All of a list; a page is asked for when it is come to."""
+        """Yield all items of a list, and request its pages as they are needed."""
         before: dict[str, str] = {}
         while True:
             page = self.get(path, **query, **before)
@@ -152,7 +154,7 @@ class ControllerApi:
     def _unreachable(self, cause: str) -> ControllerUnreachable:
         return ControllerUnreachable(
             f"no controller answers at {self.url}: {cause}",
-            "./inv up starts the lab's; ./inv doctor says what is wrong with a host",
+            "./inv up starts the lab's; ./inv doctor finds what is wrong with a host",
         )
 
 
@@ -165,17 +167,17 @@ def _is_address(url: str) -> bool:
 
 
 def _header(what: str, value: str) -> str:
-    """The value, where a header can hold it. Raises ConfigError without it: it may be secret."""
+    """Return a value that a header can hold. Raises ConfigError, which does not quote it."""
     if not (value.isascii() and value.isprintable()) or value != value.strip():
         raise ConfigError(
-            f"{what} has a character that HTTP cannot carry",
-            "leave out line ends, blanks around it and all that is not ASCII",
+            f"{what} contains a character that HTTP headers cannot contain",
+            "remove line ends, blanks around it and all that is not ASCII",
         )
     return value
 
 
 def _wait_without_limit(answer: requests.Response) -> None:
-    """Let the rest of an answer that has begun take as long as it likes."""
+    """Remove the time limit for the rest of an answer."""
     connection = answer.raw.connection
     if connection is not None and connection.sock is not None:
         connection.sock.settimeout(None)
@@ -188,12 +190,12 @@ def _content(answer: requests.Response) -> Any:
         return answer.json()
     except ValueError:
         raise ControllerUnreachable(
-            f"{answer.url} answers, but not as a controller does", "see --url and POLYDEV_URL"
+            f"{answer.url} answers, but is not a controller", "check --url and POLYDEV_URL"
         ) from None
 
 
 def refused(answer: requests.Response) -> ControllerRefused:
-    """The error in an answer: problem details (RFC 9457), or whatever a proxy says."""
+    """Return the error of an answer: problem details (RFC 9457), or the words of a proxy."""
     try:
         told = answer.json()
     except ValueError:
@@ -211,14 +213,15 @@ def refused(answer: requests.Response) -> ControllerRefused:
 
 
 def _wrong_value(error: Mapping[str, str]) -> str:
-    """One value that was refused: its name in the request, and why."""
+    """Return the name of a refused value and the reason."""
     _, _, name = error["pointer"].partition("/")
     return f"{name or error['pointer']}: {error['detail']}"
 
 
 def plain_lines(parts: Iterable[str]) -> Iterator[str]:
-    """Whole lines of what comes in parts, without what would steer the terminal that shows them:
-    a VM is not trusted.
+    """Yield whole lines of a text that arrives in parts, without control characters.
+
+    The text comes from a VM, which must not control the operator's terminal.
     """
     rest = ""
     for part in parts:
@@ -232,17 +235,18 @@ def _plain(line: str) -> list[str]:
 
 
 def one_with_prefix(ids: Iterable[str], wanted: str, what: str, hint: str) -> str:
-    """The one id that begins with `wanted`. Raises ConfigError if none does, or several do."""
+    """Return the id that begins with `wanted`. Raises ConfigError unless exactly one does."""
     found = sorted({each for each in ids if each.startswith(wanted.lower())})
     if len(wanted) < SHORTEST_PREFIX:
         raise ConfigError(
-            f"{wanted!r} names no {what}", f"give {SHORTEST_PREFIX} or more of its characters"
+            f"{wanted!r} is too short for a {what}",
+            f"give {SHORTEST_PREFIX} or more characters of its id",
         )
     if not found:
         raise ConfigError(f"there is no {what} {wanted}", hint)
     if len(found) > 1 and wanted not in found:
         raise ConfigError(
-            f"{wanted} is the beginning of {len(found)} {what}s: {', '.join(found[:5])}",
-            "give more of it",
+            f"{wanted} matches {len(found)} {what}s: {', '.join(found[:5])}",
+            "give more characters of the id",
         )
     return wanted if wanted in found else found[0]

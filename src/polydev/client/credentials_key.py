@@ -1,4 +1,4 @@
-"""The keys that a host's controller seals credentials with: made here, and changed over SSH."""
+"""The key that a host's controller encrypts credentials with: create and rotate it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROTATION_SECONDS = 600.0
 
 
 def new_key() -> str:
-    """A key as the secret holds it, one line."""
+    """Return a new key as one line, the content of the secret."""
     return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
 
 def ensure_key(folder: Path) -> Path:
-    """The file of a lab's key, made once, in the lab's folder; its owner only can read it.
+    """Return the file of a lab's key, created once in the lab's folder, readable by its owner only.
 
-    Raises ConfigError where it cannot be written.
+    Raises ConfigError if it cannot be written.
     """
     file = folder / FILE
     if file.exists():
@@ -40,21 +40,23 @@ def ensure_key(folder: Path) -> Path:
         finally:
             unfinished.unlink()
     except OSError as error:
-        raise ConfigError(f"{file} cannot be made: {error.strerror}", "labs are root's") from error
+        raise ConfigError(
+            f"cannot create {file}: {error.strerror}", "run it as root: labs belong to root"
+        ) from error
     return file
 
 
 def _link(unfinished: Path, file: Path) -> None:
     try:
-        file.hardlink_to(unfinished)  # unlike a rename this replaces nothing
+        file.hardlink_to(unfinished)  # unlike a rename, a link replaces nothing
     except FileExistsError:
-        return  # of two that make one, the first has it
+        return  # another process was first
 
 
 def rotate(target: SshTarget) -> dict[str, Any]:
-    """Seal a host's credentials with its first key: how many were, and how many were not.
+    """Encrypt a host's credentials with its first key; return how many could be and could not.
 
-    Raises DeployError with what the host said.
+    Raises DeployError with the host's message.
     """
     asked = HostController(target).ask("credentials", "rotate", timeout_seconds=ROTATION_SECONDS)
     return dict(asked)

@@ -1,4 +1,4 @@
-"""What the doctor found, as values. Rules are pure: facts → findings."""
+"""Findings of the doctor, and checks that machine and host share. Pure: facts → findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KVM_TODO = "turn on virtualization in the firmware, or nested virtualization whe
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One thing looked at. `where` is the machine; `todo` is None where nothing is to be done."""
+    """The result of one check. `where` is the machine; `todo` says what to do, if anything."""
 
     where: str
     name: str
@@ -34,7 +34,7 @@ class DoctorFinding:
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """Room of the filesystem that holds a folder, in bytes."""
+    """Size and free space of the filesystem of a folder, in bytes."""
 
     size: int
     free: int
@@ -42,7 +42,7 @@ class DiskSpace:
 
 @dataclass(frozen=True)
 class Room:
-    """How much must be free, in bytes: below `least` something fails, below `enough` soon."""
+    """Required space in bytes: below `least` something fails, below `enough` it soon will."""
 
     least: int
     enough: int
@@ -61,18 +61,18 @@ def space_finding(
 ) -> DoctorFinding:
     if disk is None:
         return DoctorFinding(
-            where, name, "warning", "cannot be read", "see that the folder is there"
+            where, name, "warning", "cannot be read", "check that the folder exists"
         )
     found = f"{gibibytes(disk.free)} of {gibibytes(disk.size)} free"
     if disk.free >= room.enough:
         return DoctorFinding(where, name, "ok", found)
     state: State = "problem" if disk.free < room.least else "warning"
     wanted = room.least if state == "problem" else room.enough
-    return DoctorFinding(where, name, state, f"{found}, {gibibytes(wanted)} are needed", todo)
+    return DoctorFinding(where, name, state, f"{found}, {gibibytes(wanted)} needed", todo)
 
 
 def version_of(text: str) -> tuple[int, ...] | None:
-    """The first `N.N…` in what a program says of its version."""
+    """Return the first `N.N…` in a program's version text."""
     for word in text.replace("(", " ").split():
         parts = word.split(".")
         if len(parts) > 1 and parts[0].isdecimal() and parts[1].isdecimal():
@@ -86,9 +86,11 @@ OLDEST_QEMU = (6, 2)  # Ubuntu 22.04's
 def qemu_finding(where: str, said: str | None, todo: str) -> DoctorFinding:
     version = version_of(said or "")
     if said is None or version is None:
-        return DoctorFinding(where, "QEMU", "problem", "not there, or it does not run", todo)
+        return DoctorFinding(where, "QEMU", "problem", "not installed, or it does not run", todo)
     shown = ".".join(map(str, version))
     if version < OLDEST_QEMU:
         oldest = ".".join(map(str, OLDEST_QEMU))
-        return DoctorFinding(where, "QEMU", "warning", f"{shown}; tried from {oldest} on", todo)
+        return DoctorFinding(
+            where, "QEMU", "warning", f"{shown}; tested with {oldest} and newer", todo
+        )
     return DoctorFinding(where, "QEMU", "ok", shown)

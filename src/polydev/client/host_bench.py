@@ -1,4 +1,4 @@
-"""Programs that measure on a host, and what is said of their figures."""
+"""Run benchmark programs on a host, and summarize numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polydev.ssh import SshTarget
 
 PYTHON = str(CONTROLLER_ROOT / "current/venv/bin/python")
 PACKAGE = "tests.bench"
-# Its arguments: names and texts of modules up to --, then the one to run with its words.
+# Its arguments: names and texts of modules up to --, then the module to run and its arguments.
 RUN = f"""
 folder=$(mktemp -d) || exit
 trap 'rm -rf "$folder"' EXIT
@@ -36,9 +36,9 @@ def measured_there(
     words: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run the last of these programs on the host, by its controller's own Python; its figures.
+    """Run the last of these programs on the host with its controller's Python; return its result.
 
-    The others are modules that it needs. Raises ConfigError and DeployError with what went wrong.
+    The others are modules that it imports. Raises ConfigError and DeployError.
     """
     found: dict[str, Any] = {}
 
@@ -55,12 +55,15 @@ def measured_there(
     except CommandError as error:
         raise DeployError(f"{target.name}: {error.stderr_tail}", "./inv doctor") from error
     if not found:
-        raise ConfigError(f"{target.name} measured nothing", "./inv templates; ./inv doctor")
+        raise ConfigError(
+            f"the benchmark on {target.name} returned no result",
+            "see ./inv templates and ./inv doctor",
+        )
     return found
 
 
 def median_of(values: Sequence[float]) -> float | None:
-    """None of no values."""
+    """Return the median; None without values."""
     return round(median(values), 4) if values else None
 
 
@@ -69,7 +72,7 @@ def ratio(value: float | None, other: float | None) -> float | None:
 
 
 def percentile_95(values: Sequence[float]) -> float | None:
-    """None of no values; of one, itself."""
+    """Return the 95th percentile; None without values."""
     if len(values) < 2:
         return values[0] if values else None
     return round(quantiles(values, n=20, method="inclusive")[-1], 4)

@@ -1,4 +1,4 @@
-"""The controller's command line on a host, by its host tool, over SSH."""
+"""Run the controller's command line on a host, through the host tool, over SSH."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from polydev.ssh import SSH_FAILED, SshTarget
 WRONG_WORDS = 2  # argparse's
 ANSWER_SECONDS = 120.0
 TOOL = str(Paths().tool)
-# What an error there calls the file that was brought.
+# The name of the file on the host, as errors have it.
 COPY_THERE = re.compile(r"\S+/exchange/dump")
 
 
 @dataclass(frozen=True)
 class HostController:
-    """A host's own command line. Raises DeployError with what it said and its hint."""
+    """The command line of a host's controller. Raises DeployError with its message and hint."""
 
     target: SshTarget
 
     def ask(self, *words: str, timeout_seconds: float = ANSWER_SECONDS) -> Any:
-        """Run one verb of `master-controller`; its JSON answer."""
+        """Run a verb of `master-controller`; return its JSON answer."""
         argv = self.target.argv(TOOL, "controller", *words)
         try:
             done = run(argv, check=False, timeout_seconds=timeout_seconds)
@@ -46,19 +46,19 @@ class HostController:
     def back_up(self, file: Path) -> dict[str, Any]:
         """Copy the database into a new file here, readable by its owner only.
 
-        Raises ConfigError where there is one already.
+        Raises ConfigError if the file exists.
         """
         if file.exists():
-            raise ConfigError(f"{file} is there already", "choose another name")
+            raise ConfigError(f"{file} already exists", "choose another name")
         with Path(os.devnull).open("rb") as nothing, _new_file(file) as copy:
             return self._exchange("backup", stdin=nothing, copy=copy)
 
     def restore(self, file: Path, *, stop: bool) -> dict[str, Any]:
-        """Replace the database by a copy. With `stop` the service is stopped meanwhile."""
+        """Replace the database by a copy; `stop` stops the service meanwhile."""
         try:
             copy = file.open("rb")
         except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"cannot read {file}: {error.strerror}") from error
         try:
             with copy:
                 return self._exchange("restore", *(["--stop"] if stop else []), stdin=copy)
@@ -71,7 +71,7 @@ class HostController:
     def _exchange(
         self, *words: str, stdin: IO[bytes], copy: IO[bytes] | None = None
     ) -> dict[str, Any]:
-        """Run a verb about the database; its answer, a line. What follows it goes to `copy`."""
+        """Run a database verb; return its answer, one line. What follows is written to `copy`."""
         with tempfile.TemporaryFile() as said:
             argv = self.target.argv(TOOL, "database", *words)
             process = spawn(argv, stdin=stdin, stdout=PIPE, stderr=said)
@@ -93,7 +93,7 @@ class HostController:
 
 @contextmanager
 def _new_file(file: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name once all of it is there."""
+    """Yield a file that is renamed to `file` when it is complete."""
     unfinished = file.with_name(f"{file.name}.part")
     try:
         unfinished.unlink(missing_ok=True)
@@ -102,16 +102,16 @@ def _new_file(file: Path) -> Iterator[IO[bytes]]:
             yield opened
         unfinished.replace(file)
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from error
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
 def follow(target: SshTarget, words: tuple[str, ...], on_line: Callable[[str], None]) -> None:
-    """Run a program on a host, and tell each line that it writes as it comes.
+    """Run a program on a host, and pass on each line as it comes.
 
-    Raises DeployError where the host cannot be reached, CommandError where the program fails.
+    Raises DeployError if the host cannot be reached, CommandError if the program fails.
     """
     try:
         run_lines(target.argv(*words), on_line)
@@ -125,7 +125,7 @@ def follow(target: SshTarget, words: tuple[str, ...], on_line: Callable[[str], N
 
 
 def refusal(target: SshTarget, status: int, stderr: str, stdout: str = "") -> DeployError:
-    """What a command on the host ended with, in its own words."""
+    """Return the error of a command on the host, in its own words."""
     if status == SSH_FAILED:
         return DeployError(
             f"cannot reach {target.name} over SSH: {stderr.strip()}",
@@ -133,24 +133,24 @@ def refusal(target: SshTarget, status: int, stderr: str, stdout: str = "") -> De
         )
     if status == WRONG_WORDS:
         said = stderr.strip().rpartition("error: ")[2]
-        return DeployError(f"{target.name}: {said}", "./inv --help VERB shows what it takes")
+        return DeployError(f"{target.name}: {said}", "./inv VERB --help lists its options")
     if failure := _tool_failure(stdout):
         if failure["error"] == "usage":
-            hint = "./inv deploy brings it the host tool of this checkout"
+            hint = "./inv deploy installs the host tool of this checkout"
             return DeployError(f"{target.name}: its host tool is older than this checkout", hint)
         return DeployError(f"{target.name}: {failure['message']}", failure.get("hint"))
     if f"{TOOL}: command not found" in stderr:
         return DeployError(f"{target.name}: no controller is deployed there", "./inv deploy")
     _, found, told = f"\n{stderr}".rpartition("\nerror: ")
     if not found:
-        last = stderr.strip().splitlines()[-1:] or ["without a word"]
+        last = stderr.strip().splitlines()[-1:] or ["no output"]
         return DeployError(f"{target.name}: master-controller failed: {last[0]}")
     message, _, hint = told.partition("\nnext:  ")
     return DeployError(f"{target.name}: {message.strip()}", hint.strip() or None)
 
 
 def _tool_failure(stdout: str) -> dict[str, Any] | None:
-    """The host tool's own failure, which is JSON; what it runs says an error elsewhere."""
+    """Return the host tool's own error, which is JSON; programs that it runs use stderr."""
     try:
         said = json.loads(stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -1,8 +1,7 @@
-"""Who uses a lab: its demo user and its operator, each with a token, made once per lab.
+"""The demo user and the operator of a lab, each with a token, created once per lab.
 
-They lie in `access.json` in the lab's folder, which only its owner can read, and go with the lab.
-Whether they still count is asked of the controller, never remembered: a rollback may have taken
-them away.
+`access.json` in the lab's folder has them; only its owner can read it. The controller is asked each
+time whether the tokens are valid, since a rollback may have removed them.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ PURPOSE = "./inv up"
 Ask = Callable[..., Any]
 """One verb of the host's `master-controller`, as `HostController.ask`."""
 IsValid = Callable[[str], bool]
-"""Whether the controller takes a token."""
+"""Whether the controller accepts a token."""
 
 
 class LabUser(BaseModel):
-    """A user of the lab, and a token that stands for them."""
+    """A user of the lab, with a token."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
@@ -44,7 +43,7 @@ class LabAccess(BaseModel):
 
 
 def stored_access(folder: Path) -> LabAccess | None:
-    """What a lab's folder holds; None where `up` has made none yet."""
+    """Return the users stored in a lab's folder; None before the first `./inv up`."""
     try:
         return LabAccess.model_validate_json((folder / FILE).read_text())
     except (OSError, ValidationError):
@@ -61,7 +60,7 @@ def store_access(folder: Path, access: LabAccess) -> None:
 
 
 def ensure_access(folder: Path, ask: Ask, is_valid: IsValid) -> LabAccess:
-    """The lab's users with tokens that count; only what is missing is made, on the host."""
+    """Return the lab's users with valid tokens; create what is missing, on the host."""
     had = stored_access(folder)
     if had and is_valid(had.demo.token) and is_valid(had.operator.token):
         return had

@@ -1,4 +1,4 @@
-"""The operator's own machine: facts gathered here, and what they mean."""
+"""Checks of the operator's machine: its facts, and the findings from them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ INSTALLED = "installed"
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """packages     those that are wanted → version, None where it is not installed;
-                    None if there is no dpkg
+    """Facts of this machine.
+
+    packages        required package → version, None if not installed; None without dpkg
     accelerator     what VMs run under; None if that could not be tried
     orphans         processes of ours whose owner was killed
     scratch         folders of VMs whose owner was killed
-    kvm_device      whether /dev/kvm is there and ours to use
+    kvm_device      whether /dev/kvm exists and we may use it
     """
 
     packages: dict[str, str | None] | None
@@ -57,7 +58,7 @@ class MachineFacts:
 
 
 def gather(settings: Settings, packages: list[str], kernel: Path | None) -> MachineFacts:
-    """Look at this machine. `kernel` is booted to try KVM; None where there is no image yet."""
+    """Gather the facts. `kernel` is booted to try KVM; None if there is no image yet."""
     device = os.access(KVM_DEVICE, os.R_OK | os.W_OK)
     return MachineFacts(
         packages=_installed(packages),
@@ -74,13 +75,13 @@ def gather(settings: Settings, packages: list[str], kernel: Path | None) -> Mach
 
 
 def wanted_packages(text: str) -> list[str]:
-    """The names in a file like requirements/apt.txt."""
+    """Return the names in a file like requirements/apt.txt."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 
 def disk_of(folder: Path) -> DiskSpace | None:
-    """Room where `folder` is, or would be made."""
+    """Return the space where `folder` is, or would be created."""
     there = next((each for each in (folder, *folder.parents) if each.is_dir()), None)
     if there is None:
         return None
@@ -105,7 +106,7 @@ def _said(argv: list[str]) -> str | None:
 def _installed(packages: list[str]) -> dict[str, str | None] | None:
     form = "${Package}\t${db:Status-Status}\t${Version}\n"
     try:
-        # It exits with 1 if it does not know one of them, and tells of the others all the same.
+        # It exits with 1 if it does not know one of them, but lists the others.
         said = run(["dpkg-query", "-W", "-f", form, *packages], check=False).stdout
     except Error:
         return None
@@ -166,8 +167,8 @@ def rights_finding(*, is_root: bool) -> DoctorFinding:
         WHERE,
         "rights",
         "warning",
-        "not root: images are not built and labs not started so",
-        "sudo ./inv …; deploying to hosts works without",
+        "not root: images cannot be built and labs cannot be started",
+        "use sudo ./inv …; deployments to hosts work without",
     )
 
 
@@ -175,17 +176,17 @@ def kvm_finding(facts: MachineFacts) -> DoctorFinding:
     if facts.accelerator == "kvm":
         return DoctorFinding(WHERE, "KVM", "ok", "a VM boots under it")
     if not facts.kvm_device:
-        found = f"/dev/kvm is not there or not ours: VMs here run without it; {TCG_TEXT}"
+        found = f"/dev/kvm is missing or not accessible: VMs here run without it; {TCG_TEXT}"
         return DoctorFinding(WHERE, "KVM", "warning", found, KVM_TODO)
     if facts.accelerator is None:
         return DoctorFinding(
             WHERE,
             "KVM",
             "warning",
-            "/dev/kvm is there; whether a VM boots under it was not tried: no image yet",
-            "./inv golden.build, then again",
+            "/dev/kvm exists; not tried yet: there is no image to boot",
+            "run ./inv golden.build, then ./inv doctor again",
         )
-    found = f"/dev/kvm is there, but no VM boots under it; {TCG_TEXT}"
+    found = f"/dev/kvm exists, but no VM boots under it; {TCG_TEXT}"
     return DoctorFinding(WHERE, "KVM", "warning", found, KVM_TODO)
 
 

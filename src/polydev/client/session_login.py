@@ -1,4 +1,4 @@
-"""The login of a session's tool, waited for."""
+"""Wait for the login of a session's tool."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def wait_for_url(
     again: bool = False,
     pause: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """The login, once its URL is known or it is done; each state on the way is said once.
+    """Return the login once its URL is known or it is done; `say` gets each state once.
 
-    Ends by itself, since VMs have deadlines and tools too. `again` starts a login that failed.
-    Raises ControllerRefused with the tool's own words if it fails.
+    It needs no time limit, since VMs and tools have theirs. `again` restarts a failed login.
+    Raises ControllerRefused with the tool's message if it fails.
     """
     path = f"/api/auth/session/{session_id}/oauth-url"
     login = dict(api.post(path) if again else api.get(path))

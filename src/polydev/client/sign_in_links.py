@@ -1,4 +1,4 @@
-"""A controller's pages for a person at this machine: a link that signs their browser in, once."""
+"""One-time links that sign a browser in to a controller's pages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from polydev.client.controller_api import ControllerApi
 
 DASHBOARD = "/admin"
 START = "/"
-# Programs with windows find their screen by these.
+# Variables that name the display of programs with windows.
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 
 @dataclass(frozen=True)
 class SignInLink:
-    """`page` is where the browser ends up; `expires_at` by when the link must be opened, UTC."""
+    """A sign-in link: `page` is its destination, `expires_at` when it becomes invalid, UTC."""
 
     url: str
     page: str
@@ -26,7 +26,7 @@ class SignInLink:
 
 
 def sign_in_link(api: ControllerApi, path: str) -> SignInLink:
-    """A new link to a page, for whoever the API's token stands for.
+    """Return a new link to a page, for the user of the API's token.
 
     Raises ControllerUnreachable and ControllerRefused.
     """
@@ -37,7 +37,7 @@ def sign_in_link(api: ControllerApi, path: str) -> SignInLink:
 
 
 def show_in_browser(url: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a browser with windows was there to be given the address."""
+    """Open a URL in a browser with windows; return whether there is one."""
     if not any(environment.get(name) for name in DISPLAYS):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A host's controller reached through SSH: a port of loopback here that leads to it."""
+"""An SSH tunnel from a local port to a host's controller."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TRIES = 3
 
 @contextmanager
 def tunnel(target: SshTarget, url: str) -> Iterator[str]:
-    """Lead a free port here to a URL as the host sees it; the URL here, while this lasts.
+    """Forward a free local port to a URL of the host; yield the local URL.
 
-    Raises DeployError with what ssh said.
+    Raises DeployError with ssh's message.
     """
     scheme, _, address = url.partition("://")
     process, port = _opened(target, address)
@@ -32,7 +32,7 @@ def tunnel(target: SshTarget, url: str) -> Iterator[str]:
 
 def _opened(target: SshTarget, address: str) -> tuple[LineProcess, int]:
     said = ""
-    for _ in range(TRIES):  # a port that is free now may be taken before ssh has it
+    for _ in range(TRIES):  # another process may take the free port before ssh does
         port = _free_port()
         process = LineProcess(_argv(target, f"{LOOPBACK}:{port}:{address}"))
         try:
@@ -53,9 +53,9 @@ def _opened(target: SshTarget, address: str) -> tuple[LineProcess, int]:
 
 
 def _argv(target: SshTarget, forward: str) -> list[str]:
-    """Return ssh that forwards, says so in one line, and does nothing else."""
+    """Return the ssh command that forwards the port and prints one line when it does."""
     options = ["PermitLocalCommand=yes", f"LocalCommand=echo {READY}"]
-    # With a connection that others share, the forwarding would outlive this process.
+    # Over a shared connection, the forwarding would outlive this process.
     options += ["ExitOnForwardFailure=yes", "ControlMaster=no", "ControlPath=none"]
     words = [word for option in options for word in ("-o", option)]
     return target.ssh_argv("-N", "-L", forward, *words)

@@ -1,4 +1,4 @@
-"""How long sessions' starts take on a host, summed up as medians and ratios. Pure."""
+"""Summary of start times of sessions on a host, as medians and ratios. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from polydev.client.host_bench import median_of, percentile_95, ratio
 
-# Of each ratio: what is measured against what.
+# For each ratio: its numerator and denominator.
 RATIOS = {
     "pool_start_to_bare_resume": ("pool", "bare"),
     "clone_start_to_bare_resume": ("clone", "bare"),
@@ -14,12 +14,12 @@ RATIOS = {
     "cold_to_clone_start": ("cold", "clone"),
 }
 NAMES = {"bare": "bare_resume", "pool": "pool_start", "clone": "clone_start", "cold": "cold_start"}
-WHY_NOT = {"pool": "no VM of a pool was there to be taken", "cold": "no cold boot was asked for"}
+WHY_NOT = {"pool": "no VM of the pool was free", "cold": "no cold boot was requested"}
 Seconds = dict[str, list[float]]
 
 
 def summary(seconds: Seconds, first_frame_seconds: Seconds) -> dict[str, Any]:
-    """Medians, 95th percentiles and ratios of medians; null with a reason where there is none."""
+    """Return medians, 95th percentiles and ratios of medians; null and a reason if missing."""
     medians = {kind: median_of(all_) for kind, all_ in seconds.items()}
     answer: dict[str, Any] = {}
     for kind, name in NAMES.items():

@@ -1,4 +1,4 @@
-"""A template made on a host, as the operator asks for it: started, followed, judged."""
+"""Let a host make a template: start it, follow it, return its record."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from polydev.image_layout import STORE
 from polydev.ssh import SshTarget
 
 FOLDER = f"{STORE}/templates"
-# Another one that is being made is waited for: systemd starts no unit twice.
+# If one is being made, this waits for it: systemd starts no unit twice.
 FOLLOW = f"""
-systemctl is-active --quiet {UNIT} && echo 'one is being made already: waiting for its end'
+systemctl is-active --quiet {UNIT} && echo 'a template is being made already: waiting for it'
 journalctl --follow --lines=0 --output=cat --unit={UNIT} &
 systemctl start --wait {UNIT} 2>/dev/null
 kill $!
@@ -25,10 +25,10 @@ kill $!
 def build_template(
     target: SshTarget, say: Callable[[str], None], *, again: bool = False
 ) -> dict[str, Any]:
-    """Have the golden image's template made, `again` even where it is there; its record.
+    """Make the golden image's template, `again` even if it exists; return its record.
 
-    `made` in it says whether this made it. Raises ConfigError where templates are off, and
-    DeployError with the reason where there is none afterwards.
+    `made` says whether this call made it. Raises ConfigError if templates are off, DeployError
+    with the reason if there is no template afterwards.
     """
     ask = HostController(target).ask
     before = ask("templates", "report")
@@ -43,8 +43,8 @@ def build_template(
     if after["build"]["state"] == "failed" or record is None:
         why = after["build"]["detail"] or f"{UNIT} ended without one"
         raise DeployError(
-            f"{target.name}: the template of image {str(after['goldenImage'])[:12]} could not be "
-            f"made: {why}",
+            f"{target.name}: cannot make the template of image {str(after['goldenImage'])[:12]}: "
+            f"{why}",
             f"./inv host.logs --unit {UNIT}",
         )
     was = _wanted(before)

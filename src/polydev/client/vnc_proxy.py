@@ -1,6 +1,6 @@
-"""A port on this machine for a VNC program, that leads to a session's screen.
+"""A local port for VNC programs that leads to a session's screen.
 
-RFB travels in a WebSocket to the controller; each connection to the port is one. The controller
+Each connection to the port becomes a WebSocket to the controller, which carries RFB. The controller
 counts each as use of the session.
 """
 
@@ -24,13 +24,13 @@ BLOCK_BYTES = 64 * 1024
 HOST = "127.0.0.1"
 
 Say = Callable[[str], None]
-# At lower levels the library tells all headers, and with them the token.
+# At lower levels the library logs all headers, including the token.
 QUIET = logging.getLogger(f"{__name__}.quiet")
 QUIET.setLevel(logging.WARNING)
 
 
 class VncProxy:
-    """`say` gets a line whenever somebody comes or goes."""
+    """Serves a port for VNC programs; `say` gets a line when one connects or disconnects."""
 
     def __init__(self, api: ControllerApi, session_id: str, say: Say) -> None:
         self._api = api
@@ -38,16 +38,16 @@ class VncProxy:
         self._say = say
 
     async def serve(self, port: int, on_port: Callable[[int], None]) -> str:
-        """Serve until the session is over; its last state. Port 0 takes a free one.
+        """Serve until the session has ended; return its last state. Port 0 takes a free one.
 
-        Raises what ControllerApi does, and OSError where the port is not free.
+        Raises the errors of ControllerApi, and OSError if the port is not free.
         """
         server = await asyncio.start_server(self._carry, HOST, port)
         try:
             on_port(server.sockets[0].getsockname()[1])
             return await self._live()
         finally:
-            server.close()  # without waiting for viewers that do not go
+            server.close()  # without waiting for viewers that stay
 
     async def _live(self) -> str:
         while True:
@@ -57,7 +57,7 @@ class VncProxy:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._say("a viewer has connected")
+        self._say("a viewer connected")
         try:
             async with self._websocket() as screen:
                 why = await carry_both_ways(screen, reader, writer)
@@ -65,7 +65,7 @@ class VncProxy:
             why = str(error)
         finally:
             writer.close()
-        self._say(f"a viewer has gone: {why}")
+        self._say(f"a viewer disconnected: {why}")
 
     def _websocket(self) -> connect:
         return connect(
@@ -81,7 +81,7 @@ class VncProxy:
 
 
 def tls_of(api: ControllerApi) -> ssl.SSLContext | None:
-    """Return the trust that its other requests have too; None without TLS."""
+    """Return the TLS settings of the API's other requests; None without TLS."""
     if not api.url.startswith("https://"):
         return None
     if not api.through_ssh:
@@ -95,12 +95,12 @@ def tls_of(api: ControllerApi) -> ssl.SSLContext | None:
 async def carry_both_ways(
     screen: ClientConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> str:
-    """Carry bytes until one side ends; which, and why."""
+    """Forward bytes in both directions until one side ends; return the reason."""
 
     async def upwards() -> str:
         while data := await reader.read(BLOCK_BYTES):
             await screen.send(data)
-        return "it has closed"
+        return "it closed the connection"
 
     async def downwards() -> str:
         with suppress(ConnectionClosed):

@@ -214,7 +214,7 @@ def test_starts_are_measured_beside_a_bare_resume(switched_on: DeployedHost) -> 
     assert [len(found["seconds"][kind]) for kind in ("bare", "clone", "cold")] == [1, 1, 0]
     assert found["clone_start_to_bare_resume"] > 0
     assert found["clone_first_frame_seconds"] > found["clone_start_seconds"]
-    assert found["missing"]["cold_to_clone_start"] == "no cold boot was asked for"
+    assert found["missing"]["cold_to_clone_start"] == "no cold boot was requested"
     burst = operator.answer("bench.burst", "--size", "2")
     assert (burst["refused"], burst["kinds"]) == (0, ["clone", "clone"])
     assert burst["last_to_bare_resumes"] > 0
@@ -243,7 +243,7 @@ def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
 
             failed = operator("template.build", in_json=False)
             assert failed.status == 1
-            assert f"the template of image {BROKEN[:12]} could not be made: " in failed.stderr
+            assert f"cannot make the template of image {BROKEN[:12]}: " in failed.stderr
             report = operator.answer("templates")
             assert (report["goldenImage"], report["serving"]) == (BROKEN, golden["key"])
             assert report["build"]["state"] == "failed"
