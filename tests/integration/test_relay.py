@@ -793,7 +793,7 @@ class TestUse:
                 await beat_at(made, session, clock.at)
                 clock.pass_(0.1)
                 (expired,) = await made.services.sessions.expire_due()
-                assert expired.reason == "it reached the longest life of a session, 2 s"
+                assert expired.reason == "the session reached its maximum duration of 2 s"
                 assert (await closing_of(viewer))[0] == 4410
 
         play(tmp_path, scenario, **self.LIMITS)

@@ -169,10 +169,10 @@ def session(seconds_left: float, heartbeat: bool) -> Session:
 @pytest.mark.parametrize(
     ("seconds_left", "heartbeat", "reason"),
     [
-        (60, False, "nobody came for 60 s after its VM was ready"),
+        (60, False, "no viewer and no heartbeat for 60 s after the VM was ready"),
         (60, True, "no viewer and no heartbeat for 60 s"),
-        (100, True, "it reached the longest life of a session, 100 s"),
-        (100, False, "it reached the longest life of a session, 100 s"),
+        (100, True, "the session reached its maximum duration of 100 s"),
+        (100, False, "the session reached its maximum duration of 100 s"),
     ],
 )
 def test_why_a_session_expired(seconds_left: float, heartbeat: bool, reason: str) -> None:

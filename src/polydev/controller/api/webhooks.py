@@ -51,7 +51,7 @@ NO_DELIVERY = (
         "type": "urn:polydev:error:webhook-delivery-not-found",
         "title": "Not Found",
         "detail": "there is no webhook delivery 17",
-        "hint": "./inv webhooks lists those that are kept",
+        "hint": "./inv webhooks lists all deliveries",
     },
 )
 NO_ENDPOINT = (

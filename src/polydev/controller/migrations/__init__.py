@@ -1,4 +1,4 @@
-"""The database's schema, revision by revision; Alembic reads this folder."""
+"""Migrations of the database's schema; Alembic reads this folder."""
 
-# The newest revision. Asking Alembic would cost the service's start more than all else it does.
+# The newest revision. Asking Alembic would take longer than the rest of the service's start.
 HEAD = "0009"

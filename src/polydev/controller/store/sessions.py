@@ -1,4 +1,4 @@
-"""Sessions: started with their VM, kept alive, ended. Their events and VM's go together."""
+"""Sessions: started with their VM, kept alive, ended; each change in one transaction with it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from polydev.controller.store.users import lock_user
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
 LIVE = _sessions.ended_at.is_(None)
-# More than any host has slots: the limit of who lists all that are live.
+# More than any host has slots: the limit for lists of all live sessions.
 MOST_LIVE_SESSIONS = 1000
 MOST_LOGIN_NEWS = 100
 
 
 @dataclass(frozen=True)
 class NewSession:
-    """What is asked for. The same user and key are the same session, however often asked.
+    """A request for a session. The same user and idempotency key always get the same session.
 
     recipient       the age recipient to which the credentials of its login are sealed
     use_stored      whether it starts with the user's stored credentials
-    holds_alone     whether nobody else may use these meanwhile
+    holds_alone     whether no other session may use these meanwhile
     """
 
     user_id: str
@@ -76,10 +76,10 @@ class Sessions:
         self._quotas = quotas or Quotas()
 
     async def start(self, new: NewSession) -> tuple[Session, bool]:
-        """A session with a VM in a slot of its own, and whether it was made now.
+        """Start a session with a VM in a slot of its own; return it, and whether it is new.
 
-        Raises UserNotFound, SessionError (the key was used for something else), TooManySessions,
-        QuotaExceeded and CapacityError; of stored credentials CredentialsNotFound,
+        Raises UserNotFound, SessionError (the key was used for another request), TooManySessions,
+        QuotaExceeded and CapacityError, and for stored credentials CredentialsNotFound,
         CredentialsSealed and CredentialsInUse. Nothing is written then.
         """
         async with self._database.writing() as connection:
@@ -123,7 +123,7 @@ class Sessions:
         return session
 
     async def get(self, session_id: str) -> Session:
-        """Raises SessionNotFound."""
+        """Return a session. Raises SessionNotFound."""
         async with self._database.reading() as connection:
             found = await connection.execute(SESSIONS.where(_sessions.id == session_id))
             row = found.mappings().one_or_none()
@@ -138,7 +138,7 @@ class Sessions:
         limit: int = 100,
         before: Session | None = None,
     ) -> builtins.list[Session]:
-        """Sessions of one user or of all, newest first; `before`: those that follow it there."""
+        """List sessions of a user or of all, newest first; with `before`, those that follow it."""
         asked = LIVE_SESSIONS.c if live_only else _sessions
         statement = sa.select(LIVE_SESSIONS) if live_only else SESSIONS
         if user_id is not None:
@@ -148,20 +148,20 @@ class Sessions:
             return [session_of(row) for row in found.mappings()]
 
     async def live_of(self, ids: Collection[str]) -> set[str]:
-        """Those of these sessions that are there and not over."""
+        """Return which of these sessions exist and are live."""
         statement = sa.select(_sessions.id).where(_sessions.id.in_(ids), LIVE)
         async with self._database.reading() as connection:
             return set((await connection.execute(statement)).scalars())
 
     async def of_vm(self, vm_id: str) -> Session | None:
-        """Whose VM that is, or was."""
+        """Return the session of a VM, live or over."""
         async with self._database.reading() as connection:
             found = await connection.execute(SESSIONS.where(_sessions.vm_id == vm_id))
             row = found.mappings().one_or_none()
         return session_of(row) if row else None
 
     async def of_vms(self, vm_ids: Collection[str]) -> dict[str, Session]:
-        """The session of each of these VMs that has, or had, one; by the VM's id."""
+        """Return the sessions of these VMs, live or over, by the VM's id."""
         async with self._database.reading() as connection:
             found = await connection.execute(SESSIONS.where(_sessions.vm_id.in_(vm_ids)))
             return {row["vm_id"]: session_of(row) for row in found.mappings()}
@@ -171,7 +171,7 @@ class Sessions:
         return session if session is not None and session.is_live else None
 
     async def heartbeat(self, session_id: str) -> Session:
-        """Somebody looks: the session lives on for `idle_seconds`, if its VM is up.
+        """Extend a session to `idle_seconds` from now, if its VM is up.
 
         A heartbeat does not shorten the time that a VM has to boot. Raises SessionNotFound and
         SessionExpired.
@@ -184,17 +184,17 @@ class Sessions:
 
     @property
     def watched_seconds(self) -> float:
-        """How often `watched` is to be called, so that no heartbeat grows old in between."""
+        """Return how often to call `watched`, so that no heartbeat becomes too old in between."""
         limits = self._limits
         parts = (limits.idle_seconds, limits.heartbeat_live_seconds)
         return min(WATCHED_SECONDS, *(each / 3 for each in parts))
 
     async def watched(self, ids: Collection[str]) -> None:
-        """A heartbeat for each of these sessions that is live, all in one transaction.
+        """Write a heartbeat for these sessions if they are live, in one transaction.
 
-        Their VMs are in use: somebody looks at them.
+        Their VMs are in use, since they have viewers.
         """
-        # In one order, so that two processes that do this never wait for each other in a circle.
+        # In one order, so that two processes cannot deadlock.
         live = SESSIONS.where(_sessions.id.in_(ids), LIVE).order_by(_sessions.id)
         async with self._database.writing() as connection:
             found = await connection.execute(live.with_for_update(key_share=True))
@@ -209,30 +209,30 @@ class Sessions:
     async def apply(
         self, session_id: str, event: SessionEvent, reason: str | None = None
     ) -> Session:
-        """Take a session one step on; with its end its VM stops.
+        """Change the state of a session by an event; its VM stops when it ends.
 
         Raises SessionNotFound, SessionExpired if it is over, and ValueError, which is a bug, for
-        an event that cannot come in its state.
+        an event that its state does not allow.
         """
         async with self._database.writing() as connection:
             session = await locked_session(connection, session_id)
             return await change_session(connection, session, event, self._clock(), reason=reason)
 
     async def set_login(self, session_id: str, login: LoginStatus, detail: str = "") -> Session:
-        """Take a session as far as its tool's login has come, and tell of it if that is news.
+        """Set how far the tool's login is in a session, and add news if that changed.
 
-        `detail` is why it failed. Of one session MOST_LOGIN_NEWS are told at most, since its VM may
-        say what it likes. Raises SessionNotFound and SessionExpired.
+        `detail` is why it failed. A session gets at most MOST_LOGIN_NEWS of these news, since its
+        VM could report anything. Raises SessionNotFound and SessionExpired.
         """
         session = await self.get(session_id)
         if _is_known(session, login, detail):
-            return session  # as nearly always; nothing is written then
+            return session  # the usual case, in which nothing is written
         async with self._database.writing() as connection:
             session, at = await locked_live_session(connection, session_id), self._clock()
             if session.waits_for_injection:
-                return session  # by a request from before its VM was ready
+                return session  # a request from before its VM was ready
             for event in login_events(session.state, login):
-                # Its VM is in use: one that is paused at this moment wakes.
+                # Its VM is in use: if it is just being paused, it wakes.
                 await change_vm(connection, session.vm_id, used_at=at)
                 session = await change_session(connection, session, event, at)
             if session.state == "oauth_pending" and not _is_known(session, login, detail):
@@ -247,7 +247,7 @@ class Sessions:
             return session
 
     async def complete_due(self) -> builtins.list[Session]:
-        """Complete every session whose credentials were handed over long enough ago."""
+        """Complete all sessions that are due after their handover, and return them."""
         due = sa.select(_sessions.id).where(LIVE, _sessions.completes_at <= self._clock())
         async with self._database.reading() as connection:
             ids = (await connection.execute(due.order_by(_sessions.completes_at))).scalars().all()
@@ -255,7 +255,7 @@ class Sessions:
         return [session for session in completed if session is not None]
 
     async def _complete(self, session_id: str) -> Session | None:
-        """None if another end came first."""
+        """Complete a session; None if it ended before."""
         async with self._database.writing() as connection:
             session = await locked_session(connection, session_id)
             if session.state != "authenticated":
@@ -263,7 +263,7 @@ class Sessions:
             return await change_session(connection, session, "complete", self._clock())
 
     async def expire_due(self) -> builtins.list[Session]:
-        """End every live session whose time is over; those that were ended."""
+        """End all live sessions that have expired, and return them."""
         due = sa.select(_sessions.id).where(LIVE, _sessions.expires_at <= self._clock())
         async with self._database.reading() as connection:
             ids = (await connection.execute(due.order_by(_sessions.expires_at))).scalars().all()
@@ -271,7 +271,7 @@ class Sessions:
         return [session for session in expired if session is not None]
 
     async def _expire(self, session_id: str) -> Session | None:
-        """None if a heartbeat or an end came first."""
+        """Expire a session; None if it got a heartbeat or ended before."""
         async with self._database.writing() as connection:
             session, at = await locked_session(connection, session_id), self._clock()
             if not session.is_live or session.expires_at > at:
@@ -282,20 +282,20 @@ class Sessions:
     async def news(
         self, session_id: str, after: int = 0, limit: int = 100
     ) -> builtins.list[SessionNews]:
-        """News after that number, oldest first."""
+        """Return news after that number, oldest first."""
         statement = NEWS.where(_news.session_id == session_id, _news.number > after)
         async with self._database.reading() as connection:
             found = await connection.execute(statement.order_by(_news.number).limit(limit))
             return [news_of(row) for row in found.mappings()]
 
     async def add_news(self, session_id: str, kind: str, data: Mapping[str, object]) -> None:
-        """Add news. They must hold no address, token or credential. Raises SessionNotFound."""
+        """Add news, without addresses, tokens and credentials. Raises SessionNotFound."""
         async with self._database.writing() as connection:
             await locked_session(connection, session_id)
             await add_news(connection, session_id, self._clock(), kind, data)
 
     async def add_news_of_vms(self, kind: str, words: Mapping[str, Mapping[str, object]]) -> None:
-        """Add news to the live session of each of these VMs, all in one transaction."""
+        """Add news to the live sessions of these VMs, in one transaction."""
         whose = SESSIONS.where(_sessions.vm_id.in_(words), LIVE).order_by(_sessions.id)
         async with self._database.writing() as connection:
             found = await connection.execute(whose.with_for_update(key_share=True))
@@ -304,22 +304,23 @@ class Sessions:
                 await add_news(connection, session.id, at, kind, words[session.vm_id])
 
     async def latest_news_number(self) -> int:
-        """The number of the newest news of all sessions; 0 if there are none."""
+        """Return the number of the newest news of all sessions; 0 if there are none."""
         statement = sa.select(sa.func.max(_news.number))
         async with self._database.reading() as connection:
             return (await connection.execute(statement)).scalar_one() or 0
 
     async def prune(self, before: datetime) -> int:
-        """Delete news of that time of sessions that ended before it; how many were.
+        """Delete news from before that time of sessions that ended before it; return how many.
 
-        The sessions stay. Of news so old there are few, so asking often is cheap.
+        The sessions stay. There are few news of that age, so frequent calls are cheap.
         """
         over = sa.exists().where(_sessions.id == _news.session_id, _sessions.ended_at < before)
         return await self._database.delete(tables.session_news, _news.at < before, over)
 
     async def delete_ended(self, before: datetime, limit: int) -> int:
-        """Delete so many of the sessions that ended before that time, with all that is theirs;
-        how many were. Their idempotency keys may be used again.
+        """Delete sessions that ended before that time with their VMs and news; return how many.
+
+        Their idempotency keys can be used again.
         """
         return await delete_ended_sessions(self._database, before, limit)
 
@@ -331,14 +332,14 @@ def _is_as_asked(session: Session, new: NewSession) -> bool:
 
 
 async def _login_news(connection: AsyncConnection, session_id: str) -> int:
-    """How often it was told how far a session's login is."""
+    """Count the news about a session's login."""
     news = tables.session_news.c
     told = sa.select(sa.func.count()).where(news.session_id == session_id, news.kind == "login")
     return int((await connection.execute(told)).scalar_one())
 
 
 def _is_known(session: Session, login: LoginStatus, detail: str) -> bool:
-    """Whether nothing follows from this for a session."""
+    """Return whether a session has this login state already, so that nothing changes."""
     if not session.is_live or login_events(session.state, login):
         return False
     is_told = (session.login, session.login_detail or "") == (login, detail)
@@ -360,9 +361,10 @@ async def _session_of_key(connection: AsyncConnection, new: NewSession) -> Sessi
 async def _take_vm(
     connection: AsyncConnection, image_digest: str, at: datetime
 ) -> tuple[str, VmState]:
-    """Give a session the quickest VM there is. Raises CapacityError.
+    """Take the VM that will be ready first. Raises CapacityError.
 
-    A VM that the pool still makes is slower than a new one: it is taken where no slot is free.
+    A VM that the pool is still making is slower than a new one, so it is taken only if no slot is
+    free.
     """
     if primed := await take_pooled(connection, at, ("ready",)):
         return primed
@@ -393,14 +395,14 @@ async def _write_use(connection: AsyncConnection, used: builtins.list[Session]) 
 
 
 def after_heartbeat(session: Session, at: datetime, limits: SessionLimits) -> Session:
-    """The session after a heartbeat at that time. One whose VM boots keeps its time for that."""
+    """Return a session after a heartbeat; while its VM boots, its end does not change."""
     boots = session.state in ("vm_creating", "vm_starting")
     expires_at = session.expires_at if boots else idle_end(session, at, limits)
     return replace(session, heartbeat_at=at, expires_at=expires_at)
 
 
 def idle_end(session: Session, at: datetime, limits: SessionLimits) -> datetime:
-    """When a session ends that is used now and then no more."""
+    """Return when a session ends if this is its last use."""
     return min(
         at + timedelta(seconds=limits.idle_seconds),
         session.created_at + timedelta(seconds=limits.max_seconds),
@@ -408,10 +410,10 @@ def idle_end(session: Session, at: datetime, limits: SessionLimits) -> datetime:
 
 
 def expiry_reason(session: Session, limits: SessionLimits) -> str:
-    """Why its time is over, in words."""
+    """Return why a session expired."""
     longest = session.created_at + timedelta(seconds=limits.max_seconds)
     if session.expires_at >= longest:
-        return f"it reached the longest life of a session, {limits.max_seconds:g} s"
+        return f"the session reached its maximum duration of {limits.max_seconds:g} s"
     if session.heartbeat_at is None:
-        return f"nobody came for {limits.idle_seconds:g} s after its VM was ready"
+        return f"no viewer and no heartbeat for {limits.idle_seconds:g} s after the VM was ready"
     return f"no viewer and no heartbeat for {limits.idle_seconds:g} s"

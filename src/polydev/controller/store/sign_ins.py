@@ -1,7 +1,7 @@
-"""Browsers that are signed in, and the tickets that let in once. Secrets are stored hashed only.
+"""Sign-ins of browsers, and tickets for one use. Secrets are stored as hashes only.
 
-A sign-in ends with the token that it was made by, a ticket with the sign-in or token that made it:
-the questions and the tables say so.
+A sign-in ends with the token that it was made with, and a ticket with its sign-in or token: the
+queries and foreign keys see to that.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import USED_EVERY, token_hash
 
 KEY_PREFIX = "pdk_"
-"""Keys of pages begin so, and so are told from tokens and JWTs."""
+"""Prefix of page keys, which tells them from tokens and JWTs."""
 MOST_PER_USER = 1000
-"""Sign-ins that a user may have at once, and tickets: the next one ends the oldest."""
+"""Limit for a user's sign-ins, and for their tickets: another one replaces the oldest."""
 Purpose = Literal["viewer", "page", "sign-in"]
 _sign_ins, _tickets = tables.sign_ins.c, tables.tickets.c
 _tokens, _users = tables.tokens.c, tables.users.c
@@ -38,9 +38,9 @@ class SignIns:
         self._clock = clock
 
     async def create(self, caller: Caller, seconds: float) -> tuple[str, datetime]:
-        """Sign in for the caller: the secret, this once, and when it ends.
+        """Create a sign-in for the caller, and return its secret and its end.
 
-        It ends with what the caller showed at the latest. Those that are over are removed.
+        It ends with the caller's own credential at the latest. Expired sign-ins are deleted.
         """
         at = self._clock()
         ends = at + timedelta(seconds=seconds)
@@ -65,7 +65,7 @@ class SignIns:
         return plain, expires_at
 
     async def caller_of(self, plain: str) -> Caller | None:
-        """Whom a cookie or a key stands for: None if it is unknown or over."""
+        """Return the caller that a cookie or key stands for; None if it is unknown or expired."""
         at = self._clock()
         statement = (
             sa.select(tables.sign_ins, _users.role)
@@ -91,13 +91,13 @@ class SignIns:
         )
 
     async def end(self, sign_in_id: str) -> None:
-        """Sign out, and end the keys of pages that were got by it; what is over stays so."""
+        """Sign out, and end the page keys that were made with this sign-in."""
         theirs = sa.or_(_sign_ins.id == sign_in_id, _sign_ins.parent_id == sign_in_id)
         async with self._database.writing() as connection:
             await connection.execute(sa.delete(tables.sign_ins).where(theirs))
 
     async def standing(self, ids: Collection[str]) -> set[str]:
-        """Those of these sign-ins that nobody has ended."""
+        """Return which of these sign-ins still exist."""
         statement = sa.select(_sign_ins.id).where(_sign_ins.id.in_(ids))
         async with self._database.reading() as connection:
             return set((await connection.execute(statement)).scalars())
@@ -110,7 +110,7 @@ class SignIns:
 
 @uninterrupted
 class Tickets:
-    """What lets in once: a viewer to a screen, a page to its session, a browser to all."""
+    """Tickets for one use: of a viewer for a screen, a page for its session, or a browser."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
         self._database = database
@@ -125,9 +125,9 @@ class Tickets:
         *,
         view_only: bool = False,
     ) -> tuple[str, datetime]:
-        """A ticket that stands for the caller: itself, this once, and until when it is taken.
+        """Create a ticket for the caller, and return its secret and its expiry.
 
-        Those that nobody used in time are removed.
+        Expired tickets are deleted.
         """
         at, plain = self._clock(), secrets.token_urlsafe(32)
         values: dict[str, Any] = {
@@ -149,7 +149,7 @@ class Tickets:
         return plain, values["expires_at"]
 
     async def redeem(self, plain: str, purpose: Purpose) -> Caller | None:
-        """Whom the ticket lets in, this once: None if it is unknown, used, late or another's."""
+        """Use a ticket and return its caller; None if it is not valid for this purpose."""
         at = self._clock()
         taken = (
             sa.delete(tables.tickets)
@@ -183,7 +183,7 @@ async def _keep_most(
     newest: sa.ColumnElement[Any],
     user_id: str,
 ) -> None:
-    """Delete all rows of a user but the newest ones, of which there may be MOST_PER_USER."""
+    """Delete all rows of a user except the newest MOST_PER_USER."""
     excess = sa.select(key).where(table.c.user_id == user_id).order_by(newest).offset(MOST_PER_USER)
     found = list((await connection.execute(excess)).scalars())
     if found:
@@ -191,7 +191,7 @@ async def _keep_most(
 
 
 def _role_of_maker(ticket: sa.Row[Any], at: datetime) -> sa.Select[Any]:
-    """Ask for the role of a ticket's user; no row comes if the ticket's token counts no more."""
+    """Select the role of a ticket's user; no row if the ticket's token is no longer valid."""
     return (
         sa.select(_users.role)
         .outerjoin(tables.tokens, _tokens.id == ticket.token_id)
@@ -200,6 +200,6 @@ def _role_of_maker(ticket: sa.Row[Any], at: datetime) -> sa.Select[Any]:
 
 
 def _usable(at: datetime) -> sa.ColumnElement[bool]:
-    """Whether the token that something was made by, if any, still counts."""
+    """Return the condition that the token behind a sign-in or ticket, if any, is still valid."""
     not_expired = sa.or_(_tokens.expires_at.is_(None), _tokens.expires_at > at)
     return sa.and_(_tokens.revoked_at.is_(None), not_expired)

@@ -1,4 +1,4 @@
-"""Slots: declared by the settings, kept while anything holds them, taken by constraint."""
+"""Slots: declared by the settings, and taken by VMs, which a constraint of the database guards."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class _Slot:
 
 
 async def sync_slots(database: Database, numbers: Iterable[int], network: IPv4Network) -> None:
-    """Declare exactly `numbers`. A slot that is held keeps its address until it is free.
+    """Declare exactly these slots. A held slot keeps its address until it is free.
 
-    Raises ConfigError if a slot's address is still that of another slot's VM.
+    Raises ConfigError if a slot would get the address of another slot's VM.
     """
     wanted = {number: slot_address(network, number) for number in sorted(set(numbers))}
     async with database.writing() as connection:
         if connection.dialect.name == "postgresql":
-            # Two controllers may start at once, and rows that are not there cannot be locked.
+            # Two controllers may start at once, and rows that do not exist yet cannot be locked.
             await connection.execute(sa.text("LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE"))
         known = await _known(connection)
         _refuse_taken_addresses(wanted, known)
@@ -63,8 +63,8 @@ def _refuse_taken_addresses(wanted: Mapping[int, str], known: Mapping[int, _Slot
         holder = held.get(address, number)
         if holder != number:
             raise ConfigError(
-                f"slot {number} would get the address of slot {holder}, where a VM still is",
-                "end that VM first, or choose another network",
+                f"slot {number} would get the address of slot {holder}, which a VM still holds",
+                "end that VM first, or choose another vm_network",
                 key="vm_network",
             )
 
@@ -72,9 +72,9 @@ def _refuse_taken_addresses(wanted: Mapping[int, str], known: Mapping[int, _Slot
 async def _give_addresses(
     connection: AsyncConnection, wanted: Mapping[int, str], known: Mapping[int, _Slot]
 ) -> None:
-    """Change addresses of slots that nobody holds, by way of none: they may change places.
+    """Change addresses of free slots, with placeholders first, since slots may swap addresses.
 
-    A slot that is not wanted any more gives its address up if another needs it.
+    A slot that is not declared any more gives up its address if another needs it.
     """
     needed = set(wanted.values())
     changed = [
@@ -97,9 +97,9 @@ async def _set_address(connection: AsyncConnection, number: int, address: str) -
 
 
 async def take_slot(connection: AsyncConnection, image_digest: str, at: datetime) -> str | None:
-    """Make a VM in the lowest slot that is free: its id, or None if no slot is.
+    """Create a VM in the lowest free slot, and return its id; None if no slot is free.
 
-    Another process may be quicker; the constraint tells, and the next slot is tried.
+    If another process takes the slot first, the constraint fails and the next slot is tried.
     """
     for _ in range(await count_slots(connection)):
         slot = await _free_slot(connection)
@@ -120,10 +120,10 @@ async def take_slot(connection: AsyncConnection, image_digest: str, at: datetime
 async def take_pooled(
     connection: AsyncConnection, at: datetime, states: Sequence[VmState]
 ) -> tuple[str, VmState] | None:
-    """Take the oldest VM out of the pool: its id and state, or None if there is none.
+    """Take the oldest VM in one of these states from the pool; return its id and new state.
 
-    One that was ready starts now: it is still to become somebody's. `states` are those that do.
-    The driver sees to it that all of the pool are of what new VMs are made of.
+    None if there is none. A VM that was ready is `starting` now, since it still has to get its
+    identity. The driver keeps in the pool only VMs of the image that new ones are made of.
     """
     waiting = (_vms.pooled, _vms.state.in_(states), _vms.released_at.is_(None))
     oldest = sa.select(_vms.id, _vms.state).where(*waiting).order_by(_vms.created_at).limit(1)

@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them. Migrations make them; a test holds the two together."""
+"""The tables for SQLAlchemy. Migrations create them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ metadata = sa.MetaData()
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A time in UTC. SQLite forgets the zone, PostgreSQL answers in that of the connection."""
+    """A time in UTC. SQLite drops the time zone, PostgreSQL returns that of the connection."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -65,7 +65,7 @@ slots = sa.Table(
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("vm_ip", sa.String(15), nullable=False, unique=True),
-    # The inventory may take a slot away while a VM still has it.
+    # The inventory may remove a slot while a VM still holds it.
     sa.Column("declared", sa.Boolean, nullable=False),
 )
 
@@ -99,7 +99,7 @@ vms = sa.Table(
         name="vms_state",
     ),
 )
-# A slot has one VM at a time: the database, not this process's memory, sees to it.
+# A slot has one VM at a time; this index enforces it.
 sa.Index(
     "vms_slot_held",
     vms.c.slot,
@@ -130,10 +130,10 @@ sessions = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
     sa.Column("heartbeat_at", UtcDateTime),
     sa.Column("ended_at", UtcDateTime),
-    # How far the tool's login was when its state was told last, and in its words.
+    # The state of the tool's login in the newest news, and its detail.
     sa.Column("login", sa.String(16)),
     sa.Column("login_detail", sa.Text),
-    # An age recipient: to it the credentials are sealed.
+    # The age recipient that credentials are sealed to.
     sa.Column("recipient", sa.String(128)),
     sa.Column("stored_credentials", sa.String(16)),
     sa.Column("credentials_sha256", sa.String(64)),
@@ -149,7 +149,7 @@ sessions = sa.Table(
 )
 sa.Index("sessions_created", sessions.c.created_at)
 sa.Index("sessions_of_user", sessions.c.user_id, sessions.c.created_at)
-# Those that are not over are few, and asked for all the time.
+# Live sessions are few and read all the time.
 sa.Index(
     "sessions_live",
     sessions.c.expires_at,
@@ -176,20 +176,20 @@ credentials = sa.Table(
     sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), primary_key=True),
     sa.Column("provider", sa.String(32), primary_key=True),
     sa.Column("key_id", sa.String(16), nullable=False),
-    # By a key that is not in here; see sealing.
+    # Encrypted with a key that is not in the database.
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Column("session_id", sa.String(36), sa.ForeignKey("sessions.id", ondelete="SET NULL")),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
     sa.Column("recipient", sa.String(128)),
-    # The session whose VM has them, where only one place may. It may be gone: no foreign key.
+    # The session whose VM has them, where only one place may. No foreign key: it may be deleted.
     sa.Column("holder_id", sa.String(36)),
     sa.Column("may_be_stale", sa.Boolean, nullable=False, server_default=sa.false()),
 )
-# Asked by the database itself, when sessions are deleted.
+# For the foreign key, when sessions are deleted.
 sa.Index("credentials_of_session", credentials.c.session_id)
 
-# What was done with credentials, by whom. Sessions are forgotten sooner: no foreign key.
+# What was done with credentials, by whom. No foreign key: sessions are deleted sooner.
 credential_events = sa.Table(
     "credential_events",
     metadata,
@@ -206,7 +206,7 @@ credential_events = sa.Table(
 sa.Index("credential_events_of_user", credential_events.c.user_id, credential_events.c.id)
 sa.Index("credential_events_at", credential_events.c.at)
 
-# Browsers that are signed in, and pages that show one session only.
+# Signed-in browsers, and pages that show one session only.
 sign_ins = sa.Table(
     "sign_ins",
     metadata,
@@ -215,7 +215,7 @@ sign_ins = sa.Table(
     _id("user_id", *_goes_with("users.id"), nullable=False),
     _id("token_id", *_goes_with("tokens.id")),
     _id("session_id", *_goes_with("sessions.id")),
-    # By whose ticket a page's key was got. Rows are copied in any order: no key of the database.
+    # The sign-in whose ticket a page's key came from. No foreign key: rows are copied in any order.
     _id("parent_id"),
     sa.Column("view_only", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", UtcDateTime, nullable=False),
@@ -225,7 +225,7 @@ sign_ins = sa.Table(
 
 sa.Index("sign_ins_expire", sign_ins.c.expires_at)
 
-# What lets in once: a viewer, a page, a browser. `caller_until` is when its maker's right ends.
+# Tickets for one use. `caller_until` is when the right of the ticket's maker ends.
 tickets = sa.Table(
     "tickets",
     metadata,
@@ -246,7 +246,7 @@ usage = sa.Table(
     "usage",
     metadata,
     _id("user_id", *_goes_with("users.id"), primary_key=True),
-    # Of UTC.
+    # In UTC.
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("vm_seconds", sa.Float, nullable=False),
     sa.Column("cpu_seconds", sa.Float, nullable=False),
@@ -256,7 +256,7 @@ usage = sa.Table(
 )
 sa.Index("usage_day", usage.c.day)
 
-# Up to where the use of each VM is counted: its counters only grow.
+# The last counted reading of each VM, whose counters only grow.
 usage_readings = sa.Table(
     "usage_readings",
     metadata,
@@ -288,7 +288,7 @@ alerts = sa.Table(
     sa.Column("cleared_at", UtcDateTime),
     sqlite_autoincrement=True,
 )
-# One of a rule and subject stands at a time.
+# One alert of a rule and subject stands at a time.
 sa.Index(
     "alerts_standing",
     alerts.c.rule,
@@ -299,7 +299,7 @@ sa.Index(
 )
 sa.Index("alerts_raised", alerts.c.raised_at)
 
-# What endpoints are to be told. `queued_at`: since when each has its delivery of it.
+# Events for endpoints. `queued_at`: when their deliveries were made.
 webhook_events = sa.Table(
     "webhook_events",
     metadata,
@@ -319,8 +319,8 @@ sa.Index(
 )
 sa.Index("webhook_events_at", webhook_events.c.at)
 
-# One for each event and endpoint. It waits as long as it has `due_at`, which is also its claim: who
-# sends it moves that on first, so nobody else does before then.
+# One for each event and endpoint. A delivery waits as long as it has `due_at`, which is also its
+# claim: a process that sends it first moves `due_at` on, so that no other does before then.
 webhook_deliveries = sa.Table(
     "webhook_deliveries",
     metadata,
@@ -349,7 +349,7 @@ sa.Index(
 )
 sa.Index("webhook_deliveries_ended", webhook_deliveries.c.state, webhook_deliveries.c.ended_at)
 
-# Endpoints that answered 410 and want no more, at that URL.
+# Endpoints that answered 410 Gone, and the URL at which they did.
 webhook_gone = sa.Table(
     "webhook_gone",
     metadata,
@@ -358,7 +358,7 @@ webhook_gone = sa.Table(
     sa.Column("at", UtcDateTime, nullable=False),
 )
 
-# In PostgreSQL our tables carry this comment, by which other releases know them (see `access`).
+# In PostgreSQL this comment marks our tables for other releases (see `postgres_access`).
 MARK = "polydev"
 for _table in metadata.tables.values():
     _table.comment = MARK

@@ -1,8 +1,8 @@
-"""Transactions: to read, and to write without being overtaken; questions that always end.
+"""Transactions for reading and writing, and queries that are never cut off by a cancelled caller.
 
-A question that is cancelled costs its connection, and one that is cancelled twice, as at the end of
-the process, never ends. Whoever asks may be cancelled at any time: a client leaves, a time limit
-passes, the service ends. So every question runs in a task of its own, which goes on without them.
+A cancelled query costs its connection, and one that is cancelled twice, as when the process ends,
+never returns. Callers can be cancelled at any time: a client disconnects, a timeout passes, the
+service stops. So every query runs in a task of its own, which continues without its caller.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from polydev.controller.database import BUSY_TIMEOUT_MS
 
 T = TypeVar("T")
 Store = TypeVar("Store")
-# For a question of which nobody waits for the answer any more; then it is cancelled, once.
+# How long a query may run on without its caller; then it is cancelled, once.
 LEFT_SECONDS = 30.0
 ENDING_SECONDS = 10.0
 
 
 def uninterrupted(store: type[Store]) -> type[Store]:
-    """Make each public question of a store run to its end, whatever becomes of who asks.
+    """Decorate a store so that its public queries run to their end if their caller is cancelled.
 
     The store's database is its `_database`.
     """
@@ -49,17 +49,17 @@ def _uninterrupted(
 
 
 class Database:
-    """The engine, and how transactions on it are begun."""
+    """The database engine, and its transactions."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        # SQLite's write lock from the start: a reader that turns writer would be refused at once
-        # if another wrote meanwhile, whatever time-out it has. Other databases ignore it.
+        # SQLite: take the write lock at the start. A reader that becomes a writer would fail at
+        # once if another wrote meanwhile, whatever its timeout. Other databases ignore this.
         self._writing = engine.execution_options(begin="BEGIN IMMEDIATE")
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def uninterrupted(self, question: Coroutine[Any, Any, T]) -> T:
-        """The answer to a question that goes on though its caller is cancelled meanwhile."""
+        """Return the result of a query that continues if its caller is cancelled."""
         task = asyncio.create_task(question)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -72,7 +72,7 @@ class Database:
             raise
 
     async def delete(self, table: sa.Table, *which: sa.ColumnElement[bool]) -> int:
-        """Delete rows, and return how many these were. Without any, the write lock is not taken."""
+        """Delete rows and return how many. Takes the write lock only if there are any."""
         asked = sa.select(sa.literal(1)).select_from(table).where(*which).limit(1)
         async with self.reading() as connection:
             if (await connection.execute(asked)).first() is None:
@@ -87,9 +87,9 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: all of it, or nothing where an exception leaves it.
+        """Open a transaction for writing; an exception rolls it back.
 
-        Whoever waits longer than BUSY_TIMEOUT_MS for another writer gets an OperationalError.
+        Raises OperationalError after waiting longer than BUSY_TIMEOUT_MS for another writer.
         """
         async with self._writing.begin() as connection:
             if connection.dialect.name == "postgresql":
@@ -97,7 +97,7 @@ class Database:
             yield connection
 
     async def close(self) -> None:
-        """Wait for the questions under way, not for ever, and close all connections."""
+        """Wait for running queries, up to a limit, and close all connections."""
         if self._under_way:
             _, late = await asyncio.wait(self._under_way, timeout=ENDING_SECONDS)
             for task in late:

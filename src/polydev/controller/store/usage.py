@@ -1,4 +1,4 @@
-"""What each user used on each day, and what is left of their quotas."""
+"""Usage of each user by day, and what is left of their quotas."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Usage:
         self._quotas = quotas
 
     async def count(self, readings: Collection[CounterReading]) -> None:
-        """Add what VMs used since they were read last; a reading that is older counts nothing.
+        """Add what VMs used since their last reading; an older reading counts nothing.
 
-        Also for VMs that are over since, which are not read any more.
+        VMs that ended since then count until their end.
         """
         async with self._database.writing() as connection:
             if connection.dialect.name == "postgresql":
-                # Two processes may count at once, and rows that are not there cannot be locked.
+                # Two processes may count at once, and rows that do not exist yet cannot be locked.
                 lock = "LOCK TABLE usage_readings IN SHARE ROW EXCLUSIVE MODE"
                 await connection.execute(sa.text(lock))
             known = await _known(connection)
@@ -56,14 +56,14 @@ class Usage:
             await _keep(connection, known, read, vms)
 
     async def days(self, since: date, user_id: str | None = None) -> Mapping[str, Days]:
-        """What each user, or one, used on each day from `since` on, by the user's id."""
+        """Return what each user, or one, used on each day from `since` on, by the user's id."""
         async with self._database.reading() as connection:
             return await _days(connection, since, None if user_id is None else [user_id])
 
     async def quotas(
         self, users: Mapping[str, Role], at: datetime
     ) -> Mapping[str, tuple[QuotaState, ...]]:
-        """The state of each quota of these users, by id. Asks nothing where nobody has any."""
+        """Return the quotas of these users, by id. Reads nothing if no quota is set."""
         if not self._quotas.are_set or not users:
             return dict.fromkeys(users, ())
         async with self._database.reading() as connection:
@@ -74,7 +74,7 @@ class Usage:
         }
 
     async def prune(self, before: date) -> int:
-        """Delete what was used before that day; how many rows that were."""
+        """Delete usage from before that day, and return how many rows."""
         async with self._database.writing() as connection:
             done = await connection.execute(sa.delete(tables.usage).where(_usage.day < before))
             return done.rowcount
@@ -83,7 +83,7 @@ class Usage:
 def _newest(
     vm: Vm, last: CounterReading | None, new: CounterReading | None
 ) -> CounterReading | None:
-    """Return a VM's new reading; for one that is over, its last one as of its end."""
+    """Return a VM's new reading; of a VM that has ended, its last one as of its end."""
     if new is not None or last is None or vm.released_at is None:
         return new
     return complete(last, CounterReading(vm.id, vm.released_at, vm.paused_at is not None))
@@ -100,7 +100,7 @@ async def _vms(connection: AsyncConnection, ids: Collection[str]) -> dict[str, V
 
 
 async def _sessions_of(connection: AsyncConnection, vm_ids: Collection[str]) -> dict[str, Session]:
-    """The session of each of these VMs that has one."""
+    """Return the sessions of these VMs, by the VM's id."""
     found = await connection.execute(SESSIONS.where(tables.sessions.c.vm_id.in_(vm_ids)))
     return {row["vm_id"]: session_of(row) for row in found.mappings()}
 
@@ -111,7 +111,7 @@ async def _keep(
     read: Mapping[str, CounterReading],
     vms: Mapping[str, Vm],
 ) -> None:
-    """Write the readings of VMs that there are; those of VMs that are over are needed no more."""
+    """Write the readings of VMs that hold a slot, and delete those of other VMs."""
     held = {vm_id: vm for vm_id, vm in vms.items() if vm.released_at is None}
     new = [
         asdict(complete(last, each))
@@ -126,7 +126,7 @@ async def _keep(
 
 
 async def add_use(connection: AsyncConnection, used: Mapping[tuple[str, date], Use]) -> None:
-    """Add what users used on days. In one order, so that no two transactions wait in a circle."""
+    """Add what users used on days, in one order, so that transactions cannot deadlock."""
     if not used:
         return
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
@@ -140,7 +140,7 @@ async def add_use(connection: AsyncConnection, used: Mapping[tuple[str, date], U
 async def refuse_beyond_quota(
     connection: AsyncConnection, quotas: Quotas, user_id: str, at: datetime
 ) -> None:
-    """Raises QuotaExceeded where the user has used up a quota."""
+    """Raise QuotaExceeded if the user has used up a quota."""
     if not quotas.are_set:
         return
     role = sa.select(tables.users.c.role).where(tables.users.c.id == user_id)

@@ -1,4 +1,4 @@
-"""Users, and the tokens that stand for them. A token is stored as its hash only."""
+"""Users and their tokens. A token is stored as its hash only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Users:
         self._clock = clock
 
     async def add(self, role: Role, name: str | None = None, user_id: str | None = None) -> User:
-        """Add a user, with a new id if none is given. Raises SessionError if they are there."""
+        """Add a user, with a new id if none is given. Raises SessionError if the user exists."""
         user = User(user_id or str(uuid.uuid4()), role, name, self._clock())
         values = {"id": user.id, "role": role, "name": name, "created_at": user.created_at}
         try:
@@ -45,7 +45,7 @@ class Users:
         except IntegrityError as error:
             if await self.find(user.id) is None:
                 raise
-            raise SessionError(f"the user {user.id} exists") from error
+            raise SessionError(f"the user {user.id} already exists") from error
         return user
 
     async def find(self, user_id: str) -> User | None:
@@ -62,25 +62,28 @@ class Users:
         return user
 
     async def list(self) -> builtins.list[User]:
-        """All users, the first added first."""
+        """Return all users, in the order in which they were added."""
         users = tables.users.c
         async with self._database.reading() as connection:
             found = await connection.execute(USERS.order_by(users.created_at, users.id))
             return [user_of(row) for row in found.mappings()]
 
     async def named(self, who: str) -> User:
-        """The user with that id or name, or whose id begins so. Raises UserNotFound for none,
-        SessionError for several.
+        """Return the user with that id, beginning of an id, or name.
+
+        Raises UserNotFound for none and SessionError for several.
         """
         users = await self.list()
         if exact := [user for user in users if user.id == who.lower()]:
             return exact[0]
         found = [user for user in users if user.name == who or is_prefix(who, user.id)]
         if not found:
-            raise UserNotFound(f"there is no user {who!r}", "./inv user.list shows all of them")
+            raise UserNotFound(f"there is no user {who!r}", "./inv user.list lists all of them")
         if len(found) > 1:
             some = ", ".join(f"{user.id} ({user.name or 'no name'})" for user in found[:MOST_NAMED])
-            raise SessionError(f"{len(found)} users are meant by {who!r}: {some}", "name one by id")
+            raise SessionError(
+                f"{who!r} matches {len(found)} users: {some}", "name one of them by id"
+            )
         return found[0]
 
     async def rename(self, user_id: str, name: str) -> User:
@@ -91,14 +94,14 @@ class Users:
         return await self.get(user_id)
 
     async def who_see_all(self, ids: Collection[str]) -> set[str]:
-        """Those of these users who may see what is others' now."""
+        """Return which of these users may see resources of other users."""
         users = tables.users.c
         statement = sa.select(users.id).where(users.id.in_(ids), users.role.in_(SEE_ALL))
         async with self._database.reading() as connection:
             return set((await connection.execute(statement)).scalars())
 
     async def last_seen(self, user_id: str | None = None) -> dict[str, datetime]:
-        """When each user, or one, was last seen: their tokens, browsers and sessions; by id."""
+        """Return when each user, or one, last used a token, browser or session; by id."""
         tokens, sign_ins, sessions = (
             each.c for each in (tables.tokens, tables.sign_ins, tables.sessions)
         )
@@ -122,7 +125,7 @@ class Users:
         return found
 
     async def some(self, ids: Collection[str]) -> dict[str, User]:
-        """Those of these users that there are, by id."""
+        """Return those of these users that exist, by id."""
         async with self._database.reading() as connection:
             found = await connection.execute(USERS.where(tables.users.c.id.in_(ids)))
             return {row["id"]: user_of(row) for row in found.mappings()}
@@ -144,7 +147,7 @@ class Tokens:
     async def create(
         self, user_id: str, name: str, expires_at: datetime | None = None
     ) -> tuple[Token, str]:
-        """Make a token: what may be shown of it, and itself, this once. Raises UserNotFound."""
+        """Create a token; return its description and its secret. Raises UserNotFound."""
         plain = TOKEN_PREFIX + secrets.token_urlsafe(32)
         values = {
             "id": str(uuid.uuid4()),
@@ -165,7 +168,7 @@ class Tokens:
             return token_of(found.mappings().one()), plain
 
     async def revoke(self, token_id: str) -> Token:
-        """End a token; one that is revoked stays as it is. Raises TokenNotFound."""
+        """Revoke a token; one that is revoked stays as it is. Raises TokenNotFound."""
         tokens = tables.tokens.c
         statement = sa.update(tables.tokens).where(
             tokens.id == token_id, tokens.revoked_at.is_(None)
@@ -175,11 +178,11 @@ class Tokens:
             found = await connection.execute(TOKENS.where(tokens.id == token_id))
             row = found.mappings().one_or_none()
         if row is None:
-            raise TokenNotFound(f"there is no token {token_id}", "ask for the list of tokens")
+            raise TokenNotFound(f"there is no token {token_id}", "list the tokens to see their ids")
         return token_of(row)
 
     async def list(self, user_id: str | None = None) -> builtins.list[Token]:
-        """Tokens of one user, or of all; the first made first."""
+        """Return the tokens of one user or of all, oldest first."""
         tokens = tables.tokens.c
         statement = TOKENS.order_by(tokens.created_at, tokens.id)
         if user_id is not None:
@@ -189,7 +192,7 @@ class Tokens:
             return [token_of(row) for row in found.mappings()]
 
     async def caller_of(self, plain: str) -> Caller | None:
-        """Whom a token stands for: None if it is unknown, revoked or expired."""
+        """Return the caller that a token stands for; None if it is unknown, revoked or expired."""
         at, tokens, hashed = self._clock(), tables.tokens.c, token_hash(plain)
         statement = TOKENS.add_columns(tables.users.c.role).join(
             tables.users, tokens.user_id == tables.users.c.id
@@ -208,7 +211,7 @@ class Tokens:
         return Caller(row.user_id, row.role, "token", row.expires_at, row.id)
 
     async def not_revoked(self, ids: Collection[str]) -> set[str]:
-        """Those of these tokens that there are and that nobody revoked."""
+        """Return which of these tokens exist and are not revoked."""
         tokens = tables.tokens.c
         statement = sa.select(tokens.id).where(tokens.id.in_(ids), tokens.revoked_at.is_(None))
         async with self._database.reading() as connection:
@@ -229,8 +232,9 @@ def token_hash(plain: str) -> str:
 
 
 async def lock_user(connection: AsyncConnection, user_id: str) -> None:
-    """Let one transaction at a time change what is the user's; so limits, keys and what there is
-    already are looked at by one only. Raises UserNotFound.
+    """Lock a user, so that one transaction at a time checks and changes what belongs to them.
+
+    Raises UserNotFound.
     """
     user = tables.users.c.id
     found = await connection.execute(

@@ -1,7 +1,7 @@
-"""VMs: each a step on with its session, in one transaction.
+"""VMs: each change of a VM in one transaction with its session.
 
-What is told of a VM may come late or twice: a step that its state does not allow any more
-changes nothing, and the driver, which goes by the state, sees what is so.
+Reports about a VM may come late or twice: one that its state does not allow changes nothing, and
+the driver continues from the state in the database.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Vms:
         self._clock = clock
 
     async def get(self, vm_id: str) -> Vm:
-        """Raises VmError."""
+        """Return a VM. Raises VmError."""
         async with self._database.reading() as connection:
             found = await connection.execute(VMS.where(_vms.id == vm_id))
             row = found.mappings().one_or_none()
@@ -58,11 +58,11 @@ class Vms:
         return vm_of(row)
 
     async def some(self, ids: Collection[str]) -> dict[str, Vm]:
-        """Those of these VMs that there are, by id."""
+        """Return those of these VMs that exist, by id."""
         return {vm.id: vm for vm in await self._read(VMS.where(_vms.id.in_(ids)))}
 
     async def over_of(self, ids: Collection[str]) -> set[str]:
-        """Those of these VMs of which nothing is left, or that are not known."""
+        """Return which of these VMs are released or unknown."""
         there = sa.select(_vms.id).where(_vms.id.in_(ids), _vms.released_at.is_(None))
         async with self._database.reading() as connection:
             return set(ids) - set((await connection.execute(there)).scalars())
@@ -74,7 +74,7 @@ class Vms:
         limit: int = 100,
         before: Vm | None = None,
     ) -> builtins.list[Vm]:
-        """VMs of one user's sessions or all, newest first; `before`: those that follow it there."""
+        """List VMs of a user or of all, newest first; with `before`, those that follow it."""
         asked = HELD_VMS.c if held_only else _vms
         statement = sa.select(HELD_VMS) if held_only else VMS
         if user_id is not None:
@@ -84,7 +84,7 @@ class Vms:
         return await self._read(paginated(statement, asked, limit, before))
 
     async def held(self) -> builtins.list[Vm]:
-        """Those that have a slot, oldest first: whatever is to be done is done to these."""
+        """Return the VMs that hold a slot, oldest first; the driver works on these."""
         held = HELD_VMS.c
         return await self._read(sa.select(HELD_VMS).order_by(held.created_at, held.slot))
 
@@ -94,7 +94,7 @@ class Vms:
             return [vm_of(row) for row in found.mappings()]
 
     async def add_pooled(self, image_digest: str, template: str, spare_slots: int) -> Vm | None:
-        """Make a VM for the pool; None where no more than `spare_slots` slots are free."""
+        """Create a VM for the pool; None where no more than `spare_slots` slots are free."""
         async with self._database.writing() as connection:
             if await count_free_slots(connection) <= spare_slots:
                 return None
@@ -106,7 +106,7 @@ class Vms:
             return vm
 
     async def primed(self, vm_id: str) -> None:
-        """A VM of the pool has run and is paused: a session may take it."""
+        """Note that a VM of the pool has started and is paused: a session may take it."""
         async with self._database.writing() as connection:
             vm, _nobody = await locked_vm(connection, vm_id)
             if vm.pooled and vm.state == "starting":
@@ -114,7 +114,7 @@ class Vms:
                 await change_vm(connection, vm_id, state="ready", ready_at=at, paused_at=at)
 
     async def drain(self, vm_id: str, reason: str | None = None) -> None:
-        """It is to stop, if it is still in the pool. `reason`: why it failed, where it did."""
+        """Stop a VM if it is still in the pool. `reason`: why it failed, if it did."""
         async with self._database.writing() as connection:
             vm, _nobody = await locked_vm(connection, vm_id)
             if vm.pooled and vm.state in LIVE_VM_STATES:
@@ -122,28 +122,28 @@ class Vms:
                 await change_vm(connection, vm_id, state="stopping", reason=said)
 
     async def launched(self, vm_id: str) -> None:
-        """Its process runs."""
+        """Note that a VM's process runs."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.state != "creating":
                 return
             at = self._clock()
             await change_vm(connection, vm_id, state="starting", started_at=at)
-            # One that boots after all was launched before.
+            # A VM that boots instead of being resumed was launched before.
             if session and session.state == "vm_creating":
                 await change_session(connection, session, "vm_launched", at)
 
     async def resumes(self, vm_id: str, image_digest: str, template: str) -> None:
-        """It is to be resumed from an image's template, which is not yet so."""
+        """Note that a VM is going to be resumed from an image's template."""
         async with self._database.writing() as connection:
             vm, _session = await locked_vm(connection, vm_id)
             if vm.state == "creating":
                 await change_vm(connection, vm_id, template=template, image_digest=image_digest)
 
     async def boots(self, vm_id: str, because: str, image_digest: str | None = None) -> None:
-        """It boots, from the beginning, and is not resumed; its session is told why.
+        """Note that a VM boots instead of being resumed, and why; its session gets news of it.
 
-        It boots its own image, or the one that is given.
+        It boots its own image, or the given one.
         """
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
@@ -157,7 +157,7 @@ class Vms:
                 await add_news(connection, session.id, at, "booting", {"because": reason})
 
     async def resumed(self, vm_id: str, receipt: Receipt) -> None:
-        """A clone has become this VM, by its guest's own word, and is up."""
+        """Note the guest's receipt: a clone has taken this VM's identity and is ready."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.state == "starting" and vm.template:
@@ -165,14 +165,14 @@ class Vms:
                 await self._be_ready(connection, vm, session)
 
     async def stage_reached(self, vm_id: str, stage: Stage) -> None:
-        """Note when a stage came, once; and the stage, if no later one came before."""
+        """Note when a VM reached a boot stage; and the stage, if it reached no later one before."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.state in LIVE_VM_STATES:
                 await _note_stage(connection, vm, session, stage, self._clock())
 
     async def ready(self, vm_id: str) -> None:
-        """Its agent answers. From now on its session lives by its heartbeats."""
+        """Note that a VM's agent answers; from now on heartbeats keep its session alive."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.state == "starting":
@@ -187,12 +187,12 @@ class Vms:
             await change_session(connection, session, "vm_ready", at, expires_at=expires_at)
 
     async def used(self, vm_id: str) -> None:
-        """Somebody needs it, so it must not be paused, or wakes."""
+        """Note that a VM is in use: it is not paused, or wakes."""
         async with self._database.writing() as connection:
             await change_vm(connection, vm_id, used_at=self._clock())
 
     async def pause(self, seen: Vm) -> bool:
-        """Note that it is to be paused; whether nobody has used it since it was `seen`."""
+        """Note that a VM is being paused; False if it was used since it was `seen`."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, seen.id)
             if vm.state != "ready" or vm.paused_at or vm.used_at != seen.used_at:
@@ -204,7 +204,7 @@ class Vms:
             return True
 
     async def woken(self, vm_id: str) -> None:
-        """It runs on after a pause."""
+        """Note that a VM runs again after a pause."""
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.paused_at is None:
@@ -215,9 +215,9 @@ class Vms:
                 await add_news(connection, session.id, at, "awake", {})
 
     async def checked(self, vm_id: str, ok: bool) -> int:
-        """Note a health check; how many failed in a row, now."""
+        """Note a health check, and return how many failed in a row."""
         if ok and not (await self.get(vm_id)).failed_checks:
-            return 0  # as nearly always; nothing is written then
+            return 0  # the usual case, in which nothing is written
         async with self._database.writing() as connection:
             vm, _session = await locked_vm(connection, vm_id)
             failed = 0 if ok else vm.failed_checks + 1
@@ -231,7 +231,7 @@ class Vms:
         failed_units: Sequence[str] = (),
         serial_tail: str | None = None,
     ) -> None:
-        """It is to stop, and its session fails, both for this reason. Nothing if it is not live."""
+        """Stop a live VM and fail its session, both for this reason."""
         said = {
             "reason": _storable(reason),
             "failed_units": list(failed_units),
@@ -240,7 +240,7 @@ class Vms:
         await self._stop(vm_id, _storable(reason), said)
 
     async def stop(self, vm_id: str) -> None:
-        """It is to stop, as somebody wished. Nothing if it is not live."""
+        """Stop a live VM as requested; its session fails."""
         await self._stop(vm_id, "its VM was ended", {})
 
     async def _stop(self, vm_id: str, reason: str, said: Mapping[str, object]) -> None:
@@ -253,29 +253,29 @@ class Vms:
                 await change_session(connection, session, "fail", self._clock(), reason=reason)
 
     async def released(self, vm_id: str) -> None:
-        """Nothing of it runs or lies about any more: its slot and address are free.
+        """Note that nothing of a VM runs or is on disk any more: its slot and address are free.
 
-        Raises VmError while it is live, or while a live session names it.
+        Raises VmError while it is live, or while it has a live session.
         """
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
             if vm.released_at is not None:
                 return
             if vm.state in LIVE_VM_STATES:
-                raise VmError(f"VM {vm_id} cannot be released: it is {vm.state}")
+                raise VmError(f"cannot release VM {vm_id}: it is {vm.state}")
             if session and session.is_live:
-                raise VmError(f"VM {vm_id} cannot be released: session {session.id} names it")
+                raise VmError(f"cannot release VM {vm_id}: session {session.id} is using it")
             at = self._clock()
             await release_with_vm(connection, vm, session, at)
             state = "failed" if vm.reason else "ended"
             await change_vm(connection, vm_id, state=state, ended_at=at, released_at=at)
 
     async def repair(self) -> builtins.list[str]:
-        """Mend what no transaction of ours leaves behind; what was mended, in words."""
+        """Repair rows that contradict each other, and return what was done, in words."""
         return await repair_sessions(self._database, self._clock)
 
     async def failed_since(self, since: datetime) -> int:
-        """How many VMs failed before they were ever ready, after that time."""
+        """Count VMs that failed after that time without ever being ready."""
         held, count = HELD_VMS.c, sa.select(sa.func.count())
         over = count.select_from(tables.vms).where(
             _vms.reason.is_not(None), _vms.ready_at.is_(None), _vms.ended_at >= since
@@ -286,17 +286,18 @@ class Vms:
             return sum(count.scalar_one() for count in counts)
 
     async def not_resumed(self, since: datetime) -> tuple[int, str]:
-        """How many VMs made since then were not resumed but boot, and the newest one's reason.
+        """Count VMs made since then that booted instead of being resumed; the newest one's reason.
 
-        Those that boot while their template is being made are none of them.
+        VMs that booted while their template was being made do not count.
         """
         asked = VMS.where(_vms.created_at >= since, _vms.boots_because != BEING_MADE)
         found = await self._read(asked.order_by(_vms.created_at.desc()))
         return len(found), found[0].boots_because or "" if found else ""
 
     async def failed_while_up(self, since: datetime, made_since: datetime) -> int:
-        """How many VMs failed since then after they had been ready; only those made since another
-        time are looked at, so that the many of old need not be.
+        """Count VMs that failed since then after they were ready.
+
+        made_since  VMs made before that need not be read
         """
         failed = (_vms.reason.is_not(None), _vms.ready_at.is_not(None))
         lately = sa.or_(_vms.released_at.is_(None), _vms.ended_at >= since)
@@ -320,5 +321,5 @@ async def _note_stage(
 
 
 def _storable(text: str) -> str:
-    """Without what PostgreSQL's text cannot hold; a serial console may say anything."""
+    """Remove NUL, which PostgreSQL cannot store; a serial console may print anything."""
     return text.replace("\0", "")

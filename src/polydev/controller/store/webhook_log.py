@@ -1,4 +1,4 @@
-"""The log of webhook deliveries: looked up, summed up, and sent again."""
+"""The log of webhook deliveries: list, count and resend them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _LOGGED = sa.select(
 
 @dataclass(frozen=True)
 class Delivery:
-    """An event's way to one endpoint.
+    """The delivery of an event to one endpoint.
 
-    at              when it happened
-    due_at          when it is sent again, or its claim is over; None where it does not wait
+    at              when the event happened
+    due_at          when it is sent next, or its claim ends; None where it does not wait
     attempted_at    the last attempt, with its `status` and `problem`
     """
 
@@ -53,8 +53,8 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What an endpoint has not got: deliveries that wait, since when they have been failing, and
-    those that failed for good lately.
+    """What an endpoint has not received: how many deliveries wait, since when they have been
+    failing, and how many failed for good lately.
     """
 
     waiting: int = 0
@@ -69,7 +69,7 @@ class WebhookLog:
         self._clock = clock
 
     async def get(self, delivery_id: int) -> Delivery:
-        """Raises DeliveryNotFound."""
+        """Return a delivery. Raises DeliveryNotFound."""
         async with self._database.reading() as connection:
             found = await connection.execute(_LOGGED.where(_deliveries.id == delivery_id))
             row = found.mappings().one_or_none()
@@ -84,7 +84,7 @@ class WebhookLog:
         limit: int = 100,
         before: int | None = None,
     ) -> builtins.list[Delivery]:
-        """Newest first; `before`: those that follow that delivery there."""
+        """List deliveries, newest first; with `before`, those that follow it."""
         asked = _LOGGED.order_by(_deliveries.id.desc()).limit(limit)
         if state is not None:
             asked = asked.where(_deliveries.state == state)
@@ -96,9 +96,9 @@ class WebhookLog:
             return [Delivery(**row) for row in (await connection.execute(asked)).mappings()]
 
     async def resend(self, delivery_id: int) -> Delivery:
-        """Make a delivery due now, whatever became of it, with all attempts before it.
+        """Make a delivery due now, in any state, with all its attempts again.
 
-        Its endpoint counts as one that wants messages, even where it said that it does not. Raises
+        Its endpoint is sent messages again even if it had answered 410 Gone. Raises
         DeliveryNotFound.
         """
         again = {"state": "waiting", "due_at": self._clock(), "ended_at": None, "attempts": 0}
@@ -114,7 +114,7 @@ class WebhookLog:
             return Delivery(**found.mappings().one())
 
     async def backlogs(self, failed_since: datetime) -> dict[str, Backlog]:
-        """What each endpoint has not got, by its name; none where it has all."""
+        """Return the backlogs of endpoints by name, without those that received everything."""
         tried = sa.case((_deliveries.attempts > 0, _events.at))
         waiting = (
             sa.select(
@@ -139,11 +139,11 @@ class WebhookLog:
         return found
 
     async def gone(self) -> dict[str, str]:
-        """Endpoints that want no more, with the SHA-256 of the URL at which they said so."""
+        """Return the endpoints that answered 410 Gone, with the SHA-256 of their URL."""
         return await gone_endpoints(self._database)
 
 
 def _no_delivery(delivery_id: int) -> DeliveryNotFound:
     return DeliveryNotFound(
-        f"there is no webhook delivery {delivery_id}", "./inv webhooks lists those that are kept"
+        f"there is no webhook delivery {delivery_id}", "./inv webhooks lists all deliveries"
     )

@@ -1,8 +1,8 @@
-"""Webhooks: events written with the change that they tell of, and their deliveries.
+"""Queue of webhooks: events, written in the transaction of their change, and their deliveries.
 
-A delivery is claimed by moving its `due_at` on: who claimed it sends it, and where they end before
-they can say how that went, it is due again then. So each event is delivered at least once, and
-twice only where an end came between its sending and its note.
+A process claims a delivery by moving its `due_at` to a later time and then sends it. If the process
+ends before it notes the result, the delivery is due again at that time. So each event is delivered
+at least once, and twice only if the process ends between sending and noting.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from polydev.controller.webhook_events import EventType, body_of, new_message_id
 _events, _deliveries = tables.webhook_events.c, tables.webhook_deliveries.c
 QUEUED_AT_ONCE = 250
 WAITS = _deliveries.due_at.is_not(None)
-GONE = "the endpoint answered 410 Gone before: it wants no more"
-CROWDED_OUT = "{most} deliveries waited for this endpoint, and later ones took its place"
-UNKNOWN = "the endpoint is not configured any more"
+GONE = "the endpoint answered 410 Gone before, so it gets no more messages"
+CROWDED_OUT = "{most} deliveries waited for this endpoint, and newer ones replaced this one"
+UNKNOWN = "the endpoint is no longer configured"
 
 
 async def write_event(
     connection: AsyncConnection, kind: EventType, data: Mapping[str, str | None], at: datetime
 ) -> None:
-    """Write an event in a transaction under way; with its commit it is going to be delivered.
+    """Write an event in the caller's transaction; it is delivered after the commit.
 
-    `data` are ids and names (see `events.DATA_KEYS`). It comes before a session's news, which are
-    written last. Raises ValueError, which is a bug, for other data.
+    `data` are ids and names (see `webhook_events.DATA_KEYS`). Write it before a session's news,
+    which come last. Raises ValueError, which is a bug, for other data.
     """
     body = body_of(kind, at, data)
     values = {"id": new_message_id(), "type": kind, "at": at, "body": body}
@@ -42,7 +42,7 @@ async def write_event(
 
 @dataclass(frozen=True)
 class Subscription:
-    """An endpoint as the queue knows it: what it wants, and whether it may be sent anything."""
+    """An endpoint with the types of events that it wants; `is_gone`: it answered 410 Gone."""
 
     endpoint: str
     types: Collection[str]
@@ -51,7 +51,7 @@ class Subscription:
 
 @dataclass(frozen=True)
 class Claim:
-    """A delivery that is the claimer's to send until `until`. `body` goes out as it is."""
+    """A delivery that the claiming process may send until `until`; `body` is sent unchanged."""
 
     id: int
     endpoint: str
@@ -63,23 +63,23 @@ class Claim:
 
 @uninterrupted
 class WebhookQueue:
-    """Events, queued for endpoints and delivered; for the process that leads."""
+    """Events queued for endpoints and delivered; the leader uses it."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime] = now) -> None:
         self._database = database
         self._clock = clock
 
     async def has_new(self) -> bool:
-        """Whether there are events that no endpoint was given yet."""
+        """Return whether there are events that are not queued for endpoints yet."""
         new = sa.select(_events.number).where(_events.queued_at.is_(None)).limit(1)
         async with self._database.reading() as connection:
             return (await connection.execute(new)).first() is not None
 
     async def queue(self, subscriptions: Collection[Subscription], most_waiting: int) -> set[str]:
-        """Give each endpoint its delivery of each new event; the endpoints that got some.
+        """Queue new events for the endpoints that want them, and return these endpoints.
 
-        An event that nobody wants goes. Of an endpoint for which more than `most_waiting` wait the
-        oldest fail. Each event is queued once, however many processes do this.
+        Events that no endpoint wants are deleted. If more than `most_waiting` deliveries wait for
+        an endpoint, the oldest fail. Several processes may call this: each event is queued once.
         """
         asked = sa.select(_events.number, _events.type).where(_events.queued_at.is_(None))
         asked = asked.order_by(_events.number).limit(QUEUED_AT_ONCE)
@@ -102,7 +102,7 @@ class WebhookQueue:
             return endpoints
 
     async def claim(self, endpoint: str, limit: int, until: datetime) -> list[Claim]:
-        """Claim so many deliveries of an endpoint that are due, the longest due first."""
+        """Claim due deliveries of an endpoint up to a limit, the longest due first."""
         at = self._clock()
         due = (_deliveries.endpoint == endpoint, _deliveries.due_at <= at)
         ids = sa.select(_deliveries.id).where(*due).order_by(_deliveries.due_at, _deliveries.id)
@@ -126,14 +126,14 @@ class WebhookQueue:
             return [Claim(**row) for row in found.mappings()]
 
     async def next_due(self, endpoint: str) -> datetime | None:
-        """When the next delivery of an endpoint is due; None where none waits."""
+        """Return when the next delivery of an endpoint is due; None where none waits."""
         asked = sa.select(sa.func.min(_deliveries.due_at)).where(_deliveries.endpoint == endpoint)
         async with self._database.reading() as connection:
             found: datetime | None = (await connection.execute(asked)).scalar_one()
             return found
 
     async def delivered(self, claim: Claim, status: int) -> None:
-        """Note that an endpoint took a delivery, even where the claim on it was over."""
+        """Note that an endpoint accepted a delivery, even if the claim had ended."""
         at = self._clock()
         said = {"state": "delivered", "status": status, "problem": None}
         said |= {"due_at": None, "attempted_at": at, "ended_at": at}
@@ -144,9 +144,9 @@ class WebhookQueue:
     async def not_delivered(
         self, claim: Claim, status: int | None, problem: str, due_at: datetime | None
     ) -> None:
-        """Note an attempt in vain, and when the next one is due; with None there is no other.
+        """Note a failed attempt, and when the next one is due; None: it failed for good.
 
-        Nothing is noted where the claim was over: somebody else has tried since.
+        Does nothing if the claim had ended, since another process has tried since.
         """
         at = self._clock()
         said = {"status": status, "problem": problem, "due_at": due_at, "attempted_at": at}
@@ -157,18 +157,18 @@ class WebhookQueue:
             await _change(connection, *_is_claimed(claim), attempts=attempts, **said)
 
     async def release(self, claim: Claim) -> None:
-        """Give a claim back that came to no attempt: the delivery is due at once."""
+        """Release a claim without an attempt: the delivery is due at once."""
         async with self._database.writing() as connection:
             await _change(connection, *_is_claimed(claim), due_at=self._clock())
 
     async def fail_unknown(self, endpoints: Collection[str]) -> int:
-        """Fail what waits for endpoints other than these; how many."""
+        """Fail the deliveries that wait for endpoints other than these, and return how many."""
         unknown = (WAITS, _deliveries.endpoint.not_in(endpoints))
         async with self._database.writing() as connection:
             return await _fail(connection, self._clock(), UNKNOWN, *unknown)
 
     async def mark_gone(self, endpoint: str, url_sha256: str) -> None:
-        """Note that an endpoint wants no more at that URL; what waits for it fails."""
+        """Note that an endpoint answered 410 Gone at that URL; its waiting deliveries fail."""
         at, gone = self._clock(), tables.webhook_gone
         async with self._database.writing() as connection:
             await connection.execute(sa.delete(gone).where(gone.c.endpoint == endpoint))
@@ -177,23 +177,23 @@ class WebhookQueue:
             await _fail(connection, at, GONE, WAITS, _deliveries.endpoint == endpoint)
 
     async def unmark_gone(self, endpoint: str) -> None:
-        """Note that an endpoint may be sent messages again."""
+        """Note that an endpoint gets messages again."""
         gone = tables.webhook_gone
         async with self._database.writing() as connection:
             await connection.execute(sa.delete(gone).where(gone.c.endpoint == endpoint))
 
     async def gone(self) -> dict[str, str]:
-        """Endpoints that want no more, with the SHA-256 of the URL at which they said so."""
+        """Return the endpoints that answered 410 Gone, with the SHA-256 of their URL."""
         return await gone_endpoints(self._database)
 
     async def prune(self, before: datetime) -> int:
-        """Delete events of before that time with their deliveries, unless one waits; how many."""
+        """Delete events from before that time whose deliveries do not wait; return how many."""
         waits = sa.exists().where(_deliveries.event_number == _events.number, WAITS)
         return await self._database.delete(tables.webhook_events, _events.at < before, ~waits)
 
 
 async def gone_endpoints(database: Database) -> dict[str, str]:
-    """Return the SHA-256 of the URL at which each endpoint said that it wants no more."""
+    """Return the SHA-256 of the URL at which each endpoint answered 410 Gone."""
     gone = tables.webhook_gone.c
     async with database.reading() as connection:
         found = await connection.execute(sa.select(gone.endpoint, gone.url_sha256))
