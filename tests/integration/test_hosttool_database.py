@@ -167,7 +167,7 @@ def test_from_sqlite_and_back(databases: Databases) -> None:
     after = host.backup(SECOND)
     assert after.dump
     assert after.database
-    assert after.database.kept.stored, "the former one stays in the backup"
+    assert after.database.copy.stored, "the former one stays in the backup"
     host.restore()
     assert database_in_words(host.paths) == "SQLite"
     assert databases.users(0) == 0, "PostgreSQL keeps what it has"

@@ -31,6 +31,7 @@ from polydev.hosttool import (
     release_venv,
     slots,
     sshd,
+    sudoers,
 )
 from polydev.hosttool import setting_conflicts as host_settings
 from polydev.hosttool import systemd as host_systemd
@@ -280,7 +281,7 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "users": (lambda _: accounts.mend([]), ["systemd-sysusers /etc/sysusers.d/polydev.conf"]),
     "sudoers": (
-        lambda _: accounts._parsed("root ALL=(ALL) ALL"),
+        lambda _: sudoers.parse("root ALL=(ALL) ALL"),
         ["cvtsudoers --expand-aliases --output-format json -"],
     ),
     "sshd": (lambda _: sshd.effective(), ["/usr/sbin/sshd -T"]),
@@ -389,7 +390,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
         },
     ),
     "users": (lambda _: accounts.mend([]), PLAIN),
-    "sudoers": (lambda _: accounts._parsed("root"), PLAIN | {"input": "root"}),
+    "sudoers": (lambda _: sudoers.parse("root"), PLAIN | {"input": "root"}),
     "sshd": (lambda _: sshd.effective(), PLAIN),
     "a unit": (
         lambda _: REAL.act("restart", "a.service", timeout_seconds=7),

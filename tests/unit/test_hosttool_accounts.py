@@ -11,9 +11,9 @@ import pytest
 from polydev.deploys.accounts import declared_accounts, mend_accounts
 from polydev.deploys.host_data import HostData
 from polydev.hosttool import accounts
+from polydev.hosttool import sudoers as host_sudoers
 from polydev.hosttool.accounts import (
     Account,
-    _is_about,
     accounts_of,
     correcting_commands,
     differences,
@@ -21,6 +21,7 @@ from polydev.hosttool.accounts import (
     set_back,
 )
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.sudoers import is_only_about
 from tests.unit.fake_host import fake_host
 
 WANTED = [
@@ -183,7 +184,7 @@ VM: dict[str, object] = {"username": "vm-2"}
 @pytest.fixture
 def sudoers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that have the answers of cvtsudoers in them; labs have the program itself."""
-    monkeypatch.setattr(accounts, "_parsed", lambda text: {"User_Specs": json.loads(text)})
+    monkeypatch.setattr(host_sudoers, "parse", lambda text: {"User_Specs": json.loads(text)})
 
 
 @pytest.mark.usefixtures("sudoers")
@@ -238,7 +239,7 @@ def test_rights_by_sudo_are_named(
 def test_files_that_are_included_count(
     tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "_parsed", parsed_with_includes)
+    monkeypatch.setattr(host_sudoers, "parse", parsed_with_includes)
     folder = etc(tmp_path)
     (folder / "sudoers").write_text("[]")
     (folder / "else").mkdir()
@@ -268,14 +269,14 @@ def test_only_a_file_about_nobody_else_is_removed(tmp_path: Path) -> None:
     ours.write_text(json.dumps([spec(VM), spec({"username": "controller"})]))
     others.write_text(json.dumps([spec(VM, {"username": "anna"})]))
     names = {"vm-2", "controller"}
-    assert _is_about(ours, names)
-    assert not _is_about(others, names)
+    assert is_only_about(ours, names)
+    assert not is_only_about(others, names)
 
 
 def test_files_of_comments_start_no_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "_parsed", lambda text: pytest.fail(text))
+    monkeypatch.setattr(host_sudoers, "parse", lambda text: pytest.fail(text))
     folder = etc(tmp_path)
     (folder / "sudoers").write_text("# nothing\n\n@includedir /etc/sudoers.d\n")
     assert differences(WANTED, folder) == []

@@ -149,7 +149,7 @@ def test_file_that_changes_meanwhile_is_no_backup(
 
 class TestDamage:
     def test_content(self, host: Host) -> None:
-        kept = next(one for one in host.backup().kept if one.entry.path.name == "dns.conf")
+        kept = next(one for one in host.backup().entries if one.entry.path.name == "dns.conf")
         assert kept.stored is not None
         kept.stored.write_bytes(b"flipped")
         assert str(kept.entry.path) in refused("backup-damaged", host)

@@ -84,8 +84,8 @@ def test_restore_of_what_was_lost(host: Host) -> None:
     saved = host.backup()
     shutil.rmtree(folder)
     assert saved.database
-    assert saved.database.kept.stored
-    wanted = saved.database.kept.stored.read_bytes()
+    assert saved.database.copy.stored
+    wanted = saved.database.copy.stored.read_bytes()
     live = host.controller.database
     live.unlink()
     beside = [live.with_name(f"{live.name}{suffix}") for suffix in BESIDE]

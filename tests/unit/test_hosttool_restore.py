@@ -508,9 +508,9 @@ class TestDatabase:
     ) -> None:
         live, saved = host.controller.database, host.backup().database
         assert saved
-        assert saved.kept.stored
+        assert saved.copy.stored
         done = recorded(monkeypatch)
-        sqlite_database.replace_database(live, saved.kept.stored, saved.kept.entry)
+        sqlite_database.replace_database(live, saved.copy.stored, saved.copy.entry)
         named, folder = done.index(f"name {live}"), f"sync {live.parent}"
         assert f"sync {unfinished(live)}" in done[:named]
         assert folder in done[:named], "logs are gone before"

@@ -94,4 +94,6 @@ def test_so_is_an_sshd_that_does_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     (said,) = sshd.differences(DECLARED, tmp_path)  # an empty tree, and so without a daemon
     assert said.startswith("- sshd: chroot: ")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sshd.differences(DECLARED, tmp_path) == ["- sshd: chroot: No such file or directory"]
+    assert sshd.differences(DECLARED, tmp_path) == [
+        "- sshd: cannot run chroot: No such file or directory"
+    ]

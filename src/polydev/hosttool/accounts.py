@@ -7,9 +7,6 @@ rights through sudo.
 from __future__ import annotations
 
 import fcntl
-import json
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,18 +15,13 @@ from typing import Any
 
 from polydev.durable import write_durably
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.sudoers import ETC, applies_to, is_only_about, rules_by_file
 
-ETC = Path("/etc")
 SYSUSERS = "/etc/sysusers.d/polydev.conf"
 NO_LOGIN = "/usr/sbin/nologin"
 NO_PASSWORD = "!*"  # noqa: S105  (what systemd-sysusers writes: no password fits)
 # The ids of people begin above it.
 HIGHEST_ID = 999
-SUDOERS = "sudoers"
-# sudoers(5): the word before it may be # as well; blanks in a path are quoted or escaped.
-INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"(.+)"|(\S(?:.*\S)?))\s*$', re.MULTILINE)
-# A line that is not a comment; #998 is a user by number.
-RULE = re.compile(r"^\s*([^#\s]|#\d)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ def read(etc: Path = ETC) -> dict[str, Account]:
     locked = {name: word[:1] in ("!", "*") for name, word, *_ in _table(etc / "shadow", 2)}
     own = {name: gid for name, _, gid, *_ in groups}
     uids, gids = Counter(row[2] for row in users), Counter(row[2] for row in groups)
-    granted = _granted_by_sudo(etc)
+    granted = rules_by_file(etc)
     found = {}
     for name, _, uid, gid, comment, home, shell, *_ in users:
         others = tuple(sorted(each for each in members if name in members[each] and each != name))
@@ -151,7 +143,9 @@ def read(etc: Path = ETC) -> dict[str, Account]:
         )
         words = {("username", "ALL"), ("username", name), ("userid", uid), ("usergid", gid)}
         words |= {("usergroup", each) for each in (account.group, *others)}
-        by = tuple(file for file, rules in granted.items() if any(_fits(r, words) for r in rules))
+        by = tuple(
+            file for file, rules in granted.items() if any(applies_to(r, words) for r in rules)
+        )
         found[name] = replace(account, sudo=by)
     return found
 
@@ -169,77 +163,6 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
-# The users of a rule in sudoers: kind and value of each, and whether the rule excludes it.
-Users = list[tuple[tuple[str, str], bool]]
-
-
-def _fits(users: Users, words: set[tuple[str, str]]) -> bool:
-    """Whether a rule applies to the user with these words; the last match decides."""
-    fits = [not is_negated for word, is_negated in users if word in words]
-    return bool(fits) and fits[-1]
-
-
-def _granted_by_sudo(etc: Path) -> dict[str, list[Users]]:
-    """Return the users of each rule that permits something, by file."""
-    return {
-        str(file): [users for users, permits in _rules(file) if permits]
-        for file in _files_of_sudo(etc)
-    }
-
-
-def _files_of_sudo(etc: Path) -> list[Path]:
-    """Return the main file, those in sudoers.d, and all that they include."""
-    found: list[Path] = []
-    left = [etc / SUDOERS, *_in_folder(etc / "sudoers.d")]
-    while left:
-        file = left.pop()
-        if file in found or not file.is_file():
-            continue
-        found.append(file)
-        for kind, quoted, plain in INCLUDE.findall(file.read_text(errors="replace")):
-            name = quoted or plain.replace("\\ ", " ")
-            place = file.parent / name.replace("%h", os.uname().nodename.partition(".")[0])
-            if place.is_relative_to(ETC):
-                place = etc / place.relative_to(ETC)
-            left += [place] if kind == "include" else _in_folder(place)
-    return sorted(found)
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    """Return the files that sudo reads in a folder: without a dot in the name or a final ~."""
-    files = folder.glob("*")
-    return [file for file in files if "." not in file.name and not file.name.endswith("~")]
-
-
-def _rules(file: Path) -> Iterator[tuple[Users, bool]]:
-    """Yield the rules in one file without its includes, and whether each permits something."""
-    text = "".join(
-        line
-        for line in file.read_text(errors="replace").splitlines(keepends=True)
-        if not line.lstrip().startswith(("@include", "#include"))
-    )
-    for rule in _parsed(text).get("User_Specs", []) if RULE.search(text) else []:
-        users = [(_word(each), bool(each.get("negated"))) for each in rule["User_List"]]
-        commands = [each for spec in rule["Cmnd_Specs"] for each in spec["Commands"]]
-        yield users, any(not each.get("negated") for each in commands)
-
-
-def _parsed(sudoers: str) -> dict[str, Any]:
-    """Parse sudoers with sudo's own parser; {} if there is none."""
-    import subprocess
-
-    argv = ["cvtsudoers", "--expand-aliases", "--output-format", "json", "-"]
-    try:
-        done = subprocess.run(argv, input=sudoers, capture_output=True, text=True, check=False)
-        return dict(json.loads(done.stdout or "{}"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _word(user: dict[str, object]) -> tuple[str, str]:
-    return next(((kind, str(value)) for kind, value in user.items() if kind != "negated"), ("", ""))
-
-
 # Correct
 
 
@@ -254,7 +177,7 @@ def mend(wanted: list[Account], etc: Path = ETC) -> dict[str, object]:
             _run(command)
     names = {each.name for each in wanted}
     for file in map(Path, sorted({file for name in names for file in there[name].sudo})):
-        if _is_about(file, names):
+        if is_only_about(file, names):
             file.unlink()
     if left := differences(wanted, etc):
         raise HostError(
@@ -310,13 +233,6 @@ def _own_id(account: Account, users: list[list[str]], groups: list[list[str]]) -
     wanted = map(str, range(HIGHEST_ID, 0, -1))
     fits = (each for each in (*own, *wanted) if each not in taken)
     return next(each for each in fits if 0 < int(each) <= HIGHEST_ID)
-
-
-def _is_about(file: Path, names: set[str]) -> bool:
-    """Whether a file of sudoers.d has rules about these users only."""
-    rules = list(_rules(file))
-    users = [word for rule, _ in rules for word, _ in rule]
-    return file.name != SUDOERS and all(kind == "username" and n in names for kind, n in users)
 
 
 def correcting_commands(now: Account, wanted: Account) -> Iterator[list[str]]:

@@ -99,11 +99,11 @@ def keep_moved_database(saved: Backup) -> Backup:
     except BaseException:  # such as a full disk, whose restore needs the room
         remove(saved.folder / "moved")
         raise
-    if database.kept.stored is None:
+    if database.copy.stored is None:
         raise HostError(
             "database-missing", f"there is no database to move: {controller.database} is missing"
         )
-    return write_moved_database(saved, database, row_counts(database.kept.stored))
+    return write_moved_database(saved, database, row_counts(database.copy.stored))
 
 
 def _existing(paths: Paths, backup_id: str, scope: Scope) -> Backup:
@@ -166,7 +166,7 @@ def _fill(
         number=number,
         created_at=datetime.now(timezone.utc).isoformat(),
         scope=scope,
-        kept=tuple(_copy_files(fresh, entries)),
+        entries=tuple(_copy_files(fresh, entries)),
         units=units,
         release=release,
         release_sum=release_sum(scope.controller, release)

@@ -47,7 +47,7 @@ class BackupEntry:
 class DatabaseCopy:
     """The copy of a SQLite database; `content` is the hash of its rows and schema."""
 
-    kept: BackupEntry
+    copy: BackupEntry
     content: str
 
 
@@ -65,7 +65,7 @@ class Backup:
     number: int | None
     created_at: str
     scope: Scope
-    kept: tuple[BackupEntry, ...]
+    entries: tuple[BackupEntry, ...]
     units: dict[str, UnitStatus]
     release: str | None
     release_sum: str | None
@@ -76,7 +76,7 @@ class Backup:
 
     def as_dict(self) -> dict[str, object]:
         """Return what a list of backups shows."""
-        stored = [each.entry.size_bytes for each in self.kept if each.stored]
+        stored = [each.entry.size_bytes for each in self.entries if each.stored]
         return {
             "id": self.id,
             "number": self.number,
@@ -90,7 +90,7 @@ class Backup:
         }
 
     def _sqlite_in_words(self) -> str | None:
-        return "SQLite" if self.database and self.database.kept.stored else None
+        return "SQLite" if self.database and self.database.copy.stored else None
 
 
 def read_backup(paths: Paths, backup_id: str) -> Backup:
@@ -119,9 +119,9 @@ def require_intact(saved: Backup, parts: Backup | None = None, *, with_host: boo
     `backup-damaged`, which names the damage.
     """
     parts = parts or saved
-    damage = [words for kept in parts.kept for words in _entry_damage(kept)]
+    damage = [words for entry in parts.entries for words in _entry_damage(entry)]
     if parts.database:
-        damage += _entry_damage(parts.database.kept)
+        damage += _entry_damage(parts.database.copy)
     if parts.dump:
         damage += _stored_damage(parts.dump.stored, parts.dump.sha256, parts.dump.database)
     controller, store = saved.scope.controller, saved.scope.store
@@ -171,7 +171,7 @@ def _backup_from(folder: Path, document: dict[str, Any]) -> Backup:
         number=number_of(document),
         created_at=document["createdAt"],
         scope=scope_from(document["scope"]),
-        kept=tuple(_entry_from(folder, each) for each in document["entries"]),
+        entries=tuple(_entry_from(folder, each) for each in document["entries"]),
         units={
             each["unit"]: UnitStatus(each["exists"], each["active"], each["enabled"])
             for each in document["units"]
@@ -198,7 +198,7 @@ def _with_moved_database(saved: Backup) -> Backup:
 
 def write_moved_database(saved: Backup, database: DatabaseCopy, rows: dict[str, int]) -> Backup:
     """Record a later copy of the database in the backup's folder as the one to restore."""
-    document = _entry_document(saved.folder, database.kept) | {"content": database.content}
+    document = _entry_document(saved.folder, database.copy) | {"content": database.content}
     moved = {"database": document, "rows": rows}
     write_json(saved.folder / MOVED, {"moved": moved, "sha256": _sum_of(moved)})
     return replace(saved, database=database, moved=rows)
@@ -221,7 +221,7 @@ def manifest_of(saved: Backup) -> dict[str, object]:
         "number": saved.number,
         "createdAt": saved.created_at,
         "scope": saved.scope.as_dict(),
-        "entries": [_entry_document(saved.folder, each) for each in saved.kept],
+        "entries": [_entry_document(saved.folder, each) for each in saved.entries],
         "units": [
             {"unit": unit, "exists": state.exists, "active": state.active, "enabled": state.enabled}
             for unit, state in saved.units.items()
@@ -229,7 +229,7 @@ def manifest_of(saved: Backup) -> dict[str, object]:
         "release": saved.release,
         "releaseSum": saved.release_sum,
         "database": database
-        and _entry_document(saved.folder, database.kept) | {"content": database.content},
+        and _entry_document(saved.folder, database.copy) | {"content": database.content},
         "dump": saved.dump and saved.dump.as_dict(),
         "golden": golden and {"target": golden.target, "image": golden.image},
     }

@@ -128,7 +128,7 @@ class Restoration:
         self.say = options.say
         self.is_partial = options.reach
         self.pending = read_pending(paths)
-        self.changes = file_changes(saved.kept, entries_below(saved.scope.paths))
+        self.changes = file_changes(saved.entries, entries_below(saved.scope.paths))
         self.units = UnitRestore(paths, systemd, saved, self.pending, options.limits)
         self.controller = ControllerRestore(
             paths, systemd, saved, self.pending, options.limits, options.with_database
@@ -178,7 +178,7 @@ class Restoration:
 
     def _places(self) -> list[Path]:
         controller, store = self.saved.scope.controller, self.saved.scope.store
-        places = [one.entry.path for one in self.saved.kept]
+        places = [one.entry.path for one in self.saved.entries]
         places += [controller.current, controller.database] if controller else []
         return places + ([store / GOLDEN_LINK] if store else [])
 

@@ -58,7 +58,7 @@ class ControllerRestore:
         """Restore SQLite; return `replaced`, `adjusted`, or None if nothing had to be done."""
         if self.database is None:
             return None
-        entry, stored = self.database.kept.entry, self.database.kept.stored
+        entry, stored = self.database.copy.entry, self.database.copy.stored
         if stored is None:
             return None
         live = entry.path
@@ -88,9 +88,9 @@ class ControllerRestore:
 
     def remove_database(self) -> str | None:
         """Remove a database that did not exist; after the handover, when no process needs it."""
-        if self.database is None or self.database.kept.stored is not None:
+        if self.database is None or self.database.copy.stored is not None:
             return None
-        live = self.database.kept.entry.path
+        live = self.database.copy.entry.path
         if not live.exists():
             return None
         remove_database(live)
@@ -129,8 +129,8 @@ class ControllerRestore:
         )
 
     def _differs(self, wanted: DatabaseCopy) -> bool:
-        if wanted.kept.stored is None:
-            return wanted.kept.entry.path.exists()
+        if wanted.copy.stored is None:
+            return wanted.copy.entry.path.exists()
         return self._live_content != wanted.content
 
     def _stop_all(self) -> None:
@@ -143,8 +143,8 @@ class ControllerRestore:
 
 def _live_content(wanted: DatabaseCopy) -> str | None:
     """Return the hash of the database's content; None if it cannot be read or will be removed."""
-    live = wanted.kept.entry.path
-    return content_sha256(live) if wanted.kept.stored and live.exists() else None
+    live = wanted.copy.entry.path
+    return content_sha256(live) if wanted.copy.stored and live.exists() else None
 
 
 def _adjust(wanted: FileEntry) -> str | None:

@@ -28,7 +28,7 @@ class FileChange:
 
     path: Path
     how: str
-    kept: BackupEntry
+    wanted: BackupEntry
 
     def as_dict(self) -> dict[str, object]:
         return {"path": str(self.path), "how": self.how}
@@ -40,13 +40,15 @@ def with_later(saved: Backup, later: Iterable[Backup]) -> Backup:
     A path that a later scope added was unchanged until that backup, so this is its state at the
     time of `saved`. Paths that only newer releases brought are thus removed, too.
     """
-    scope, kept, units = list(saved.scope.paths), list(saved.kept), dict(saved.units)
+    scope, entries, units = list(saved.scope.paths), list(saved.entries), dict(saved.units)
     for each in later:
-        kept += [one for one in each.kept if not is_below(one.entry.path, scope)]
+        entries += [one for one in each.entries if not is_below(one.entry.path, scope)]
         scope += each.scope.paths
         units |= {unit: state for unit, state in each.units.items() if unit not in units}
     paths = tuple(dict.fromkeys(scope))
-    return replace(saved, scope=replace(saved.scope, paths=paths), kept=tuple(kept), units=units)
+    return replace(
+        saved, scope=replace(saved.scope, paths=paths), entries=tuple(entries), units=units
+    )
 
 
 def part_of(saved: Backup, roots: tuple[Path, ...], units: Iterable[str]) -> Backup:
@@ -54,7 +56,7 @@ def part_of(saved: Backup, roots: tuple[Path, ...], units: Iterable[str]) -> Bac
     return replace(
         saved,
         scope=replace(saved.scope, paths=roots, controller=None, store=None),
-        kept=tuple(one for one in saved.kept if is_below(one.entry.path, roots)),
+        entries=tuple(one for one in saved.entries if is_below(one.entry.path, roots)),
         units={unit: saved.units[unit] for unit in units},
         release=None,
         database=None,
@@ -106,7 +108,7 @@ def remove_unfinished(places: Iterable[Path]) -> None:
 
 
 def apply_change(change: FileChange) -> None:
-    entry = change.kept.entry
+    entry = change.wanted.entry
     if change.how == "removed":
         remove(change.path)
     elif change.how == "adjusted":
@@ -116,7 +118,7 @@ def apply_change(change: FileChange) -> None:
     elif entry.kind == "folder":
         _make(entry)
     else:
-        _replace(change.kept)
+        _replace(change.wanted)
 
 
 def _make(entry: FileEntry) -> None:

@@ -54,7 +54,7 @@ class UnitRestore:
     def stop_newer(self) -> None:
         """Stop and disable units that did not exist yet, while systemd still has their files."""
         newer = [unit for unit, state in self.saved.units.items() if not state.exists]
-        files = [one.entry.path for one in self.saved.kept]
+        files = [one.entry.path for one in self.saved.entries]
         self._keep_or_stop_vms()
         newer += [each for each in instances(self.systemd, files) if each not in self.saved.units]
         if self.saved.scope.controller and self.saved.release is None:
@@ -69,7 +69,9 @@ class UnitRestore:
 
     def _keep_or_stop_vms(self) -> None:
         """Keep running VMs; stop them if the backup is of a host without VMs."""
-        files = [one.entry for one in self.saved.kept if one.entry.path.name.startswith((VM, SLOT))]
+        files = [
+            one.entry for one in self.saved.entries if one.entry.path.name.startswith((VM, SLOT))
+        ]
         if not files and not any(unit.startswith(SLOT) for unit in self.saved.units):
             return
         vms = running_vms(self.systemd)
