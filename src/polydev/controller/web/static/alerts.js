@@ -1,4 +1,4 @@
-// Notifications of alerts that are raised while the page is open in some tab, on request.
+// Browser notifications of new alerts while the page is open, if the user turned them on.
 
 import { textsOf } from "./app.js";
 
@@ -11,7 +11,7 @@ function isWanted() {
   return localStorage.getItem(WANTED) === "on";
 }
 
-/** Ids of the alerts that stand, each with its severity: a worse one is told again. */
+/** Ids of active alerts with their severity: a more severe one is notified again. */
 function standing() {
   return new Map(
     [...document.querySelectorAll("[data-alert]")].map((alert) => [

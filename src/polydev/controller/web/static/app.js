@@ -1,4 +1,4 @@
-// What all pages share: requests carry the proof of this sign-in, and failures are told in words.
+// Shared by all pages: requests carry the CSRF token, and errors are shown as notices.
 
 const texts = JSON.parse(document.getElementById("app-texts").textContent);
 const csrf = document.querySelector('meta[name="csrf-token"]')?.content ?? "";
@@ -9,7 +9,7 @@ export function fill(text, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 }
 
-/** An error's message as a sentence, as people read it. */
+/** Return an error's message as a sentence. */
 export function sentence(words) {
   const begun = words.charAt(0).toUpperCase() + words.slice(1);
   return /[.!?…]$/.test(begun) ? begun : `${begun}.`;
@@ -21,7 +21,7 @@ export function textsOf(id) {
   return (name, values) => fill(found[name] ?? name, values);
 }
 
-/** A failed answer of the API: its words, what to do, and HTTP's status (0: no answer). */
+/** An error of the API: message, hint, and HTTP status (0: no answer). */
 export class Problem extends Error {
   constructor(status, detail, hint = "") {
     super(detail);
@@ -31,8 +31,8 @@ export class Problem extends Error {
 }
 
 /**
- * Ask the API and return its JSON, null where it has none. Raises Problem.
- * `key` is a page's key where no cookie is to count.
+ * Send a request to the API and return its JSON, or null without any. Throws Problem.
+ * `key` is a page's key; without it the cookie is used.
  */
 export async function ask(path, { method = "GET", body, key, signal } = {}) {
   const headers = { Accept: "application/json" };
@@ -51,13 +51,13 @@ export async function ask(path, { method = "GET", body, key, signal } = {}) {
   return answer.json().catch(() => null);
 }
 
-/** Read the problem details of an answer that is a refusal; a proxy's own page has none. */
+/** Read the problem details of an error; an error page of a proxy has none. */
 export async function problemOf(answer) {
   const body = await answer.json().catch(() => null);
   return new Problem(answer.status, body?.detail ?? answer.statusText, body?.hint);
 }
 
-/** Show what went wrong above the page until it is closed, or until `clearNotice`. */
+/** Show an error above the page until the user or `clearNotice` closes it. */
 export function showNotice(words, link) {
   const paragraph = document.createElement("p");
   paragraph.textContent = words;
@@ -81,7 +81,7 @@ export function clearNotice() {
   notice.replaceChildren();
 }
 
-/** Tell of a Problem, with the way to sign in where that is what is missing. */
+/** Show a Problem; if the user is signed out, with a link to the sign-in. */
 export function showProblem(problem) {
   if (problem.status === 401) {
     const here = encodeURIComponent(location.pathname + location.search);
@@ -111,7 +111,7 @@ for (const silence of ["htmx:sendError", "htmx:timeout"]) {
   document.addEventListener(silence, () => showNotice(texts.no_refresh));
 }
 
-// The next answer that comes says that the controller is back.
+// The next successful answer clears the notice.
 document.addEventListener("htmx:afterOnLoad", (event) => {
   if (event.detail.successful && notice.textContent.includes(texts.no_refresh)) clearNotice();
 });

@@ -1,4 +1,4 @@
-// One chart: drawn by uPlot, said in words for those who do not see it, and as a table.
+// A chart: drawn by uPlot, with a text summary for screen readers, and as a table.
 
 const HEIGHT = 144;
 const COLOURS = 6;
@@ -11,7 +11,7 @@ function element(name, className, words) {
   return created;
 }
 
-/** Read the colours of the charts, which are others in the dark. */
+/** Read the colours of the charts, which differ in dark mode. */
 export function readColours() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
@@ -49,7 +49,7 @@ export class Chart {
     new ResizeObserver(() => this.fit()).observe(this.canvas);
   }
 
-  /** Take these values; those of the last `hours` are seen. `draw` shows them. */
+  /** Set the values, of which `draw` shows the last `hours`. */
   take(wanted, at, hours) {
     const names = wanted.series.map((each) => each.label).join();
     this.isNew = this.names !== names;
@@ -62,12 +62,12 @@ export class Chart {
     else this.showValues(null);
   }
 
-  /** Read the place's width: of all charts before the first is drawn, as each changes the page. */
+  /** Measure the width. Do this for all charts before drawing one, which changes the layout. */
   measure() {
     this.width = this.canvas.clientWidth || 320;
   }
 
-  /** Draw what was taken, anew from nothing where the colours or series are others. */
+  /** Draw the values; make a new plot if the colours or series have changed. */
   draw(colours, isAnew = this.isNew) {
     this.colours = colours;
     if (this.plot && !isAnew) {
@@ -168,7 +168,7 @@ export class Chart {
     this.showValues(null);
   }
 
-  /** Show the values at a place of the data; without one the newest. */
+  /** Show the values at an index of the data, by default the newest. */
   showValues(index) {
     this.wanted.series.forEach((each, number) => {
       const found = index === null || index === undefined ? lastOf(each.values) : each.values[index];
@@ -183,7 +183,7 @@ export class Chart {
     return first < 0 ? this.at.length : first;
   }
 
-  /** Say in words what the picture shows. */
+  /** Summarize the chart as text. */
   describe() {
     const first = this.seen();
     const { unit, series, title } = this.wanted;
@@ -241,7 +241,7 @@ function lastOf(values) {
   return null;
 }
 
-/** Return about `count` indexes from `first` until before `end`, the last among them, newest first. */
+/** Return about `count` indexes from `first` to `end` - 1, newest first, including the newest. */
 function spread(first, end, count) {
   const step = Math.max(1, Math.ceil((end - first) / count));
   const found = [];

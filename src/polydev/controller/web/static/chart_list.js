@@ -1,4 +1,4 @@
-// Which charts there are: the controller's columns, put together by what they are about.
+// The list of charts, made of the columns that the controller sends.
 
 const HOWS = { pool: "how_pool", clone: "how_clone", boot: "how_boot" };
 const PERCENT = { range: [0, 100], show: (value) => `${Math.round(value * 10) / 10} %` };
@@ -7,7 +7,7 @@ const RATE = { range: [0, null], show: rateText };
 const SECONDS = { range: null, show: (value) => `${Number(value.toPrecision(3))} s`, log: true };
 const CELSIUS = { range: [0, null], show: (value) => `${value} °C` };
 
-/** Return a rate in bytes a second, such as `1.43 MB/s`, as `rate_text` of figures.py does. */
+/** Return a rate in bytes a second, such as `1.43 MB/s`, as `rate_text` of formatting.py does. */
 export function rateText(rate) {
   const units = ["B/s", "kB/s", "MB/s", "GB/s"];
   let unit = 0;
@@ -18,7 +18,7 @@ export function rateText(rate) {
   return `${Number(rate.toPrecision(3))} ${units[unit]}`;
 }
 
-/** Return the charts of these columns, each with its series; those without any are left out. */
+/** Return the charts for these columns, without those that have no series. */
 export function chartsOf(columns, say) {
   const one = (name, label) => (columns[name] ? [{ label, values: columns[name] }] : []);
   const inBrackets = (prefix, label) =>

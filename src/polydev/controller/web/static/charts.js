@@ -1,4 +1,4 @@
-// The charts of the last 24 hours: loaded once a minute while somebody can see them.
+// The charts of the last 24 hours, loaded once a minute while the page is visible.
 
 import { ask, sentence, textsOf } from "./app.js";
 import { chartsOf } from "./chart_list.js";
@@ -7,7 +7,7 @@ import { Chart, readColours } from "./chart.js";
 const EVERY_MS = 60000;
 const PATH = "/admin/charts.json";
 
-/** Start loading; the answer's `reload` does so at once. */
+/** Start loading. Return an object whose `reload` loads at once. */
 export function startCharts() {
   const say = textsOf("charts-texts");
   const place = document.getElementById("charts");
@@ -63,7 +63,7 @@ export function startCharts() {
   return { reload: load };
 }
 
-/** Note how long drawing took, and how many frames passed until all was on the screen. */
+/** Record how long drawing took, and how many frames passed until all was visible. */
 function measureDrawing(points) {
   let frames = 0;
   queueMicrotask(() => performance.mark("charts-end")); // after uPlot's own, which draw

@@ -1,4 +1,4 @@
-// A VM's serial console, followed, of which only so many lines are kept.
+// Follow a VM's serial console, and keep a limited number of lines.
 
 import { problemOf, showProblem } from "./app.js";
 import { MOST_CHARACTERS, plain } from "./console_lines.js";
@@ -9,8 +9,8 @@ const TAIL = 200;
 const REFUSALS = [401, 403, 404];
 
 /**
- * Show what a console says in `element`, until it is over. `tell` is given the name of a text and
- * its values whenever the state changes. What comes while it is paused is shown afterwards.
+ * Show a console in `element` until the VM ends. `tell` is called with the name of a text and its
+ * values whenever the state changes. Output that arrives during a pause is shown after it.
  */
 export function follow(path, element, tell) {
   const lines = [];

@@ -1,4 +1,4 @@
-// The host's page: its parts come anew every five seconds while somebody can see them.
+// The host's page, whose parts are reloaded every five seconds while it is visible.
 
 import { clearNotice, showProblem, Problem, textsOf } from "./app.js";
 import { startCharts } from "./charts.js";
@@ -22,7 +22,7 @@ function spanText(milliseconds) {
   return say("minutes", { count: Math.round(seconds / 60) });
 }
 
-/** Say how old the figures are, and above them if the controller does not answer. */
+/** Show the age of the values, and a warning if the controller does not answer. */
 function showAge() {
   const old = performance.now() - updatedAt;
   age.textContent = old < 2000 ? say("now") : say("ago", { span: spanText(old) });
@@ -43,7 +43,7 @@ function refreshLater() {
   timer = setTimeout(refresh, EVERY_MS);
 }
 
-// A part that has not changed stays as it is: selected text, and what a screen reader has read.
+// Unchanged parts are kept, so that selections and screen readers are not disturbed.
 document.addEventListener("htmx:oobBeforeSwap", (event) => {
   const { target, fragment } = event.detail;
   if (fragment.innerHTML === target.innerHTML) event.detail.shouldSwap = false;
@@ -59,7 +59,7 @@ live.addEventListener("htmx:afterRequest", (event) => {
   refreshLater();
 });
 
-// These figures have their own words for a controller that does not answer.
+// This page has its own message for a controller that does not answer.
 for (const silence of ["htmx:sendError", "htmx:timeout"]) {
   live.addEventListener(silence, (event) => event.stopPropagation());
 }
@@ -79,5 +79,5 @@ document.addEventListener("visibilitychange", () => {
 
 setInterval(showAge, 1000);
 showAge();
-// htmx knows the page's elements from then on.
+// htmx has processed the page's elements by then.
 document.addEventListener("DOMContentLoaded", refresh);

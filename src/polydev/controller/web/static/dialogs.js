@@ -1,6 +1,6 @@
-// A question that the user must answer before something is done for good.
+// Ask the user before an action that cannot be undone.
 
-/** Ask in the page's dialog; whether the user agreed. Escape and `cancel` say no. */
+/** Ask in the page's dialog. Return whether the user agreed; Escape and `cancel` mean no. */
 export function confirmed({ title, text, action }) {
   const dialog = document.getElementById("confirm");
   dialog.querySelector("h2").textContent = title;

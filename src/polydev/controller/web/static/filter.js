@@ -1,4 +1,4 @@
-// A list is filtered as soon as something else is chosen.
+// Apply the filter of a list as soon as a choice changes.
 
 for (const select of document.querySelectorAll("select[data-submits]")) {
   select.addEventListener("change", () => select.form.requestSubmit());

@@ -1,4 +1,4 @@
-// A one-time link has its code behind the address's #, which no server and no log ever sees.
+// A one-time link has its code behind the # of the URL, which is not sent to servers.
 
 const given = new URLSearchParams(location.hash.slice(1));
 const form = document.getElementById("by-link");

@@ -1,4 +1,4 @@
-// The page of one VM: its console as it is written, its screen on request, the end of its session.
+// The page of one VM: live console, screenshots, and ending its session.
 
 import { Problem, ask, clearNotice, problemOf, sentence, showProblem, textsOf } from "./app.js";
 import { follow } from "./console.js";
@@ -8,7 +8,7 @@ const summary = document.getElementById("summary");
 const { vm, session } = summary.dataset;
 const dialog = document.getElementById("confirm-end");
 
-// The summary is drawn anew every few seconds, so its buttons are listened to from outside it.
+// The summary is replaced every few seconds, so events of its buttons are handled outside of it.
 summary.addEventListener("click", (event) => {
   if (event.target.id === "end-session") dialog.showModal();
   if (event.target.id === "open-viewer") openViewer();
@@ -28,7 +28,7 @@ dialog.addEventListener("close", async () => {
   }
 });
 
-/** Open the session's page by a link whose holder may look only. */
+/** Open the session's page by a read-only link. */
 async function openViewer() {
   // Opened at once: after an answer it would be a pop-up that browsers block.
   const opened = window.open("about:blank", "_blank");

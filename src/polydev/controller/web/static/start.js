@@ -1,4 +1,4 @@
-// The start page: starts and ends sessions, and removes stored logins.
+// The start page: start and end sessions, and delete stored logins.
 
 import { Problem, ask, sentence, showProblem, textsOf } from "./app.js";
 import { confirmed } from "./dialogs.js";
@@ -25,7 +25,7 @@ async function start(button, provider, useStoredCredentials) {
   }
 }
 
-/** Say on the page why no session was started, and what to do about it. */
+/** Show why no session was started, and what to do. */
 function tell(problem) {
   if (problem.status === 401) return showProblem(problem);
   const lines = [t("not_started", { detail: sentence(problem.message) })];

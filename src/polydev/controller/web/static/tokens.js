@@ -1,4 +1,4 @@
-// A user's tokens: an admin ends one, after a question.
+// A user's tokens: let an admin revoke one, after a confirmation.
 
 import { Problem, ask, showProblem } from "./app.js";
 

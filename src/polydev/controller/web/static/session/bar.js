@@ -1,4 +1,4 @@
-// The bar above the screen: status, the tools, and the panels that they open.
+// The bar above the screen: status, buttons, and the panels that they open.
 
 import { confirmed } from "../dialogs.js";
 import { typeThrough } from "./keyboard.js";
@@ -90,7 +90,7 @@ export class Bar {
     }
   }
 
-  /** The user wants the keyboard for the page. */
+  /** Move the keyboard focus from the VM to the page. */
   takeKeyboard() {
     if (element("bar").hidden) this.toggle(true);
     element(this.tools[0]).focus();
@@ -103,7 +103,7 @@ export class Bar {
     hint.textContent = this.t("keyboard.release");
   }
 
-  /** Say something for a moment in the place of the status. */
+  /** Show a message for a moment in place of the status. */
   say(words) {
     this.said = words;
     this.saidUntil = Date.now() + SAY_MILLISECONDS;

@@ -1,5 +1,5 @@
-// Texts between the user's clipboard and the VM's: by themselves where the browser allows it, by
-// hand in a panel where it does not.
+// Copy text between the user's clipboard and the VM's: automatically if the browser allows it, else
+// by hand in a panel.
 
 import { pressPaste } from "./keyboard.js";
 
@@ -19,7 +19,7 @@ export class Clipboard {
     panel.take.addEventListener("click", () => this.take());
   }
 
-  /** The user pressed Ctrl+V on the screen: the VM gets the text, if there is one, then the keys. */
+  /** Handle Ctrl+V on the screen: send the text, if any, and then the keys, to the VM. */
   pasted(event) {
     if (!this.screen.hasFocus) return;
     event.preventDefault();
@@ -29,19 +29,19 @@ export class Clipboard {
     this.isControlHeld = false;
   }
 
-  /** A paste of the same text again must not come between a program and the text. */
+  /** Do not send the same text again: it would interrupt a program that is reading it. */
   give(text) {
     if (text === this.inVm) return;
     this.screen.paste(text);
     this.inVm = text;
   }
 
-  /** A new connection knows nothing of the texts before it. */
+  /** Forget earlier texts, which a new connection does not have. */
   forget() {
     this.inVm = null;
   }
 
-  /** A text was copied in the VM. */
+  /** Handle a text that was copied in the VM. */
   async copied(text) {
     this.forget();
     this.panel.incoming.value = text;

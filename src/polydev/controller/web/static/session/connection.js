@@ -1,11 +1,11 @@
-// The connection to the VM's screen as a state machine: pure, so the time comes with each event.
+// The connection to the VM's screen as a state machine. Pure: each event carries its time.
 //
 // phase       idle, connecting, connected, waiting (for the next attempt), not-ready (for the VM),
 //             given-up (for the user), over (for good)
 // attempt     how many attempts have failed in a row
-// code        why it is not connected: the relay's closing code, or 0
-// reason      the same in words; "" where nobody said any
-// until       of waiting: when the next attempt begins, in ms since 1970
+// code        the relay's close code if it is not connected, or 0
+// reason      the close reason, or ""
+// until       while waiting: when the next attempt begins, in ms since 1970
 
 import { PAUSES_SECONDS } from "../pauses.js";
 
@@ -16,18 +16,18 @@ const UNKNOWN_SESSION = 4404;
 export const SESSION_OVER = 4410;
 const NOT_READY = 4425;
 const FOR_GOOD = [NOT_ALLOWED, UNKNOWN_SESSION, SESSION_OVER];
-// HTTP's status of a ticket that is refused; trying again does not help.
+// HTTP statuses of refused tickets for which retrying does not help.
 const REFUSALS = [401, 403, 404, 410];
 
 export const IDLE = Object.freeze({ phase: "idle", attempt: 0, code: 0, reason: "" });
 
 /**
  * Return the state after an event:
- * connect            an attempt begins: the first one, or the next one after a pause
- * anew               somebody wants it now, or the network or the VM is back
- * opened { at }      the screen is there
+ * connect            an attempt begins, the first one or one after a pause
+ * anew               reconnect now: the user wants it, or the network or the VM is back
+ * opened { at }      the connection is open
  * lost { at, code, reason }   the connection ended, or the attempt failed
- * refused { status, reason }  there is no ticket for the user
+ * refused { status, reason }  the user gets no ticket
  */
 export function next(state, event) {
   switch (event.kind) {
@@ -59,7 +59,7 @@ function afterLoss(state, { at, code, reason }) {
   return { ...told, phase: "waiting", attempt: failed + 1, until };
 }
 
-/** The words for a state: the name of a text, and its values. */
+/** Return the text for a state: its name and values. */
 export function words(state, now) {
   switch (state.phase) {
     case "waiting":

@@ -1,14 +1,13 @@
-// How long a session still lives, and whether more time is possible. Pure; times in ms since 1970.
+// The time until a session ends, and whether it can be extended. Pure; times in ms since 1970.
 
 export const WARN_SECONDS = 300;
-// A session whose user is here gets word of it all the time, so its end only comes near
-// when that word is missing.
+// A session in use gets heartbeats all the time, so its end only comes near without them.
 const IDLE_SHARE = 0.5;
 
 /**
  * Return { seconds, canStay } when the end is near, else null.
- * session    expiresAt and createdAt as the API tells them
- * limits     idleSeconds and maxSeconds of a session on this host
+ * session    has expiresAt and createdAt, as in the API
+ * limits     has idleSeconds and maxSeconds, of sessions of this host
  */
 export function countdown(session, limits, now) {
   const ends = Date.parse(session.expiresAt);
@@ -19,7 +18,7 @@ export function countdown(session, limits, now) {
   return left <= warn ? { seconds: left, canStay } : null;
 }
 
-/** Minutes and seconds as people read them: 4:07. */
+/** Format minutes and seconds: 4:07. */
 export function clock(seconds) {
   return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 }

@@ -1,4 +1,4 @@
-// What stands in the place of the screen while that cannot be seen.
+// The cover that is shown in place of the screen while there is none.
 
 import { sentence } from "../app.js";
 
@@ -7,7 +7,7 @@ const WAITS = ["loading", "coming", "connecting"];
 const LINKS = { home: "/", signin: "/login" };
 
 export class Cover {
-  /** `actions` does what the buttons say, by the names of views' actions. */
+  /** `actions` has the functions of the buttons, by the names of views' actions. */
   constructor(t, actions) {
     this.t = t;
     this.actions = actions;

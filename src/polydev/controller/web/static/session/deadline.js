@@ -1,10 +1,10 @@
-// Word to the controller that the session is in use, and word to the user that it ends soon.
+// Send heartbeats to the controller, and warn the user before the session ends.
 
 import { clock, countdown } from "./countdown.js";
 
 const element = (id) => document.getElementById(id);
 const MOST_BEAT_SECONDS = 60;
-// Whoever has put the word of the end away sees it again then.
+// A hidden warning is shown again then.
 const LAST_SECONDS = 60;
 
 export class Deadline {
@@ -20,7 +20,7 @@ export class Deadline {
     this.timer = setInterval(() => this.beat(), seconds * 1000);
   }
 
-  /** A screen that is open counts as use by itself; its session is read anew for its end. */
+  /** An open screen counts as use without heartbeats; only read the session's end again. */
   async beat() {
     if (document.hidden || !this.page.session) return;
     if (this.page.viewOnly || this.page.link.state.phase === "given-up") await this.page.refresh();

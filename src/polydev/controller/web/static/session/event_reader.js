@@ -1,11 +1,11 @@
-// Text of a stream of server-sent events to events. Pure.
+// Parse the text of a stream of server-sent events. Pure.
 
 export class EventReader {
   constructor() {
     this.held = "";
   }
 
-  /** Return the events that are whole by now: { id, kind, data }. */
+  /** Return the events that are complete: { id, kind, data }. */
   read(text) {
     const blocks = (this.held + text).split("\n\n");
     this.held = blocks.pop();

@@ -1,13 +1,13 @@
-// Server-sent events read by fetch: unlike EventSource it says why a stream was refused, and it
-// can send a key, which must not stand in an address.
+// Read server-sent events by fetch: unlike EventSource, fetch reports why a stream was refused, and
+// can send a key in a header.
 
 import { Problem, problemOf } from "../app.js";
 import { pauseSeconds } from "../pauses.js";
 import { EventReader } from "./event_reader.js";
 
 /**
- * Call `onEvent({ kind, data })` for each event until the stream says that there are no more.
- * Comes again after a loss, and at once after `wake()`. `onRefused(problem)` ends it.
+ * Call `onEvent({ kind, data })` for each event until the session is over. Reconnects after a loss,
+ * and at once after `wake()`. `onRefused(problem)` is called if the stream is refused for good.
  */
 export class Events {
   constructor(path, key, { onEvent, onRefused }) {
@@ -22,7 +22,7 @@ export class Events {
     this.reading = null;
   }
 
-  /** Read from where it was, now. */
+  /** Reconnect now, and continue after the last event. */
   wake() {
     clearTimeout(this.timer);
     this.reading?.abort();

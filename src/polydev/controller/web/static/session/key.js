@@ -1,9 +1,9 @@
-// The right to the session of whoever came by a link: its ticket is good once, what it was
-// exchanged for stays with this tab, so that a reload needs no other link.
+// The key of a page that was opened by a link. The link's ticket works once; the key that it is
+// exchanged for is kept for this tab, so that a reload works.
 
 import { ask } from "../app.js";
 
-/** Return { key, viewOnly } of a page; the key is null where the browser is signed in. */
+/** Return { key, viewOnly } of the page; the key is null if the browser is signed in. */
 export async function openKey({ sessionId }) {
   const ticket = new URLSearchParams(location.search).get("ticket");
   if (ticket === null) return { key: null, viewOnly: false };

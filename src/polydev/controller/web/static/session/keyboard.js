@@ -1,4 +1,4 @@
-// The keyboard between the VM and the page: who has it, pasting, and the one on touch screens.
+// The keyboard: whether the VM or the page has it, pasting, and the one of touch screens.
 
 import { edits } from "./typing.js";
 import keysyms from "../novnc/core/input/keysymdef.js";
@@ -7,11 +7,11 @@ const CONTROL = 0xffe3;
 const BACKSPACE = 0xff08;
 const RETURN = 0xff0d;
 const V = 0x76;
-// What the input holds at first, so that there is something to delete.
+// The initial content of the input, so that Backspace has something to delete.
 const HOLDS = "\u00a0".repeat(32);
 const MOST_HELD = 128;
 
-/** Ctrl+Alt+Shift, pressed in any order, gives the keyboard back to the page. */
+/** Recognize Ctrl+Alt+Shift, in any order, which returns the keyboard to the page. */
 export function isRelease(event) {
   return event.ctrlKey && event.altKey && event.shiftKey;
 }
@@ -23,7 +23,7 @@ function isPaste(event) {
 
 /**
  * onReleased   called when the user wants the keyboard for the page
- * onPasteKeys  called before the browser tells of a paste, with whether the VM's Ctrl is down
+ * onPasteKeys  called before the paste event, with whether Ctrl is down in the VM
  */
 export function watchKeys(screen, { onReleased, onPasteKeys }) {
   // Before noVNC, which lets no key event of the screen pass.
@@ -45,7 +45,7 @@ export function watchKeys(screen, { onReleased, onPasteKeys }) {
   );
 }
 
-/** Press Ctrl+V in the VM; `isControlHeld`: the user's release of Ctrl will come by itself. */
+/** Press Ctrl+V in the VM; `isControlHeld`: the user will release Ctrl. */
 export function pressPaste(screen, isControlHeld) {
   if (!isControlHeld) screen.liftKeys();
   screen.key(CONTROL, "ControlLeft", true);
@@ -53,7 +53,7 @@ export function pressPaste(screen, isControlHeld) {
   if (!isControlHeld) screen.key(CONTROL, "ControlLeft", false);
 }
 
-/** An input that a touch screen shows its keyboard for; what is typed there goes to the VM. */
+/** An input that opens the keyboard of touch screens and sends what is typed to the VM. */
 export function typeThrough(input, screen) {
   let before = (input.value = HOLDS);
   input.addEventListener("input", (event) => {

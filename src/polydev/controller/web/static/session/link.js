@@ -1,4 +1,4 @@
-// Keeps the screen connected: takes a fresh ticket for each attempt, and times the attempts.
+// Keep the screen connected: get a new ticket for each attempt, and schedule attempts.
 
 import { Problem, ask } from "../app.js";
 import { IDLE, next } from "./connection.js";
@@ -19,7 +19,7 @@ export class Link {
     this.attempt = null;
   }
 
-  /** Connect now, whatever was before. */
+  /** Connect now, in any state. */
   connectAnew() {
     this.change({ kind: "anew" });
   }

@@ -1,11 +1,11 @@
-// How far the login of the session's tool is. Pure.
+// The progress of the login of the session's tool. Pure.
 //
 // state        none; starting; waiting: its page is open in the VM; failed; done: the tool is logged
 //              in; handed_over: the credentials are stored for their user, and the VM has none any
 //              more; injecting, injected: the tool is given, or has, credentials stored before
-// words        what the tool said, or why its credentials stay in the VM or were not given to it
-// url          where the login is; "" while nobody knows
-// deviceCode   to be entered on that page, in any browser; "" where the tool has none
+// words        what the tool said, or why its credentials were not handed over or not injected
+// url          the login URL; "" until it is known
+// deviceCode   the code to enter on that page, in any browser; "" if the tool has none
 // acceptsCode  whether a code that the page shows may be sent to the tool
 
 export const NONE = Object.freeze({
@@ -18,7 +18,7 @@ export const NONE = Object.freeze({
 
 const OVER = ["handed_over", "injected", "injecting"];
 
-/** The login after the session changed; the session knows of logins that others began. */
+/** Return the login after the session changed: others may have started it. */
 export function afterSession(login, session) {
   const { status, storedCredentials } = session;
   const words = session.loginDetail ?? "";
@@ -35,7 +35,7 @@ export function afterSession(login, session) {
   return login;
 }
 
-/** The login after an answer of the API, or its Problem. */
+/** Return the login after an answer or a Problem of the API. */
 export function afterAnswer(login, answer, problem) {
   if (OVER.includes(login.state)) return login;
   if (problem && problem.status !== 502) return login; // it says nothing of the tool
@@ -51,19 +51,19 @@ export function afterAnswer(login, answer, problem) {
   };
 }
 
-/** After how many seconds to ask again; null: only when the user wants it, or an event says so. */
+/** Return the seconds until the next request; null: only after an event or on demand. */
 export function asksAgainSeconds(login) {
   return { starting: 2, waiting: 10 }[login.state] ?? null;
 }
 
-/** Which text says how far it is, below `login`. */
+/** Return the name of the text for the progress, below `login`. */
 export function textOf(login) {
   return login.state === "waiting" && login.deviceCode ? "device" : login.state;
 }
 
 /**
- * Return { text, values } of what became of the credentials, null before they were handed over.
- * Of the fingerprint the first characters are enough for people to compare.
+ * Return { text, values } for the receipt of the credentials; null before they were handed over.
+ * The first characters of the fingerprint are enough to compare.
  */
 export function receiptText(session) {
   const receipt = session?.credentialsReceipt;
@@ -72,7 +72,7 @@ export function receiptText(session) {
   return { text: receipt.recipient ? "login.receipt.sealed" : "login.receipt.stored", values };
 }
 
-/** Seconds until the session is completed by itself, null where it is not; times in ms since 1970. */
+/** Return the seconds until the session is completed automatically, or null. */
 export function completesInSeconds(session, now) {
   if (session?.status !== "authenticated" || !session.completesAt) return null;
   return Math.max(0, Math.ceil((Date.parse(session.completesAt) - now) / 1000));

@@ -1,4 +1,4 @@
-// What the page shows of the login of the session's tool: a button in the bar, and its panel.
+// The login of the session's tool on the page: a button in the bar, and its panel.
 
 import { clock } from "./countdown.js";
 import { completesInSeconds, receiptText, textOf } from "./login.js";
@@ -54,7 +54,7 @@ export class LoginPanel {
     say("login-label", label);
   }
 
-  /** The code may be entered in any browser, so the page may be opened in this one too. */
+  /** Offer the login page in this browser: a device code can be entered in any browser. */
   showDevice({ deviceCode, url }) {
     element("login-device").hidden = deviceCode === "";
     element("device-code").value = deviceCode;
@@ -64,7 +64,7 @@ export class LoginPanel {
     else link.href = url;
   }
 
-  /** Counts down, so it is called each second. */
+  /** Update the countdown; called each second. */
   showCompletion() {
     const { session } = this.page;
     const seconds = completesInSeconds(session, Date.now() + this.page.deadline.skew);
@@ -91,7 +91,7 @@ export class LoginPanel {
   }
 }
 
-/** A text that is there only while it says something. */
+/** Show an element only while it has text. */
 function say(id, words) {
   const place = element(id);
   place.hidden = words === "";

@@ -1,4 +1,4 @@
-// The page of one session: what it knows, who tells it, and who is told.
+// The page of one session: its state, where it comes from, and the parts that show it.
 
 import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../app.js";
 import { Bar } from "./bar.js";
@@ -81,7 +81,7 @@ class Page {
     return ask(path + suffix, { key: this.key, ...options });
   }
 
-  /** Do what the user asked for, and tell of it where it fails. */
+  /** Run an action of the user, and show its error if it fails. */
   async attempt(work) {
     try {
       clearNotice();
@@ -99,7 +99,7 @@ class Page {
     await this.refresh();
   }
 
-  /** Read the session anew: the events say that something changed, the session what. */
+  /** Read the session again: events only say that something changed. */
   async refresh() {
     this.isStale = true;
     if (this.isReading) return;
@@ -142,7 +142,7 @@ class Page {
     this.render();
   }
 
-  /** Tell once of each quota that is nearly used up, and again when it is. */
+  /** Warn once when a quota is nearly used up, and again when it is used up. */
   warn(warnings) {
     const told = warnings.map(({ quota }) => `${quota.quota} ${quota.left > 0}`).join();
     if (told && told !== this.warned) showNotice(warnings.map(({ message }) => `${message}.`).join(" "));
@@ -180,7 +180,7 @@ class Page {
     this.deadline.end();
   }
 
-  /** The laptop slept, or the network is back: what was open then is not any more. */
+  /** Reconnect after sleep or a network outage, which close connections. */
   wake() {
     if (this.refusal || (this.session && !isLive(this.session))) return;
     this.events.wake();

@@ -1,4 +1,4 @@
-// How far a VM is until its screen can be seen, in words and as a share. Pure.
+// The progress of a VM's start until its screen is up, as text and percentage. Pure.
 
 const STAGES = ["none", "kernel", "init", "network", "services", "ready"];
 const LIVE = ["vm_creating", "vm_starting", "vm_created", "oauth_pending", "authenticated"];

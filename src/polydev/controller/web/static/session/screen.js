@@ -1,9 +1,9 @@
-// The VM's screen: noVNC on a WebSocket of ours, whose end tells its code and reason.
+// The VM's screen: noVNC on our own WebSocket, which has close code and reason.
 
 import RFB from "../novnc/core/rfb.js";
 import { initLogging } from "../novnc/core/util/logging.js";
 
-// The page itself says why a connection ended.
+// The page itself shows why a connection ended.
 initLogging("none");
 
 export class Screen {
@@ -46,7 +46,7 @@ export class Screen {
     });
   }
 
-  /** End the connection without a word to `onLost`. */
+  /** Close the connection without calling `onLost`. */
   close() {
     const { rfb, socket } = this;
     this.rfb = this.socket = null;
@@ -71,7 +71,7 @@ export class Screen {
     this.rfb?.sendKey(keysym, code, down);
   }
 
-  /** Lift all keys that the VM takes for pressed: their release will go elsewhere. */
+  /** Release all keys in the VM: it will not get their release events. */
   liftKeys() {
     window.dispatchEvent(new Event("blur")); // noVNC lifts them when its window is left
   }

@@ -1,4 +1,4 @@
-// A link by which somebody else may look at the session.
+// Make a link by which somebody else can watch the session.
 
 const element = (id) => document.getElementById(id);
 

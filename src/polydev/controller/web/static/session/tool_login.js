@@ -1,16 +1,15 @@
-// The login of the session's tool, beside its screen: asks how far it is, and does what the user
-// wants done.
+// The login of the session's tool: poll its progress, and run the user's actions.
 
 import { Problem } from "../app.js";
 import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login.js";
 import { LoginPanel } from "./login_panel.js";
 import { isComing } from "./progress.js";
 
-// The user has something to do or to know that is not on the screen.
+// In these states the user needs the panel: the screen does not show what to do.
 const OPENS_PANEL = ["failed", "handed_over", "injected"];
 
 export class ToolLogin {
-  /** `tools` is what people call the tool of each provider. */
+  /** `tools` has the label of each provider's tool. */
   constructor(page, t, tools) {
     this.page = page;
     this.login = NONE;
@@ -33,12 +32,12 @@ export class ToolLogin {
     return !this.isOver && !this.page.viewOnly;
   }
 
-  /** The events tell of a login's progress; what it is now, the API. */
+  /** Read the login from the API: events only say that it changed. */
   heard() {
     if (this.isFollowed && this.login.state !== "none") this.ask();
   }
 
-  /** The first question starts the tool; one that failed is started again by another method. */
+  /** Ask for the login. The first request starts the tool; POST starts a failed one again. */
   async start() {
     const method = this.login.state === "failed" ? "POST" : "GET";
     this.become({ ...NONE, state: "starting" });
@@ -57,7 +56,7 @@ export class ToolLogin {
     }
   }
 
-  /** Whether the tool has got the code; what keeps it from that is told. */
+  /** Send the code to the tool, and return whether it worked; an error is shown. */
   async sendCode(code) {
     const send = () => this.page.ask("/oauth-code", { method: "POST", body: { code } }).then(() => true);
     const isSent = await this.page.attempt(send);
@@ -81,7 +80,7 @@ export class ToolLogin {
     if ((isNew && OPENS_PANEL.includes(login.state)) || hasNews) this.page.bar.openPanel("login");
   }
 
-  /** Ask no more: the session is over, or is about to be. */
+  /** Stop polling: the session is over, or will be soon. */
   pause() {
     clearTimeout(this.timer);
     this.question.abort();

@@ -1,4 +1,4 @@
-// What was typed into an input, as keys for the VM. Pure.
+// Turn text that was typed into an input into keys for the VM. Pure.
 
 /**
  * Return { deleted, typed } that make `now` of `before`: how many characters to take back at the

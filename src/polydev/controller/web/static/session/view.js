@@ -1,4 +1,4 @@
-// What the page shows in the place of the screen: pure, from all that it knows.
+// What the page shows in place of the screen, depending on its state. Pure.
 //
 // kind       loading, coming, connecting, screen, lost, given-up, over, refused
 // title, text, detail    names of texts with their values, or { said } by the controller

@@ -1,8 +1,7 @@
-// When connections are dead although nobody said so: after sleep, and when the network came back.
+// Detect silently dead connections: after sleep, and after a network outage.
 
 const LOOK_MILLISECONDS = 5000;
-// The service gives up a silent viewer after less. Browsers slow the timers of hidden pages down
-// to one a minute.
+// The controller closes silent viewers sooner. Browsers slow timers of hidden pages to one a minute.
 const SLEPT_MILLISECONDS = 90_000;
 
 export function onWake(call) {
