@@ -33,9 +33,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Internals:
-    """What a subclass relies on.
+    """The parts of one class of uvicorn that we rely on.
 
-    subclass    module and name of our class; None for a class that is used but not derived from
+    subclass    module and name of our class; None if we use the class without deriving from it
     base        uvicorn's class
     methods     names and parameters of methods that are overridden or called
     attributes  names of attributes that are read or set

@@ -25,7 +25,7 @@ from polydev.vm.cpu_wait import NO_WAIT, CpuSample
 
 
 class CpuWaitTracker:
-    """How long a VM waited for a CPU: since its stage began or, once it is up, since `restart`.
+    """The time that a VM waited for a CPU: since its stage began or, once up, since `restart`.
 
     last    what `update` found
     """
@@ -61,7 +61,7 @@ class CpuWaitTracker:
 
 @dataclass(frozen=True)
 class BootUpdate:
-    """What is new about a boot.
+    """The changes of a boot since the last update.
 
     stages      stages that were reached, in order
     is_ready    whether the guest's agent says that the VM is ready

@@ -1,4 +1,4 @@
-"""How far a boot is, and which deadline comes next. Pure."""
+"""The progress of a boot, and its deadlines. Pure."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Queued:
-    """Why a VM does not start yet: its place in the queue, and what the host lacks, if anything."""
+    """A VM's place in the queue, and what the host lacks, if anything."""
 
     place: int
     because: str = ""

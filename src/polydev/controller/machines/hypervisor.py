@@ -15,7 +15,7 @@ Activity = Literal["inactive", "activating", "active", "deactivating", "failed"]
 
 @dataclass(frozen=True)
 class Launch:
-    """What a VM is started with. The host's settings say the rest: sizes, kernel, network.
+    """The values with which a VM is started. The host's settings have the rest, such as sizes.
 
     template    the template from which it is resumed; None: it boots
     """
@@ -63,7 +63,7 @@ class TemplatesReport:
 
 @dataclass(frozen=True)
 class SlotState:
-    """What runs in a slot. `vm_id` is the VM that the slot's files name, running or not.
+    """The state of a slot. `vm_id` is the VM that the slot's files name, running or not.
 
     detail  how the unit ended, in systemd's words: `exit-code 1`, `signal 9`, `oom-kill`
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often the driver checks things, and how long it waits.
+    """Intervals between checks, and timeouts.
 
     tick, busy_tick     between two ticks: at rest, and while a VM starts or ends
     ask, ask_blind      between two requests to the agent of a VM that boots: once its console shows

@@ -43,7 +43,7 @@ NOT_THE_VMS_FAULT = (OperationalError, InterfaceError, PoolTimeout, OSError)
 
 
 class VmLifecycle:
-    """What this process knows and does about one VM."""
+    """One VM, as this process drives it."""
 
     def __init__(self, vm: Vm, deps: Dependencies) -> None:
         self._deps = deps

@@ -1,4 +1,4 @@
-"""Why a viewer's connection ends: close codes of WebSocket, with words that a viewer can show."""
+"""Reasons to close a viewer's connection: WebSocket close codes, and words to show."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def shortened(reason: str) -> bytes:
 
 @dataclass(frozen=True)
 class Received:
-    """What some bytes of a viewer contained.
+    """The contents of some bytes of a viewer.
 
     frames      number of frames of all kinds
     data        their payload for the VM
