@@ -223,16 +223,16 @@ def test_those_who_ask_at_once_share_one_run(guest: Guest) -> None:
 
 def test_the_watch_looks_at_cheap_things_first(guest: Guest) -> None:
     guest.problems["vnc"] = CheckFailed("down")
-    assert not guest.health.worth_a_report()
+    assert not guest.health.may_be_ready()
     assert sorted(guest.asked) == ["desktop", "vnc"]
     guest.problems.clear()
     guest.units = units_in(browser="activating/start")
     guest.asked.clear()
-    assert not guest.health.worth_a_report()
+    assert not guest.health.may_be_ready()
     assert guest.asked == ["vnc", "systemctl"]
     guest.units = units_in()
     guest.now += 1
-    assert guest.health.worth_a_report()
+    assert guest.health.may_be_ready()
     assert "novnc" not in guest.asked
 
 

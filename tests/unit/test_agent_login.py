@@ -253,8 +253,8 @@ class Course:
         self.login.end(exit_code, lambda: (status, detail))
 
     def wishes(self, *pages: str) -> None:
-        self.login.take_wishes("".join(f"{page}\n" for page in pages).encode())
-        self.login.look_again()
+        self.login.take_opened_pages("".join(f"{page}\n" for page in pages).encode())
+        self.login.retry_pages()
 
 
 def test_the_page_that_the_tool_wants_is_the_login() -> None:
@@ -264,7 +264,7 @@ def test_the_page_that_the_tool_wants_is_the_login() -> None:
     course.wishes(PAGE)
     assert course.kept[-1] == ("waiting", PAGE, "")
     course.now += 60
-    course.login.look_again()
+    course.login.retry_pages()
     assert course.shown == [PAGE]
     assert course.login.pause_seconds() is None
 
@@ -273,11 +273,11 @@ def test_a_printed_url_counts_when_no_page_is_wanted_for_a_while() -> None:
     course = Course()
     course.login.take_output(CLAUDE.encode()[:300])
     course.login.take_output(CLAUDE.encode()[300:])
-    course.login.look_again()
+    course.login.retry_pages()
     assert course.kept == [("starting", None, "")]
     assert course.login.pause_seconds() == 10.0
     course.now += 10
-    course.login.look_again()
+    course.login.retry_pages()
     assert (course.kept[-1], course.shown) == (("waiting", PAGE, ""), [PAGE])
     course.wishes(OTHER_PAGE)
     assert (course.kept[-1], course.shown) == (("waiting", OTHER_PAGE, ""), [PAGE, OTHER_PAGE])
@@ -286,7 +286,7 @@ def test_a_printed_url_counts_when_no_page_is_wanted_for_a_while() -> None:
 def test_a_device_code_makes_the_printed_url_the_login_at_once() -> None:
     course = Course(DEVICE_TOOL)
     course.login.take_output(f"visit {PAGE}\r\nand type the code: AB-12\r\n".encode())
-    course.login.look_again()
+    course.login.retry_pages()
     assert (course.kept[-1], course.codes[-1]) == (("waiting", PAGE, ""), "AB-12")
     course.end(0)
     assert course.codes[-1] == "AB-12"
@@ -332,9 +332,9 @@ def test_later_wishes_are_shown_once_and_change_nothing() -> None:
 
 def test_a_wish_that_comes_in_pieces() -> None:
     course = Course()
-    course.login.take_wishes(PAGE.encode()[:50])
+    course.login.take_opened_pages(PAGE.encode()[:50])
     assert course.shown == []
-    course.login.take_wishes(PAGE.encode()[50:] + b"\n")
+    course.login.take_opened_pages(PAGE.encode()[50:] + b"\n")
     assert course.shown == [PAGE]
 
 
@@ -351,7 +351,7 @@ def test_a_browser_that_is_away_is_tried_again() -> None:
     assert course.kept[-1] == ("waiting", PAGE, "no browser")
     assert course.login.pause_seconds() == SHOW_AGAIN_SECONDS
     course.has_browser = True
-    course.login.look_again()
+    course.login.retry_pages()
     assert (course.kept[-1], course.shown) == (("waiting", PAGE, ""), [PAGE])
 
 

@@ -79,7 +79,7 @@ def answers(
     return "\n=====next=====\n".join(parts)
 
 
-class TestReadEvidence:
+class TestParseGuestState:
     def test_a_sound_guest(self) -> None:
         assert parse_guest_state(answers(*map(shown, UNITS))) == SOUND
 

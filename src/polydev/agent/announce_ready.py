@@ -31,7 +31,7 @@ def announce_when_ready(
     pause = 0.0
     while not health.wait_ready(pause):
         before = _cpu_seconds()
-        if health.worth_a_report():
+        if health.may_be_ready():
             health.report()
         pause = pause_seconds(settings.watch_pause_seconds, _cpu_seconds() - before)
     _say(settings, f"polydev: ready after {health.first_ready_seconds:.2f} s", log)

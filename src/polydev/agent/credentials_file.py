@@ -26,7 +26,7 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 def read(home: str, credentials: CredentialsFile) -> dict[str, object] | None:
     """Return the JSON object in the file; None if there is no file. Raises CheckFailed."""
-    with _told(f"cannot read ~/{credentials.file}"):
+    with _as_check_failed(f"cannot read ~/{credentials.file}"):
         try:
             data = _data(home, credentials.file)
         except FileNotFoundError:
@@ -52,7 +52,7 @@ def write(home: str, credentials: CredentialsFile, value: object) -> None:
     """Write credentials, and the other files that the tool needs."""
     check(value, credentials)
     for path, content in {credentials.file: value, **credentials.also}.items():
-        with _told(f"cannot write ~/{path}"):
+        with _as_check_failed(f"cannot write ~/{path}"):
             _write(home, path, json.dumps(content, separators=(",", ":")).encode())
 
 
@@ -60,7 +60,7 @@ def remove(home: str, credentials: CredentialsFile) -> None:
     """Remove the files that `write` makes, whoever wrote them."""
     for path in (credentials.file, *credentials.also):
         with (
-            _told(f"cannot remove ~/{path}"),
+            _as_check_failed(f"cannot remove ~/{path}"),
             suppress(FileNotFoundError),
             _folder_of(home, path) as (folder, name),
         ):
@@ -122,7 +122,7 @@ def _refuse(constant: str) -> None:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_check_failed(what: str) -> Iterator[None]:
     """Turn OSError into CheckFailed with a message."""
     try:
         yield

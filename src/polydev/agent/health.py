@@ -80,7 +80,7 @@ class HealthChecks:
                 self._runs += 1
             return self._latest
 
-    def worth_a_report(self) -> bool:
+    def may_be_ready(self) -> bool:
         """Whether all could be well: run the cheap checks and stop at the first bad one."""
         self._refresh(CHEAP_CHECKS)
         if not all(self._outcomes[name].ok for name in CHEAP_CHECKS):

@@ -15,7 +15,7 @@ from polydev.agent.login_output import (
     device_code,
     end_of,
     printed_url,
-    without_typed,
+    without_input,
 )
 from polydev.agent.login_state import is_login_url
 from polydev.agent.terminal_text import last_lines
@@ -56,7 +56,7 @@ class LoginFlow:
         self._clock = clock
         self._began_at = clock()
         self._written = ""
-        self._wishes = b""
+        self._opened = b""
         self._typed: list[str] = []
         self._typing = ""
         self._url: str | None = None
@@ -83,9 +83,9 @@ class LoginFlow:
             if self._device_code is not None and self._url is not None:
                 self._tell("waiting")
 
-    def take_wishes(self, data: bytes) -> None:
+    def take_opened_pages(self, data: bytes) -> None:
         """Process pages that the tool opens, one per line."""
-        *lines, self._wishes = (self._wishes + data).split(b"\n")
+        *lines, self._opened = (self._opened + data).split(b"\n")
         for line in lines:
             page = line.decode("utf-8", "replace")
             if is_login_url(page) and page not in self._pages and len(self._pages) < MAX_PAGES:
@@ -97,7 +97,7 @@ class LoginFlow:
         self._typing = self._typing[-MAX_WRITTEN_CHARACTERS:]
         self._typed = [*self._typed, *lines][-MAX_TYPED_LINES:]
 
-    def look_again(self) -> None:
+    def retry_pages(self) -> None:
         """Try the browser again, or use the printed URL if the tool opened no page."""
         if self._printed_left() == 0.0:
             self._add(self._printed, is_printed=True)
@@ -105,7 +105,7 @@ class LoginFlow:
             self._show_pages()
 
     def pause_seconds(self) -> float | None:
-        """Return how long `look_again` has nothing to do; None if only new input changes that."""
+        """Return how long `retry_pages` has nothing to do; None if only new input changes that."""
         if self._shown < len(self._pages):
             return SHOW_AGAIN_SECONDS
         left = (self._printed_left(), self._page_left())
@@ -137,7 +137,7 @@ class LoginFlow:
         self._tell(status, detail)
 
     def _tell(self, status: LoginStatus, detail: str = "") -> None:
-        hidden = without_typed(detail, [*self._typed, self._typing])
+        hidden = without_input(detail, [*self._typed, self._typing])
         self._keep(status, self._url, hidden, self._device_code)
 
     def _closing(self) -> Outcome | None:

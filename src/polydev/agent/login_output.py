@@ -37,7 +37,7 @@ def device_code(provider: GuestProvider, written: str) -> str | None:
     return found.group(1) if found and is_device_code(found.group(1)) else None
 
 
-def without_typed(told: str, lines: list[str]) -> str:
+def without_input(message: str, lines: list[str]) -> str:
     """Return a message about a login without the codes and passwords that its tool has echoed.
 
     Each part of a pasted URL or code is removed.
@@ -45,8 +45,8 @@ def without_typed(told: str, lines: list[str]) -> str:
     parts = {part for line in lines for part in re.split(r"[\s#?&=]+", plain_text(line))}
     for part in sorted(parts, key=len, reverse=True):
         if len(part) >= LEAST_SECRET_CHARACTERS:
-            told = told.replace(part, "…")
-    return told
+            message = message.replace(part, "…")
+    return message
 
 
 def answer_to(provider: GuestProvider, written: str) -> tuple[LoginStatus, str] | None:

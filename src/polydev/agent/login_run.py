@@ -99,7 +99,7 @@ def _follow(
             login.take_output(output)
             window.show(output)
         if pages in readable:
-            login.take_wishes(os.read(pages, CHUNK_BYTES))
+            login.take_opened_pages(os.read(pages, CHUNK_BYTES))
             window.show(b"")
         if codes in readable:
             code, _, _ = os.read(codes, CHUNK_BYTES).partition(b"\n")
@@ -111,7 +111,7 @@ def _follow(
         elif typed:
             login.take_typed(typed)
             process.type(typed)
-        login.look_again()
+        login.retry_pages()
         has_ended = process.ended in readable
     exit_code = process.end()
     while data := process.read():

@@ -26,7 +26,7 @@ class AgentSettings:
     identity: str = "/run/polydev/identity"  # by the host, in words of the kernel's command line
     console: str = "/dev/console"
     providers: str = "/usr/share/polydev/providers"  # a JSON file for each, by the image's build
-    loopback_prefix: str = "127."  # whoever asks from such an address is no host
+    loopback_prefix: str = "127."  # the host never asks from such an address
     credentials_socket: str = "/run/polydev-credentials"  # of a program with the user's rights
     logins: str = "/run/polydev-login"  # a folder for each provider, written by its login
     login_programs: str = "/usr/lib/polydev-agent/bin"  # what tools find before all others

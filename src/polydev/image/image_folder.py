@@ -1,7 +1,8 @@
 """The folder of one image: who uses it, its record, whether its files are intact, its repair.
 
-The kernel, not the text of a file, knows who uses an image. Whoever makes, verifies or runs one
-holds a shared `flock` on its `in-use.lock`, which ends with the last process that inherited it.
+The kernel, not the text of a file, knows which images are in use. Each process that makes, verifies
+or runs an image holds a shared `flock` on its `in-use.lock`, which ends with the last process that
+inherited it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One virtual machine: its configuration, what QEMU is told, its life and its boot stages."""
+"""One virtual machine: its configuration, its QEMU, its boot stages, its templates."""

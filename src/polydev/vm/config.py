@@ -1,4 +1,4 @@
-"""The configuration of a VM as one frozen value, and the addresses and ports of every guest."""
+"""The configuration of a VM as one frozen value."""
 
 from __future__ import annotations
 
