@@ -58,7 +58,7 @@ def test_a_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
     assert [each for each in found.values() if each.state == "problem"] == []
     assert found["polkit"].state == "ok"
     assert found["clock"].state == "ok"
-    assert "never tried" not in found["KVM"].found
+    assert "not tried" not in found["KVM"].found
 
 
 def test_what_is_broken_by_hand_is_named_with_what_to_do(deployed: DeployedHost) -> None:

@@ -216,8 +216,8 @@ class TestOverSsh:
         ("status", "stdout", "reason"),
         [
             (255, "", "cannot be reached over SSH: no route"),
-            (1, "", "cannot be looked at: no route"),
-            (0, "nonsense", "cannot be looked at: no route"),
+            (1, "", "cannot inspect prod: no route"),
+            (0, "nonsense", "cannot inspect prod: no route"),
         ],
     )
     def test_a_host_that_cannot_be_asked(

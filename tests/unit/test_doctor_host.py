@@ -257,7 +257,7 @@ def test_a_polkit_without_javascript_is_named(version: str | None, reads: bool) 
     [
         ({"accelerator": {"accelerator": "tcg", "why": "there is no /dev/kvm"}}, "no /dev/kvm"),
         ({"accelerator": {"accelerator": "tcg"}}, "VMs run without"),
-        ({"accelerator": None}, "never tried"),
+        ({"accelerator": None}, "not tried"),
     ],
 )
 def test_a_host_without_kvm_is_warned_of(changed: Any, words: str) -> None:
@@ -311,12 +311,12 @@ OLDER = {"serving": "7e" * 32}
         (
             {**OLDER, "build": {"state": "running", "detail": "saving"}},
             "ok",
-            "the golden image's is being made: saving; VMs are resumed from image 4f1d4f1d4f1d",
+            "making the golden image's template: saving; VMs are resumed from image 4f1d4f1d4f1d",
         ),
         (
             {**OLDER, "build": {"state": "failed", "detail": "a clone of the template ended"}},
             "warning",
-            "could not be made: a clone of the template ended; "
+            "image's template: a clone of the template ended; "
             "VMs are resumed from image 4f1d4f1d4f1d",
         ),
         (OLDER, "warning", "the golden image has none; VMs are resumed from image 4f1d4f1d4f1d"),
@@ -355,7 +355,7 @@ def test_all_slots_fit_into_the_memory(total: int, accelerator: str, state: str)
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({}, "4 VMs want up to 8.0 GiB of 16.0 GiB, and 1 template 1.0 GiB"),
+        ({}, "4 VMs need up to 8.0 GiB of 16.0 GiB, and 1 template 1.0 GiB"),
         ({"templates": [TEMPLATE, TEMPLATE]}, "and 2 templates 2.0 GiB"),
         (BOOTS, "and 1 template 0.7 GiB"),  # there is going to be one
         ({**BOOTS, "enabled": False}, "8.0 GiB of 16.0 GiB"),

@@ -1,4 +1,4 @@
-"""What the facts of a host mean. Pure: facts → findings."""
+"""The doctor's checks of a host. Pure: facts → findings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polydev.client.host_facts import HostFacts
 from polydev.client.template_checks import templates_finding, templates_memory
 from polydev.errors import DeployError
 
-# What a host's VMs get where its configuration does not say: the controller's own defaults.
+# The controller's defaults, for configurations that do not say what a VM gets.
 VM_MEMORY_MIB = 2048
 VM_TRANSLATION_CACHE_MIB = 1024
 MIB = 1024**2
@@ -37,26 +37,26 @@ ROOMS = {
     "/": (
         "room on /",
         Room(GIB, 4 * GIB),
-        "make room: journalctl --vacuum-size=200M, apt-get clean",
+        "free space: journalctl --vacuum-size=200M, apt-get clean",
     ),
     host_probe.STORE: (
         "room for images",
         Room(2 * GIB, 6 * GIB),
-        "a larger disk; what no backup names goes with the next ./inv deploy",
+        "use a larger disk; the next ./inv deploy removes images that no backup names",
     ),
     "/var/lib/microvm": (
         "room for VMs",
         Room(2 * GIB, 8 * GIB),
-        "end sessions (./inv sessions), fewer slots, or a larger disk",
+        "end sessions (./inv sessions), or use fewer slots or a larger disk",
     ),
 }
 # The gate's checks, and what to do about each.
 GATE_TODO = {
-    "units": "./inv deploy mends it; on the host: journalctl -u UNIT",
-    "bridge": "./inv deploy mends it; ./inv drift shows every difference",
-    "kernel": "./inv deploy mends it; ./inv drift shows every difference",
-    "firewall": "./inv deploy mends it; ./inv drift shows every difference",
-    "slots": "./inv deploy mends it; on the host: journalctl -u 'microvm-slot@*'",
+    "units": "./inv deploy repairs it; on the host: journalctl -u UNIT",
+    "bridge": "./inv deploy repairs it; ./inv drift shows every difference",
+    "kernel": "./inv deploy repairs it; ./inv drift shows every difference",
+    "firewall": "./inv deploy repairs it; ./inv drift shows every difference",
+    "slots": "./inv deploy repairs it; on the host: journalctl -u 'microvm-slot@*'",
     "watch": "./inv deploy restarts it; on the host: journalctl -u polydev-network-watch",
     "names": "on the host: journalctl -u polydev-dns.service; then ./inv deploy",
     "image": "./inv deploy --target vm-agent",
@@ -66,38 +66,40 @@ GATE_TODO = {
 
 # Differences that one finding names.
 MOST_SHOWN = 5
-# Parts that the host tool compares beside the gate: the words if all is well, and the remedy.
+# Parts that the host tool compares beside the gate: the words if nothing differs, the remedy.
 DRIFT_TEXTS = {
-    "accounts": ("the users of VMs and controller have no rights but their own", "./inv deploy"),
+    "accounts": ("the users of VMs and controller have only their own rights", "./inv deploy"),
     "database": (
-        "its schema is as migrations make it",
-        "./inv drift tells what ./inv deploy mends",
+        "the schema is that of its migrations",
+        "./inv drift shows it, ./inv deploy repairs it",
     ),
-    "overrides": ("no file of others changes units of ours", "./inv deploy removes these"),
-    "permissions": ("nobody else may write to what root and controller trust", "./inv deploy"),
-    "settings": ("no file of others undoes ours at the next start", "./inv deploy"),
-    "release": ("the controller's files are as they were installed", "./inv deploy"),
+    "overrides": ("no file of others changes our units", "./inv deploy removes these"),
+    "permissions": ("only root and the controller may write to their files", "./inv deploy"),
+    "settings": ("no other file overrides our settings at the next start", "./inv deploy"),
+    "release": ("the controller's files are those that were installed", "./inv deploy"),
 }
 
 
 def unreachable_finding(where: str, error: DeployError) -> DoctorFinding:
-    return DoctorFinding(where, "SSH", "problem", error.message, error.hint or "see that it runs")
+    return DoctorFinding(
+        where, "SSH", "problem", error.message, error.hint or "check that the host runs"
+    )
 
 
 def host_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
-    """Everything about one host; the parts of a deployment only where there is one."""
+    """Return all findings of a host; those of a deployment only if there is one."""
     found = [system_finding(where, facts), python_finding(where, facts)]
     found += [clock_finding(where, facts), *space_findings(where, facts)]
     if not facts.is_deployed:
         todo = "./inv deploy"
         return [
             *found,
-            DoctorFinding(where, "deployment", "problem", "nothing is deployed to it", todo),
+            DoctorFinding(where, "deployment", "problem", "nothing is deployed there", todo),
         ]
     found += gate_findings(where, facts)
     found += drift_findings(where, facts)
     found += [health_finding(where, facts), polkit_finding(where, facts)]
-    todo = "./inv deploy brings it"
+    todo = "./inv deploy installs it"
     found.append(qemu_finding(where, facts.said.get("qemu"), todo))
     found += [kvm_finding(where, facts), templates_finding(where, facts)]
     found.append(memory_finding(where, facts))
@@ -126,7 +128,7 @@ def python_finding(where: str, facts: HostFacts) -> DoctorFinding:
 
 
 def clock_finding(where: str, facts: HostFacts) -> DoctorFinding:
-    """The host's clock against ours, as far as the time that the call took lets it be known."""
+    """Compare the host's clock with ours, within the accuracy that the call's duration allows."""
     said = facts.said
     offset = clock.offset_seconds(
         facts.before, facts.after, float(said["startedAt"]), float(said["endedAt"])
@@ -139,12 +141,12 @@ def clock_finding(where: str, facts: HostFacts) -> DoctorFinding:
         "clock",
         state,
         clock.offset_text(offset),
-        "timedatectl on both: set the one that is wrong, and install systemd-timesyncd",
+        "run timedatectl on both, set the wrong clock, and install systemd-timesyncd",
     )
 
 
 def space_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
-    """Room where it is needed; what lies on the same disk as / is told with it only."""
+    """Return findings about space; folders on the same disk as / are covered by it."""
     disks = facts.part("disks")
     found = []
     for folder, (name, room, todo) in ROOMS.items():
@@ -158,7 +160,7 @@ def space_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
 def gate_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
     checks = facts.part("health").get("checks")
     if not isinstance(checks, list):
-        todo = "./inv deploy brings the host tool"
+        todo = "./inv deploy installs the host tool"
         return [
             DoctorFinding(where, "health gate", "problem", "the host tool does not answer", todo)
         ]
@@ -175,7 +177,7 @@ def gate_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
 
 
 def drift_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
-    """Changes by hand that endanger VMs, beside those that the gate names."""
+    """Return differences that endanger VMs, beside those that the gate checks."""
     found = []
     for name, answer in facts.part("look").items():
         if name == "polkit":  # told with what the probe asked polkit
@@ -208,16 +210,14 @@ def health_finding(where: str, facts: HostFacts) -> DoctorFinding:
         if part.get("status") != "healthy"
     ]
     if status == "healthy" and not ill:
-        return DoctorFinding(
-            where, "controller's health", "ok", "healthy, and so are all its parts"
-        )
+        return DoctorFinding(where, "controller's health", "ok", "healthy, with all its parts")
     state: State = "warning" if status == "healthy" else "problem"
     todo = "on the host: journalctl -u master-controller.service"
     return DoctorFinding(where, "controller's health", state, "; ".join([status, *ill]), todo)
 
 
 def polkit_finding(where: str, facts: HostFacts) -> DoctorFinding:
-    """Asked of polkit itself: VMs may be started by the controller, and nothing else."""
+    """Check polkit's own answers: the controller may start VMs, and nothing else."""
     if lines := facts.part("look").get("polkit"):
         said = [lines["message"]] if isinstance(lines, dict) else lines
         return DoctorFinding(where, "polkit", "problem", _some(said), "./inv deploy")
@@ -225,7 +225,7 @@ def polkit_finding(where: str, facts: HostFacts) -> DoctorFinding:
     starts_vms, starts_others = polkit.get("vm"), polkit.get("other")
     if starts_others:
         found = f"the controller may start {host_probe.ASKED['other']}, which it must not"
-        todo = "look for rules of others in /etc/polkit-1/rules.d; then ./inv deploy"
+        todo = "check other rules in /etc/polkit-1/rules.d, then run ./inv deploy"
         return DoctorFinding(where, "polkit", "problem", found, todo)
     if starts_vms:
         return DoctorFinding(
@@ -233,19 +233,20 @@ def polkit_finding(where: str, facts: HostFacts) -> DoctorFinding:
         )
     if starts_vms is None:
         active = facts.part("units").get("polkit.service") or "unknown"
-        found = f"could not be asked; polkit.service is {active}"
-        return DoctorFinding(where, "polkit", "warning", found, "./inv deploy; then again")
+        found = f"does not answer; polkit.service is {active}"
+        todo = "run ./inv deploy, then ./inv doctor again"
+        return DoctorFinding(where, "polkit", "warning", found, todo)
     if not reads_rules(version := str(facts.said.get("polkitVersion") or "")):
         todo = "use Debian 12, Debian 13 or Ubuntu 24.04: VMs cannot be started there"
         return DoctorFinding(
             where, "polkit", "problem", f"{version} reads no rules in JavaScript", todo
         )
     found = "the controller may not start VMs"
-    return DoctorFinding(where, "polkit", "problem", found, "./inv deploy brings the rule")
+    return DoctorFinding(where, "polkit", "problem", found, "./inv deploy installs the rule")
 
 
 def reads_rules(version: str) -> bool:
-    """Whether a polkit of that version (`pkcheck version 122`) reads ours; so does one unknown."""
+    """Whether polkit of this version (`pkcheck version 122`) reads our rules; yes if unknown."""
     numbers = re.search(r"(\d+)(?:\.(\d+))?", version)
     if numbers is None:
         return True
@@ -253,7 +254,7 @@ def reads_rules(version: str) -> bool:
 
 
 def kvm_finding(where: str, facts: HostFacts) -> DoctorFinding:
-    """What the host found by booting, when it was started."""
+    """Report which accelerator the host found by booting a VM, when it was started."""
     if facts.accelerator == "kvm":
         return DoctorFinding(where, "KVM", "ok", "a VM boots under it")
     if facts.accelerator is None:
@@ -262,15 +263,15 @@ def kvm_finding(where: str, facts: HostFacts) -> DoctorFinding:
             where,
             "KVM",
             "warning",
-            f"never tried: polydev-accelerator.service is {active}, so VMs run under TCG",
+            f"not tried: polydev-accelerator.service is {active}, so VMs run under TCG",
             "./inv deploy; on the host: journalctl -u polydev-accelerator.service",
         )
-    why = facts.part("accelerator").get("why") or "it was not said why"
+    why = facts.part("accelerator").get("why") or "unknown reason"
     return DoctorFinding(where, "KVM", "warning", f"{why}: VMs run without; {TCG_TEXT}", KVM_TODO)
 
 
 def memory_finding(where: str, facts: HostFacts) -> DoctorFinding:
-    """Whether all slots at once fit into the host's memory."""
+    """Check whether the VMs of all slots fit into the host's memory."""
     sizes, config = facts.config.get("vm") or {}, facts.config
     slots = config.get("slots") or facts.part("host").get("slots") or []
     each = int(sizes.get("memory_mib", VM_MEMORY_MIB)) * MIB
@@ -278,13 +279,13 @@ def memory_finding(where: str, facts: HostFacts) -> DoctorFinding:
         each += int(sizes.get("translation_cache_mib", VM_TRANSLATION_CACHE_MIB)) * MIB
     total, count, held = int(facts.said.get("memoryBytes") or 0), *templates_memory(facts)
     wanted = each * len(slots) + held
-    shown = f"{len(slots)} VMs want up to {gibibytes(each * len(slots))} of {gibibytes(total)}"
+    shown = f"{len(slots)} VMs need up to {gibibytes(each * len(slots))} of {gibibytes(total)}"
     if count:
         shown += f", and {count} template{'s' * (count > 1)} {gibibytes(held)}"
-    todo = "fewer slots or less memory for each VM in the inventory, or more memory"
+    todo = "use fewer slots or less memory for each VM, or add memory"
     if each + held > total:
         return DoctorFinding(
-            where, "memory", "problem", f"one VM wants {gibibytes(each)}: {shown}", todo
+            where, "memory", "problem", f"one VM needs {gibibytes(each)}: {shown}", todo
         )
     if wanted > total:
         return DoctorFinding(where, "memory", "warning", shown, todo)
@@ -300,7 +301,7 @@ def failed_vms_finding(where: str, facts: HostFacts) -> DoctorFinding:
         "VMs",
         "warning",
         f"failed: {', '.join(failed)}",
-        f"./inv vms --all names the reasons; on the host: journalctl -u {failed[0]}",
+        f"./inv vms --all shows the reasons; on the host: journalctl -u {failed[0]}",
     )
 
 
@@ -319,7 +320,7 @@ def image_finding(where: str, facts: HostFacts) -> DoctorFinding:
     shown = f"{digest}, built {days} days ago"
     if days < OLD_IMAGE_DAYS:
         return DoctorFinding(where, "golden image", "ok", shown)
-    todo = "./inv up --no-lab builds one with the packages of today; then ./inv deploy"
+    todo = "build a new one with ./inv up --no-lab, then run ./inv deploy"
     state: State = "problem" if days >= STALE_IMAGE_DAYS else "warning"
     return DoctorFinding(where, "golden image", state, f"{shown}: its browser lacks updates", todo)
 
@@ -333,5 +334,5 @@ def upstreams_finding(where: str, facts: HostFacts) -> DoctorFinding:
     shown = "; ".join(f"{address}: {said}" for address, said in silent.items())
     some_answer = any(said.startswith(("ok", "answers")) for said in upstreams.values())
     state: State = "warning" if some_answer else "problem"
-    todo = "name resolvers that the host reaches: upstream_resolvers in the inventory"
-    return DoctorFinding(where, "upstream resolvers", state, shown or "none is configured", todo)
+    todo = "set upstream_resolvers in the inventory to resolvers that the host reaches"
+    return DoctorFinding(where, "upstream resolvers", state, shown or "none configured", todo)

@@ -1,4 +1,4 @@
-"""The facts of a host, gathered in one call over SSH."""
+"""Gather the facts of a host in one call over SSH."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PROBE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the probe said; `before` and `after` are the operator's clock around it, in s."""
+    """The probe's answer; `before` and `after` are the operator's clock around the call, in s."""
 
     said: dict[str, Any]
     before: float
     after: float
 
     def part(self, name: str) -> dict[str, Any]:
-        """One of its objects; empty where there is none."""
+        """Return one object of the answer; empty if missing."""
         found = self.said.get(name)
         return found if isinstance(found, dict) else {}
 
@@ -36,7 +36,7 @@ class HostFacts:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The controller's configuration; empty where there is none that can be read."""
+        """The controller's configuration; empty if it cannot be read."""
         try:
             found = parse_yaml(self.said.get("config") or "")
         except ConfigError:
@@ -50,7 +50,7 @@ class HostFacts:
 
 
 def gather(target: SshTarget) -> HostFacts:
-    """Ask the host, once. Raises DeployError where it cannot be asked."""
+    """Run the probe on the host. Raises DeployError if that fails."""
     script = Path(host_probe.__file__).read_text()
     before = time.time()
     try:
@@ -67,7 +67,7 @@ def gather(target: SshTarget) -> HostFacts:
         said = json.loads(done.stdout)
     except ValueError:
         raise DeployError(
-            f"cannot be looked at: {words or 'it says nothing'}",
+            f"cannot inspect {target.name}: {words or 'no answer'}",
             "python3 and sudo without a password are needed there",
         ) from None
     return HostFacts(said, before, after)

@@ -1,7 +1,7 @@
-"""Facts of a host, as one JSON object on stdout. Sent to it and run there by `python3 -`.
+"""Print facts of a host as one JSON object. It is sent to the host and run there by `python3 -`.
 
-Standard library only, nothing is changed, and whatever cannot be found is null: `host.py` says
-what each means. Python 3.7 or newer, so that an old host can be told that it is too old.
+It uses the standard library only and changes nothing; unknown facts are null. `host_checks.py`
+judges them. It runs on Python 3.7 too, so that the doctor can report that a version is too old.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNITS = (
 )
 QEMU = "qemu-system-x86_64"
 START_UNIT = "org.freedesktop.systemd1.manage-units"
-# May it start a VM; may it end what it must not touch?
+# Units that the controller may start, and must not touch.
 ASKED = {"vm": "microvm@2.service", "other": "ssh.service"}
 LOOKED_AT = ("accounts", "database", "overrides", "permissions", "polkit", "release", "settings")
 ASKED_NAME = "debian.org"

@@ -1,4 +1,4 @@
-"""Findings about a host's templates: which one serves, and how much they take. Pure."""
+"""The doctor's checks of templates: which one is used, and how much space they take. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from polydev.client.doctor_findings import DoctorFinding, gibibytes
 from polydev.client.host_facts import HostFacts
 
-# Memory and disk that a template takes, as long as there is none to be measured.
+# Memory and disk space of a template, assumed until there is one to measure.
 TEMPLATE_BYTES = 700 * 1024**2
 LOGS = "./inv host.logs --unit polydev-template.service"
 
 
 def templates_memory(facts: HostFacts) -> tuple[int, int]:
-    """How many templates the holder has in memory once VMs were resumed from each; their bytes.
+    """Return how many templates the holder has in memory once all were used, and their bytes.
 
-    Where VMs are to be resumed there is going to be one.
+    If templates are on, at least one is counted.
     """
     report = facts.part("templates")
     sizes = [int(each["diskBytes"]) for each in report.get("templates") or ()]
@@ -25,23 +25,23 @@ def templates_memory(facts: HostFacts) -> tuple[int, int]:
 
 
 def templates_finding(where: str, facts: HostFacts) -> DoctorFinding:
-    """Whether VMs are resumed from a template, and from which; without one each VM boots."""
+    """Check whether VMs are resumed from a template, and from which; without one, they boot."""
     report = facts.part("templates")
     holder = facts.part("units").get("polydev-templates.socket") or "unknown"
     if holder != "active":
-        found = f"polydev-templates.socket is {holder}: nobody hands them out, so VMs boot"
+        found = f"polydev-templates.socket is {holder}: templates cannot be used, so VMs boot"
         return DoctorFinding(where, "templates", "warning", found, "./inv deploy")
     if not report:
-        found = "the controller cannot say which there are"
+        found = "the controller does not report them"
         return DoctorFinding(where, "templates", "warning", found, "./inv deploy")
     if not report["enabled"]:
         return DoctorFinding(where, "templates", "ok", f"off: each VM boots{_room(facts)}")
     build = report["build"]
     if build["state"] == "failed":
-        found = f"the golden image's could not be made: {build['detail']}; {_instead(report)}"
+        found = f"cannot make the golden image's template: {build['detail']}; {_instead(report)}"
         return DoctorFinding(where, "templates", "warning", found, f"{LOGS}; ./inv template.build")
     if build["state"] == "running":
-        found = f"the golden image's is being made: {build['detail']}; {_instead(report)}"
+        found = f"making the golden image's template: {build['detail']}; {_instead(report)}"
         return DoctorFinding(where, "templates", "ok", found)
     if report["serving"] is None or report["serving"] != report["wanted"]:
         found = f"the golden image has none; {_instead(report)}"
@@ -51,7 +51,7 @@ def templates_finding(where: str, facts: HostFacts) -> DoctorFinding:
 
 
 def _pool(report: dict[str, Any]) -> str:
-    """How many VMs wait for sessions; of an older release nothing is known."""
+    """Return how many VMs wait for sessions; nothing for an older release, which has no pool."""
     pool = report.get("pool")
     if not pool or not pool["size"]:
         return ""
@@ -60,7 +60,7 @@ def _pool(report: dict[str, Any]) -> str:
 
 
 def _instead(report: dict[str, Any]) -> str:
-    """What VMs that start now are made of."""
+    """Return what VMs start from now."""
     for each in report["templates"]:
         if each["serves"]:
             return f"VMs are resumed from image {each['imageDigest'][:12]}"
