@@ -70,7 +70,7 @@ class BusyHost:
         """Take a sample in which each VM uses something, the later ones more."""
         held = await self.made.services.vms.held()
         found = [_sample(vm, number, cpu_percent) for number, vm in enumerate(held, 2)]
-        self.made.services.sampler.latest = Sample(vm=found)
+        self.made.services.sample_loop.latest = Sample(vm=found)
 
 
 def _sample(vm: Vm, number: int, cpu_percent: float) -> VmSample:

@@ -538,8 +538,8 @@ class TestEndpoints:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with service(tmp_path) as api:
-            monkeypatch.setattr(api.services.sampler, "_leads", lambda: True)
-            sample = await api.services.sampler.sample_once()
+            monkeypatch.setattr(api.services.sample_loop, "_leads", lambda: True)
+            sample = await api.services.sample_loop.sample_once()
             (told,) = (await api.ask("GET", "/api/admin/health/history", "admin")).json()["samples"]
         assert told.pop("at")
         assert told.pop("starts") == {}

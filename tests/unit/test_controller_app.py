@@ -290,7 +290,7 @@ def test_no_figure_is_told_twice(settings: ControllerSettings, tmp_path: Path) -
 
     async def figures() -> bytes:
         async with app.router.lifespan_context(app):
-            await services.sampler.sample_once()
+            await services.sample_loop.sample_once()
             return services.metrics.text()
 
     families = text_string_to_metric_families(asyncio.run(figures()).decode())

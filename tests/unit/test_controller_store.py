@@ -18,7 +18,7 @@ from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import retention, tables
 from polydev.controller.store.postgres_backup import libpq_url, secrets_of
-from polydev.controller.store.sessions import expiry_reason, idle_end
+from polydev.controller.store.session_expiry import expiry_reason, idle_end
 from polydev.controller.store.tables import UtcDateTime
 from polydev.controller.store.users import token_hash
 from polydev.errors import CapacityError, SessionExpired, TooManySessions, VmError

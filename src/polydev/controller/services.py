@@ -91,14 +91,14 @@ class Services:
     samples: HostSamples
     session_starts: SessionStarts
     processes: Processes
-    snapshots: HostStateReader
+    host_state: HostStateReader
     usage: Usage
-    recent: HistoryCache
+    history_cache: HistoryCache
     alerts: Alerts
     hypervisor: Hypervisor | None
     driver: Driver | None
     agent: AgentClient
-    sampler: SampleLoop
+    sample_loop: SampleLoop
     authenticator: Authenticator
     health: Health
     metrics: Metrics
@@ -215,9 +215,9 @@ def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None =
     def leads() -> bool:
         return driver is None or driver.leads
 
-    sampler = SampleLoop(settings, database, vms, sessions, hypervisor, leads=leads)
+    sample_loop = SampleLoop(settings, database, vms, sessions, hypervisor, leads=leads)
     deliveries = _deliveries(settings, database, leads, metrics.registry)
-    metrics.registry.register(HostCollector(sampler))
+    metrics.registry.register(HostCollector(sample_loop))
     alerts, samples = Alerts(database), HostSamples(database)
     session_starts = SessionStarts(database, settings.session)
     health = Health(database, settings.image_store, release, started)
@@ -236,16 +236,16 @@ def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None =
         samples=samples,
         session_starts=session_starts,
         processes=Processes(),
-        recent=HistoryCache(samples, session_starts, settings.samples),
-        snapshots=HostStateReader(
-            settings, sampler.host, alerts, health, vms, sessions, hypervisor
+        history_cache=HistoryCache(samples, session_starts, settings.samples),
+        host_state=HostStateReader(
+            settings, sample_loop.host, alerts, health, vms, sessions, hypervisor
         ),
         alerts=alerts,
         usage=Usage(database, settings.quotas),
         hypervisor=hypervisor,
         driver=driver,
         agent=agent,
-        sampler=sampler,
+        sample_loop=sample_loop,
         authenticator=_authenticator(settings, users, tokens, sign_ins),
         health=health,
         metrics=metrics,
@@ -261,7 +261,7 @@ def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None =
         viewers=Viewers(sessions, event_notifier),
         deliveries=deliveries,
         webhook_log=WebhookLog(database),
-        background=Background(_works(settings, database, driver, sampler, deliveries)),
+        background=Background(_works(settings, database, driver, sample_loop, deliveries)),
     )
 
 
@@ -302,7 +302,7 @@ def _works(
     settings: ControllerSettings,
     database: Database,
     driver: Driver | None,
-    sampler: SampleLoop,
+    sample_loop: SampleLoop,
     deliveries: Deliveries,
 ) -> dict[str, Work]:
     async def declare_slots() -> None:
@@ -310,6 +310,6 @@ def _works(
         await database.uninterrupted(declared)
 
     # A work of its own: it may wait for VMs that the driver has to end.
-    works: dict[str, Work] = {"slots": declare_slots, "sampler": sampler.run}
+    works: dict[str, Work] = {"slots": declare_slots, "sampler": sample_loop.run}
     works |= {"webhooks": deliveries.run}
     return works | ({"driver": driver.run} if driver else {})

@@ -40,7 +40,7 @@ def routes(services: Services) -> APIRouter:
     router = APIRouter(
         prefix="/api/admin", tags=["admin"], dependencies=[BEARER, Depends(operator_of)]
     )
-    host = services.sampler.host
+    host = services.sample_loop.host
     _add_health(router, host)
     _add_parts(router, host)
     _add_network_health(router, services)

@@ -64,7 +64,7 @@ def add_overview(router: APIRouter, services: Services) -> None:
         responses=error_responses(),
     )
     async def get_overview() -> OverviewAnswer:
-        snapshot = await services.snapshots.latest()
+        snapshot = await services.host_state.latest()
         found = snapshot.overview
         return OverviewAnswer(
             at=snapshot.at,

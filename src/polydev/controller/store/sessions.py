@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -31,6 +31,7 @@ from polydev.controller.store.session_changes import (
     queue_webhook,
     write_session,
 )
+from polydev.controller.store.session_expiry import after_heartbeat, expiry_reason
 from polydev.controller.store.slots import take_pooled, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.usage import add_use, refuse_beyond_quota
@@ -392,28 +393,3 @@ async def _write_use(connection: AsyncConnection, used: builtins.list[Session]) 
     )
     values = [{"of": each.id, "at": each.heartbeat_at, "until": each.expires_at} for each in used]
     await connection.execute(statement, values)
-
-
-def after_heartbeat(session: Session, at: datetime, limits: SessionLimits) -> Session:
-    """Return a session after a heartbeat; while its VM boots, its end does not change."""
-    boots = session.state in ("vm_creating", "vm_starting")
-    expires_at = session.expires_at if boots else idle_end(session, at, limits)
-    return replace(session, heartbeat_at=at, expires_at=expires_at)
-
-
-def idle_end(session: Session, at: datetime, limits: SessionLimits) -> datetime:
-    """Return when a session ends if this is its last use."""
-    return min(
-        at + timedelta(seconds=limits.idle_seconds),
-        session.created_at + timedelta(seconds=limits.max_seconds),
-    )
-
-
-def expiry_reason(session: Session, limits: SessionLimits) -> str:
-    """Return why a session expired."""
-    longest = session.created_at + timedelta(seconds=limits.max_seconds)
-    if session.expires_at >= longest:
-        return f"the session reached its maximum duration of {limits.max_seconds:g} s"
-    if session.heartbeat_at is None:
-        return f"no viewer and no heartbeat for {limits.idle_seconds:g} s after the VM was ready"
-    return f"no viewer and no heartbeat for {limits.idle_seconds:g} s"

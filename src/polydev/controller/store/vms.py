@@ -29,7 +29,7 @@ from polydev.controller.store.session_changes import (
     locked_vm,
     no_vm,
 )
-from polydev.controller.store.sessions import idle_end
+from polydev.controller.store.session_expiry import idle_end
 from polydev.controller.store.slots import count_free_slots, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.errors import VmError

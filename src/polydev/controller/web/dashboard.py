@@ -61,7 +61,7 @@ class Dashboard:
         self.charts = CachedCall(self._make_charts, CHARTS_FRESH_SECONDS)
 
     async def _make_parts(self) -> dict[str, Markup]:
-        snapshot = await self._services.snapshots.latest()
+        snapshot = await self._services.host_state.latest()
         view = view_of(snapshot, self._services.settings.alert.critical_percent)
         return {name: self._pages.part(f"dashboard/{name}.html", view=view) for name in PARTS}
 
@@ -83,7 +83,7 @@ class Dashboard:
         )
 
     async def _make_charts(self) -> Content:
-        day = await self._services.recent.day()
+        day = await self._services.history_cache.day()
         return await asyncio.to_thread(_charts, day)
 
 

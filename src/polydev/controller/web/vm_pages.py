@@ -93,7 +93,7 @@ async def vm_entries(services: Services, vms: Sequence[Vm]) -> dict[str, VmEntry
     """Return the VMs by id, in their order, each with its session, user and usage."""
     sessions = await services.sessions.of_vms([vm.id for vm in vms])
     users = await services.users.some({each.user_id for each in sessions.values()})
-    latest = services.sampler.latest
+    latest = services.sample_loop.latest
     samples = {each.vm_id: each for each in latest.vm} if latest else {}
     viewers = services.viewers.counts()
     found = {}
