@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev.image.store import ImageStore
 from polydev.image_layout import BOOT_FILES, IN_USE, RECORD
 from polydev.image_record import FileEntry, ImageRecord, Verification, manifest_digest
-from polydev.providers import load_providers
+from polydev.providers import Provider, load_providers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
@@ -66,9 +68,15 @@ def record_of(seed: str, created_at: datetime = FIRST, verified: bool | None = N
 
 def write_record(folder: Path) -> None:
     """Give an image's folder the record of a verified image that is old and has our providers."""
-    found = {"digest": folder.name, "providers": load_providers(GOLDEN / "providers")}
+    found = {"digest": folder.name, "providers": _providers()}
     record = record_of(folder.name, LONG_AGO, verified=True).model_copy(update=found)
     (folder / RECORD).write_text(record.model_dump_json())
+
+
+@functools.cache
+def _providers() -> Mapping[str, Provider]:
+    """Our providers: each of a thousand tests would read their files anew."""
+    return load_providers(GOLDEN / "providers")
 
 
 def add_image(

@@ -37,7 +37,7 @@ from polydev.controller.store.usage import Usage
 from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import EVENT_TYPES
 from tests.databases import PostgresServer, sqlite_url
-from tests.stores import Store, opened, run_async
+from tests.stores import Store, lay_migrated, opened, run_async
 
 pytest_plugins = ["tests.databases"]
 
@@ -143,7 +143,7 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
     tmp_path: Path, postgres_url: str
 ) -> None:
     copy = tmp_path / "copy"
-    await migrate(sqlite_url(tmp_path))
+    lay_migrated(tmp_path / "controller.sqlite3")
     with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
         old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
         for name in (
@@ -169,7 +169,7 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
 @run_async
 async def test_a_row_that_does_not_fit_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
     """SQLite holds texts of any length, and zeros in them; PostgreSQL refuses both."""
-    await migrate(sqlite_url(tmp_path))
+    lay_migrated(tmp_path / "controller.sqlite3")
     await migrate(postgres_url)
     async with opened(postgres_url) as store:
         former = await store.new_user()
@@ -221,7 +221,7 @@ async def test_a_database_that_a_controller_uses_is_refused(
 ) -> None:
     monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 0.0)
     copy = tmp_path / "copy"
-    await migrate(sqlite_url(tmp_path))
+    lay_migrated(tmp_path / "controller.sqlite3")
     await backup(sqlite_url(tmp_path), copy)
     await migrate(postgres_url)
     async with opened(postgres_url) as store, store.database.reading():
@@ -235,7 +235,7 @@ async def test_a_restore_waits_for_connections_that_are_being_closed(
 ) -> None:
     monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 60.0)
     copy = tmp_path / "copy"
-    await migrate(sqlite_url(tmp_path))
+    lay_migrated(tmp_path / "controller.sqlite3")
     await backup(sqlite_url(tmp_path), copy)
     await migrate(postgres_url)
     counting = sa.text(
@@ -258,7 +258,7 @@ async def test_large_databases_come_in_parts(
 ) -> None:
     monkeypatch.setattr(sqlite_to_postgres, "ROWS_AT_ONCE", 7)
     copy = tmp_path / "copy"
-    await migrate(sqlite_url(tmp_path))
+    lay_migrated(tmp_path / "controller.sqlite3")
     async with opened(sqlite_url(tmp_path)) as store:
         users = {await store.new_user() for _ in range(30)}
         await backup(sqlite_url(tmp_path), copy)

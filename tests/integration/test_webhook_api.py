@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
-from polydev.controller.migrate import migrate
 from polydev.controller.settings import WebhookSettings
 from tests import loopback
 from tests.api import Served, api_host
-from tests.databases import sqlite_url
 from tests.pages import browser
+from tests.stores import lay_migrated
 from tests.webhooks import until
 
 SECRET = "whsec_" + "front" * 8
@@ -21,7 +19,7 @@ PATH = "/api/admin/webhooks"
 
 
 def test_operators_see_deliveries_send_them_again_and_try_endpoints(tmp_path: Path) -> None:
-    asyncio.run(migrate(sqlite_url(tmp_path)))
+    lay_migrated(tmp_path / "controller.sqlite3")
     status = 500
 
     def answer(_: loopback.Asked) -> loopback.Answer:

@@ -16,7 +16,6 @@ from subprocess import PIPE
 import httpx
 import pytest
 
-from polydev.controller.migrate import migrate
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import WebhookQueue
@@ -25,7 +24,7 @@ from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
 from polydev.run import spawn, wait_or_end
 from tests.databases import sqlite_url
-from tests.stores import opened, run_async
+from tests.stores import lay_migrated, opened, run_async
 from tests.webhooks import until_states
 
 DOCUMENT = Path(__file__).parents[2] / "docs/webhooks.md"
@@ -122,7 +121,7 @@ async def test_a_message_that_comes_again_changes_nothing(
     receiver: Receiver, tmp_path: Path
 ) -> None:
     """Sent by a host, and sent again by its operator."""
-    await migrate(sqlite_url(tmp_path))
+    lay_migrated(tmp_path / "controller.sqlite3")
     endpoint = WebhookEndpoint(name="front", url=receiver.url)
     async with opened(sqlite_url(tmp_path)) as store:
         await store.start_ready(await store.new_user())
