@@ -53,7 +53,7 @@ def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
             await typed.until("mine\n")
             async with page_of(site.browser, expects_network_errors=True) as late:
                 await late.goto(link)
-                await until_covered(late, "refused", "opened before")
+                await until_covered(late, "refused", "used before")
                 assert await late.inner_text("#status-text") == "No access"
 
     play(scenario)

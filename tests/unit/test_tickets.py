@@ -53,7 +53,7 @@ def test_a_page_s_ticket_becomes_a_key_once(host: ApiHost) -> None:
         assert redeemed["viewOnly"] is False
         again = await asked.client.post("/api/auth/redeem", json={"ticket": made["ticket"]})
         told = problem(again, 401, "not-authenticated")
-        assert "opened before" in told["detail"]
+        assert "used before" in told["detail"]
 
     host.run(scenario)
 
