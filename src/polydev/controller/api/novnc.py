@@ -1,7 +1,7 @@
-"""The screen of a session's VM, as RFB over a WebSocket: what noVNC speaks.
+"""The screen of a session's VM, as RFB over a WebSocket, for noVNC.
 
-Every upgrade is accepted, and whoever may not look is told so by the closing: a browser cannot
-read why an upgrade was refused.
+Every upgrade is accepted. A viewer without access is closed with a code and a reason, since browsers
+cannot read why an upgrade was refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 SUBPROTOCOL = "binary"
 BOOTING = ("creating", "starting")
-# Of all viewers of one user. A mouse sends a thousand at most, one that was held up a few at once.
+# For all viewers of one user. A mouse sends at most a thousand, and a delayed one a few at once.
 FRAMES_PER_SECOND = 4000
 FRAMES_BURST = 8000
 
@@ -70,7 +70,7 @@ def routes(services: Services) -> APIRouter:
 
 @dataclass(frozen=True)
 class Admitted:
-    """Somebody who may look, with a connection to the screen; `view_only`: and only look."""
+    """A viewer with access, and its connection to the screen; `view_only`: it may only watch."""
 
     session: Session
     vm: Vm
@@ -79,7 +79,7 @@ class Admitted:
 
 
 class Screens:
-    """All viewers of the service."""
+    """Serves all viewers."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -90,7 +90,7 @@ class Screens:
         self._frames = RateLimiter(FRAMES_PER_SECOND, FRAMES_BURST)
 
     async def show(self, websocket: WebSocket, session_id: str) -> None:
-        """From the upgrade to the end of the connection."""
+        """Serve a viewer from its upgrade to the end of its connection."""
         is_offered = SUBPROTOCOL in websocket.scope["subprotocols"]
         try:
             taken = await take_over(websocket, SUBPROTOCOL if is_offered else None)
@@ -105,7 +105,7 @@ class Screens:
             except Exception as error:
                 await self._refuse(viewer, session_id, error)
                 return
-            # Beside the relay: a viewer does not wait for the database's writers.
+            # In the background: the viewer does not wait for the database's writers.
             joined = asyncio.create_task(self._viewers.joined(admitted.session.id))
             ended = await self._relay(viewer, admitted)
         self._figures.closed(viewer, ended.cause)
@@ -119,7 +119,7 @@ class Screens:
         caller = await self._caller(websocket)
         viewer.may_send = partial(self._may_send, caller.counted_as)
         known = uuid_of(session_id)
-        # Register first, then read the session: so no end of the session can be missed.
+        # Register first, then read the session, so that no end of the session is missed.
         entry = left_behind.enter_context(self._viewers.register(str(known), viewer))
         session = await session_for(self._services, caller, known)
         access = self._services.token_watch.until_invalid(caller, session.user_id)
@@ -134,7 +134,7 @@ class Screens:
         return Admitted(session, vm, screen, caller.view_only)
 
     async def _awake(self, session: Session, vm: Vm) -> Vm:
-        """The VM, which runs; the viewer waits meanwhile. Raises ViewerRefused."""
+        """Resume the VM while the viewer waits, and return it. Raises ViewerRefused."""
         try:
             vm = await self._services.awake(vm)
         except VmError:
@@ -143,7 +143,7 @@ class Screens:
         return vm
 
     async def _caller(self, websocket: WebSocket) -> Caller:
-        """Return who opens the viewer: a page of ours by a ticket, other programs by a token."""
+        """Return the caller: our pages have a ticket, other programs a token."""
         identity, peer = self._services.authenticator, asked_from(websocket.scope)
         ticket = websocket.query_params.get("ticket")
         if ticket is not None:
@@ -187,7 +187,7 @@ class Screens:
         await viewer.close(told)
 
     async def _relay(self, viewer: Viewer, admitted: Admitted) -> CloseReason:
-        """Bytes both ways until one side has enough; how it ended."""
+        """Relay bytes in both directions until one side closes. Return the close reason."""
         session, vm = admitted.session, admitted.vm
         say = log.bind(session_id=session.id, vm_id=vm.id, vm_address=masked(vm.vm_ip))
         say.info("viewer_opened", view_only=admitted.view_only)
@@ -208,19 +208,19 @@ class Screens:
         return told
 
     async def _explained(self, session_id: str, ended: CloseReason) -> CloseReason:
-        """A VM is gone because its session is over, more often than not."""
+        """Return the end of the session as the reason, if that is why the VM is gone."""
         if ended not in (VM_GONE, VNC_DOWN):
             return ended
         try:
             session = await self._services.sessions.get(session_id)
-        except Exception as error:  # the viewer is told what is known
+        except Exception as error:  # the viewer gets the reason that is known
             log.warning("session_not_read", session_id=session_id, error=type(error).__name__)
             return ended
         return ended if session.is_live else session_over(session)
 
 
 def _end_viewer(viewer: Viewer, access_end: AccessEnd) -> None:
-    """Close a viewer who may not look on; one that has gone is left alone."""
+    """Close a viewer that has lost access, unless it has left already."""
     if not access_end.cancelled():
         viewer.end(permit_over(access_end.result()))
 

@@ -26,7 +26,7 @@ from polydev.errors import NotAllowed, SessionExpired, VmError
 from polydev.vm.boot_stages import last_lines
 
 MOST_LISTED = 500
-NOBODY = ""  # whose a VM is that has no session
+NOBODY = ""  # the owner of a VM without a session
 TEXT = "text/plain; charset=utf-8"
 CONSOLE_EXAMPLE = "[    0.000000] Linux version 6.1.0\n[    3.1] systemd[1]: Welcome to Debian\n"
 CONSOLE_ANSWER = {
