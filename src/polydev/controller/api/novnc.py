@@ -1,7 +1,7 @@
 """The screen of a session's VM, as RFB over a WebSocket, for noVNC.
 
-Every upgrade is accepted. A viewer without access is closed with a code and a reason, since browsers
-cannot read why an upgrade was refused.
+Every upgrade is accepted. A viewer without access is closed with a code and a reason, since
+browsers cannot read why an upgrade was refused.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def masked(address: str) -> str:
 
 
 def _check_state(session: Session, vm: Vm) -> None:
-    """Raises ViewerRefused unless there can be a screen."""
+    """Raise ViewerRefused if the VM has no screen."""
     if not session.is_live:
         raise ViewerRefused(session_over(session))
     if vm.state in BOOTING:
@@ -241,7 +241,7 @@ def _check_state(session: Session, vm: Vm) -> None:
 
 
 async def _while_open(viewer: Viewer, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives. Raises ViewerRefused if the viewer is to be closed meanwhile."""
+    """Return the result of `work`. Raises ViewerRefused if the viewer is closed meanwhile."""
     task = asyncio.create_task(work)
     try:
         either: set[asyncio.Future[Any]] = {task, viewer.ended}

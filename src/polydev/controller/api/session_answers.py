@@ -71,7 +71,7 @@ class ReceiptAnswer(ApiModel):
     guest_time: float
 
 
-class Boot(ApiModel):
+class BootProgress(ApiModel):
     """How the VM started. `timings` are seconds from its start to each stage.
 
     template        the template that it was resumed from; null if it boots
@@ -168,7 +168,7 @@ class SessionAnswer(ApiModel):
     vm_id: str
     novnc_url: str = Field(alias="novncURL")
     browser_ip: str | None = Field(alias="browserIP")
-    boot: Boot
+    boot: BootProgress
     failure: Failure | None = None
     warnings: list[SessionWarning] = Field(default=[])
     links: Links
@@ -222,8 +222,8 @@ def _credentials_receipt(session: Session) -> CredentialsReceiptAnswer | None:
     return None if receipt is None else CredentialsReceiptAnswer(**vars(receipt))
 
 
-def _boot(vm: Vm) -> Boot:
-    return Boot(
+def _boot(vm: Vm) -> BootProgress:
+    return BootProgress(
         stage=vm.stage,
         stage_at=vm.stage_at,
         timings=vm.timings,
