@@ -1,4 +1,4 @@
-"""Changes to the file system that happen as a whole or not at all, and that a power cut keeps."""
+"""Changes to the file system that happen completely or not at all, and survive a power cut."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ UNFINISHED, UNFINISHED_TEXT = ".polydev-new", ".new"
 
 
 def unfinished(path: Path) -> Path:
-    """Where the successor of `path` is made: the same name each time, so a kill leaves one."""
+    """Return where the successor of `path` is written: one name, so that a kill leaves one file."""
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 
 def sync(path: Path) -> None:
-    """Bring the contents of a file, or the names in a folder, to the disk."""
+    """Write the contents of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,7 +29,7 @@ def sync(path: Path) -> None:
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file that is not there yet, or is a leftover, through to the disk."""
+    """Write a new file, or replace a leftover, and sync it."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -40,7 +40,7 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def copy_new(source: Path, path: Path) -> None:
-    """Copy the content of a file to one that is not there yet, or is a leftover."""
+    """Copy the content of a file to a new file, or to a leftover, and sync it."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with source.open("rb") as content, os.fdopen(descriptor, "wb") as file:
@@ -57,14 +57,19 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
 def write_text_durably(path: Path, text: str) -> None:
     """Do the same for a file that several processes may write at the same time."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED_TEXT}")
-    _replace(path, fresh, text.encode(), 0o644)
+    try:
+        _replace(path, fresh, text.encode(), 0o644)
+    except BaseException:  # nobody else would remove this name
+        with suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 def _replace(path: Path, fresh: Path, data: bytes, mode: int) -> None:
     try:
         write_new(fresh, data, mode)
         fresh.replace(path)
-    except BaseException:
+    except OSError:
         with suppress(OSError):
             fresh.unlink()
         raise
@@ -80,7 +85,7 @@ def json_bytes(value: object) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None if there is no such file, ValueError if it is no object."""
+    """Read a JSON object; None if there is no such file. Raises ValueError for anything else."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -92,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def point_link(link: Path, target: str) -> None:
-    """Let a symbolic link name `target`, in one step."""
+    """Create or replace a symbolic link to `target` in one step."""
     fresh = unfinished(link)
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
@@ -101,7 +106,7 @@ def point_link(link: Path, target: str) -> None:
 
 
 def target_of(link: Path) -> str | None:
-    """What a symbolic link names; None if there is nothing, or no link."""
+    """Return the target of a symbolic link; None if there is no link."""
     try:
         return os.readlink(link)
     except OSError:
@@ -109,7 +114,7 @@ def target_of(link: Path) -> str | None:
 
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
-    """Make a folder and those above it, if they are missing."""
+    """Create a folder and its parents, if they are missing."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -120,7 +125,7 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if there is one."""
+    """Remove a file, a link, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):

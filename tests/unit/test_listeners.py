@@ -125,7 +125,7 @@ class TestGate:
         with closing(socket.create_server(("127.0.0.1", 0))) as server:
             place = server.getsockname()
         check = health_gate.socket_check(SystemdThatForgot(False, place))  # type: ignore[arg-type]
-        assert "nobody listens there" in check.detail
+        assert "no process listens there" in check.detail
 
 
 @pytest.mark.parametrize("holds", [True, False])

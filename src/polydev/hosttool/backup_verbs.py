@@ -1,4 +1,4 @@
-"""Verbs about the way back: backups, restores, the handover, the timer."""
+"""Verbs of backups, restores, the handover, and the dead-man timer."""
 
 from __future__ import annotations
 

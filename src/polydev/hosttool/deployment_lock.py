@@ -126,7 +126,7 @@ def _flocked(paths: Paths) -> int:
     lock = read_lock(paths) or {}
     raise HostError(
         "lock-held",
-        f"{lock.get('owner', 'somebody')} holds the deployment lock since {lock.get('since')}, "
+        f"{lock.get('owner', 'someone')} holds the deployment lock since {lock.get('since')}, "
         f"until {lock.get('expires')} at the latest: {lock.get('purpose')} ({lock.get('id')})",
         "wait for it with --wait SECONDS, which deploy, rollback, backup and database.move take, "
         "or end it: `./inv unlock`",

@@ -166,7 +166,7 @@ def socket_check(systemd: Systemd) -> HealthCheck:
     if systemd.listens(SOCKET):
         return HealthCheck("socket", True, f"systemd listens at {where}")
     found = [each for place in sorted(declared) for each in listeners_at(listeners(), *place)]
-    holders = ", ".join(map(describe_listener, found)) or "nobody"
+    holders = ", ".join(map(describe_listener, found)) or "no process"
     detail = f"{SOCKET} has no socket at {where or 'any address'}: {holders} listens there"
     return HealthCheck("socket", False, detail)
 

@@ -1,4 +1,4 @@
-"""Verbs about the whole host: whether all is well and as declared."""
+"""Verbs about the host as a whole: inspected, corrected, checked."""
 
 from __future__ import annotations
 

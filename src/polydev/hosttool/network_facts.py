@@ -227,7 +227,7 @@ def _mtu_of_bridge(bridge: Json, links: Sequence[Json]) -> str:
 
 
 def _neighbours(live: KernelState, links: Iterable[str]) -> Lines:
-    """Return permanent neighbour entries, which somebody added."""
+    """Return permanent neighbour entries, which were added by hand."""
     found = [each for each in live.neighbours if each["dev"] in links]
     return tuple(sorted(f"{e['dst']} lladdr {e.get('lladdr')} dev {e['dev']}" for e in found))
 

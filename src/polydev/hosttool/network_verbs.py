@@ -1,4 +1,4 @@
-"""Verbs about the host's network: its slots, its bridge, its firewall."""
+"""Verbs of the host's network: slots, bridge, firewall."""
 
 from __future__ import annotations
 
