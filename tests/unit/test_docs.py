@@ -181,6 +181,22 @@ def test_every_alert_rule_is_in_its_table() -> None:
     assert set(re.findall(r"`(\w+)`(?=[^|]*\|)", table)) >= set(get_args(Rule))
 
 
+def test_modules_that_the_architecture_names_are_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    package = ROOT / "src" / "polydev"
+    lost = []
+    for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", text):
+        parts = name.split(".")
+        if not (package / parts[0]).is_dir():
+            continue
+        path, parent = package.joinpath(*parts), package.joinpath(*parts[:-1])
+        module = parent.with_suffix(".py")
+        has_it = module.is_file() and re.search(rf"\b{parts[-1]}\b", module.read_text())
+        if not (path.is_dir() or path.with_suffix(".py").is_file() or has_it):
+            lost.append(name)
+    assert lost == []
+
+
 def keys_of(settings: type[BaseModel], group: str = "") -> Iterator[str]:
     for name, field in settings.model_fields.items():
         kind = field.annotation
