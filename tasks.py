@@ -126,7 +126,7 @@ def _require_commit() -> None:
 
 
 def _deploy_lab(steps: Steps) -> dict[str, Any]:
-    """The lab, deployed with the golden image."""
+    """Start the lab and deploy the golden image to it."""
     from polydev.deployment import changes
     from polydev.lab import up
 
@@ -164,7 +164,7 @@ def _access_text(deployed: dict[str, Any]) -> str:
 @task(help={"lab": "end the lab too; --no-lab leaves it running", "json": JSON_HELP})
 @edge
 def down(context: Context, lab: bool = True, json: bool = False) -> None:
-    """End what up started; images stay."""
+    """End what up started; images are kept."""
     from polydev.lab import down
     from polydev.local import take_down
 
@@ -179,7 +179,7 @@ def down(context: Context, lab: bool = True, json: bool = False) -> None:
 @task(help={"json": JSON_HELP})
 @edge
 def where(context: Context, json: bool = False) -> None:
-    """Where what is running can be reached."""
+    """Show the addresses of what is running."""
     from polydev.client.controller_api import ControllerRefused, ControllerUnreachable
     from polydev.client.lab_access import stored_access
     from polydev.lab import find as find_lab
@@ -204,7 +204,7 @@ def where(context: Context, json: bool = False) -> None:
 @task(help={"fix": "let ruff mend and format what it can first"})
 @edge
 def check(context: Context, fix: bool = False) -> None:
-    """Formatting, lint, types and import contracts."""
+    """Check formatting, lint, types and import contracts."""
     from polydev.run import run_lines
 
     tools = Path(sys.executable).parent

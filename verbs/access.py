@@ -61,7 +61,7 @@ def add_user(
 def list_users(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
-    """The users of a host."""
+    """List the users of a host."""
     found = host_controller(inventory, host).ask("user", "list")
     rows = [[each["id"], each["role"], each["name"], minute(each["createdAt"])] for each in found]
     text = table_text(("user", "role", "name", "since"), rows) if rows else "none: ./inv user.add"
@@ -82,7 +82,7 @@ def change_role(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Give a user another role."""
+    """Change the role of a user."""
     changed = host_controller(inventory, host).ask("user", "role", user, "--role", role)
     answer(changed, as_json=json, text=f"user {changed['id']} has the role {changed['role']}")
 
@@ -101,7 +101,7 @@ def rename_user(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Give a user another name."""
+    """Rename a user."""
     changed = host_controller(inventory, host).ask("user", "rename", user, name)
     answer(changed, as_json=json, text=f"user {changed['id']} is called {changed['name']}")
 
@@ -115,7 +115,7 @@ def remove_user(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Remove a user with their sessions, tokens and credentials. Ends their VMs."""
+    """Remove a user with their sessions, tokens and credentials, and end their VMs."""
     removed = host_controller(inventory, host).ask("user", "remove", user)
     counts = ", ".join(f"{removed[what]} {what}" for what in ("sessions", "tokens", "credentials"))
     name = removed["name"] or "no name"
@@ -143,7 +143,7 @@ def create_token(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Make a token for a user. It is shown this once; the host stores its hash only."""
+    """Create a token for a user. It is shown once; the host stores its hash only."""
     if never and days != TOKEN_DAYS:
         raise ConfigError("--days says when it expires, --never that it does not", "give one")
     limit = ["--never"] if never else ["--days", f"{days:g}"]
@@ -163,7 +163,7 @@ def list_tokens(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """The tokens of a host, without the tokens themselves."""
+    """List the tokens of a host, without their secrets."""
     of_user = ["--user", user] if user else []
     found = host_controller(inventory, host).ask("token", "list", *of_user)
     columns = ("token", "user", "name", "made", "expires", "revoked", "last used")
@@ -185,6 +185,6 @@ def revoke_token(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """End a token."""
+    """Revoke a token."""
     revoked = host_controller(inventory, host).ask("token", "revoke", token)
     answer(revoked, as_json=json, text=f"token {revoked['id']} ({revoked['name']}) is revoked")

@@ -36,7 +36,7 @@ def alerts(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Alerts of a host that stand. Asks with an operator's token."""
+    """List the active alerts of a host. Needs an operator's token."""
     require_at_least(1, "hours", hours)
     require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
@@ -58,7 +58,7 @@ def _row(alert: dict[str, Any]) -> list[object]:
 def try_alerts(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
-    """Send a test alert to each address of alert-urls: exit status 1 if one does not take it."""
+    """Send a test alert to each address of alert-urls: exit status 1 if one fails."""
     controller = host_controller(inventory, host)
     found = controller.ask("alert", "test", timeout_seconds=TRIAL_SECONDS)
     rows = [

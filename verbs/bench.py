@@ -45,7 +45,7 @@ def start_bench(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Measure sessions' starts on a host until their screen answers, beside a bare resume."""
+    """Measure session starts on a host until the screen answers, and bare resumes."""
     from polydev.client.start_bench import summary
 
     require_at_least(1, "starts", starts)
@@ -67,7 +67,7 @@ def clones_bench(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Measure what clones cost a host: memory of their own and CPU, beside a bare resume."""
+    """Measure memory and CPU of clones on a host, and of bare resumes."""
     from polydev.client.clone_bench import clone_summary
 
     require_at_least(1, "count", count)
@@ -97,7 +97,7 @@ def burst_bench(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Measure many starts of sessions at once: of a host's pool, or of clones where it has none."""
+    """Measure many session starts at once, from the pool or, without one, from clones."""
     from polydev.client.clone_bench import burst_summary
 
     require_at_least(1, "size", size)

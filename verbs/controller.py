@@ -29,7 +29,7 @@ def sessions(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Sessions, newest first, and how far each is."""
+    """List sessions and their states, newest first."""
     require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.sessions(all_of_them=all, limit=limit + 1)
@@ -65,7 +65,7 @@ def vms(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """VMs, newest first, and how far each is."""
+    """List VMs and their states, newest first."""
     require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.vms(all_of_them=all, limit=limit + 1)
@@ -113,7 +113,7 @@ def console(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """What a VM's serial console says."""
+    """Show a VM's serial console."""
     from polydev.client.controller_api import one_with_prefix, plain_lines
 
     if follow and json:

@@ -18,7 +18,7 @@ MOST_LISTED = 200
 @task(name="key", help={"json": JSON_HELP})
 @edge
 def make_key(context: Context, json: bool = False) -> None:
-    """Print a new key, for a file that the inventory's secrets name as credentials-key."""
+    """Print a new key for the secret credentials-key of the inventory."""
     from polydev.client.credentials_key import new_key
 
     key = new_key()
@@ -30,7 +30,7 @@ def make_key(context: Context, json: bool = False) -> None:
 def rotate(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
-    """Seal a host's credentials with its first key, after a deployment that put it there."""
+    """Encrypt a host's credentials with its first key, after a deployment of that key."""
     from polydev.client.credentials_key import rotate
 
     _, described = described_host(inventory, host)

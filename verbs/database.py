@@ -1,4 +1,4 @@
-"""database.*: copies of a host's database here, and back from one; its move to PostgreSQL."""
+"""database.*: copy a host's database, restore a copy, move it to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def backup(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Copy a host's database to a file here, while it is in use."""
+    """Copy a host's database to a local file, while it is in use."""
     target = Path(file).resolve()
     made = host_controller(inventory, host).back_up(target)
     answer(
@@ -56,23 +56,23 @@ def restore(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Replace a host's database by a copy: what was written since is lost."""
+    """Replace a host's database by a copy; what was written since is lost."""
     source = Path(file).resolve()
     done = host_controller(inventory, host).restore(source, stop=stop)
     rows = done["rows"]
     answer(
         {**done, "file": str(source)},
         as_json=json,
-        text=f"the database is what {source} holds: {rows['users']} users, "
+        text=f"the database was restored from {source}: {rows['users']} users, "
         f"{rows['sessions']} sessions",
     )
 
 
 @task(
     help={
-        "to": "postgresql: the one whose address is the secret database-url of the inventory",
-        "replace": "delete what PostgreSQL has of ours, of which no backup is made (without it, "
-        "a database that has rows is refused)",
+        "to": "postgresql: the database of the inventory's secret database-url",
+        "replace": "first delete our rows in PostgreSQL, without a backup (else a database with "
+        "rows is refused)",
         "plan": "check, show what would change, and change nothing",
         "diff": f"with --plan: {DIFF_HELP}",
         "wait": WAIT_HELP,
@@ -91,18 +91,18 @@ def move(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Move a host's database from SQLite to PostgreSQL, with all it holds.
+    """Move a host's database from SQLite to PostgreSQL, with all rows.
 
-    The controller is deployed with the database of the secret database-url. It is stopped for some
-    seconds, while every row is copied and compared; VMs go on. rollback leads back to SQLite.
+    This deploys the controller with the database of the secret database-url. The controller stops
+    for some seconds while every row is copied and compared; VMs continue. rollback leads back.
     """
     from polydev.deployment import changes
     from polydev.progress import Steps
 
     if to != "postgresql":
         raise ConfigError(
-            f"a database moves to postgresql, not to {to}" if to else "where does it move to?",
-            "./inv database.move --to postgresql; back to SQLite: ./inv rollback",
+            f"cannot move a database to {to}" if to else "--to is missing",
+            "use ./inv database.move --to postgresql; ./inv rollback leads back to SQLite",
         )
     require_ready(wait)
     project, described = described_host(inventory, host)

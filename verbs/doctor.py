@@ -1,4 +1,4 @@
-"""doctor: this machine and a host, looked at; what is wrong, and what to do about it."""
+"""doctor: check this machine and a host, and say what to do about problems."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ROOT / "requirements" / "apt.txt"
 def doctor(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
-    """Look at this machine and a host, and say what to do: exit status 1 if there is a problem."""
+    """Check this machine and a host, and say what to do: exit status 1 if there is a problem."""
     from polydev.client.doctor_findings import has_problem
 
     found = [_with_options(each) for each in [*_this_machine(), *_host(inventory, host)]]
@@ -40,7 +40,7 @@ def doctor(
 
 
 def _with_options(finding: DoctorFinding) -> DoctorFinding:
-    """The finding, whose commands mean the host that was looked at."""
+    """Return the finding with commands that name the checked host."""
     return replace(finding, todo=for_same_host(finding.todo) if finding.todo else None)
 
 
@@ -73,7 +73,7 @@ def _host(inventory: str, host: str) -> list[DoctorFinding]:
     try:
         _, described = described_host(inventory, host)
     except ConfigError as error:
-        # Who names none, and has no lab, wants to know about this machine.
+        # Without a lab and without options, only this machine is meant.
         is_meant = inventory != LAB_INVENTORY or host
         state: State = "problem" if is_meant else "warning"
         return [DoctorFinding(inventory, "inventory", state, error.message, error.hint)]

@@ -61,7 +61,7 @@ def down(context: Context, name: str = "", json: bool = False) -> None:
 @task(name="list", help={"json": JSON_HELP})
 @edge
 def list_labs(context: Context, json: bool = False) -> None:
-    """The labs that run."""
+    """List the running labs."""
     from polydev.lab import labs
 
     found = [lab for lab in labs(Settings.from_environment()) if lab.running()]
@@ -69,14 +69,14 @@ def list_labs(context: Context, json: bool = False) -> None:
         [_lab_fields(lab) for lab in found],
         as_json=json,
         text="\n".join(f"{lab.name:<12}{lab.suite:<10}{lab.address}" for lab in found)
-        or "none: ./inv lab.up",
+        or "no lab runs; ./inv lab.up starts one",
     )
 
 
 @task(help={"name": LAB_HELP})
 @edge
 def shell(context: Context, name: str = "") -> None:
-    """A root shell in a lab, past SSH; or what is piped in. Ends with the shell's status."""
+    """Open a root shell in a lab without SSH, or run what is piped in. Ends with its status."""
     from polydev.lab import shell
     from polydev.run import hand_over
 
@@ -86,7 +86,7 @@ def shell(context: Context, name: str = "") -> None:
 @task(help={"name": LAB_HELP})
 @edge
 def logs(context: Context, name: str = "") -> None:
-    """What a lab's journal and console say; of one that is powered off, its console alone."""
+    """Show a lab's journal and console; only the console if it is powered off."""
     from polydev.lab import labs, logs
 
     wanted = name or lab_name()

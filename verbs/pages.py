@@ -79,7 +79,7 @@ def health(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Whether a host is well, and what to do if not: exit status 0 if it is, 2 if it is not."""
+    """Show whether a host is healthy, and what to do if not: exit status 0 or 2."""
     with connect(url, token, inventory, host) as api:
         found = api.get("/api/admin/overview")
     answer(found, as_json=json, text=health_text(found))
@@ -87,7 +87,7 @@ def health(
 
 
 def health_text(found: dict[str, Any]) -> str:
-    """The findings of an overview, the worst first, each with what to do."""
+    """Return the findings of an overview, the worst first, each with what to do."""
     if not found["findings"]:
         return "all is well"
     rows = [

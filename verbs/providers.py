@@ -30,7 +30,7 @@ def _fields(tool: Tool) -> dict[str, Any]:
 @task(name="list", help=HELP)
 @edge
 def list_providers(context: Context, recipe: str = str(RECIPE), json: bool = False) -> None:
-    """The providers of a recipe, and the versions of their tools."""
+    """List the providers of a recipe and the versions of their tools."""
     from polydev.image.provider_tools import tools_of
     from polydev.image.recipe import load_recipe
 
@@ -43,7 +43,7 @@ def list_providers(context: Context, recipe: str = str(RECIPE), json: bool = Fal
 @task(help=HELP)
 @edge
 def check(context: Context, recipe: str = str(RECIPE), json: bool = False) -> None:
-    """Which providers' tools are behind npm's registry: exit status 2 if any is, or 0."""
+    """Show which providers' tools are older than npm's: exit status 2 if any is, else 0."""
     from polydev.image.provider_tools import checked, tools_of
     from polydev.image.recipe import load_recipe
 

@@ -19,7 +19,7 @@ LOGS_SECONDS = 120.0
 @task(help={"inventory": INVENTORY_HELP, "host": HOST_HELP})
 @edge
 def shell(context: Context, inventory: str = LAB_INVENTORY, host: str = "") -> None:
-    """A root shell on a host; or what is piped in. Ends with the shell's status."""
+    """Open a root shell on a host, or run what is piped in. Ends with its status."""
     from polydev.run import hand_over
 
     _, described = described_host(inventory, host)
@@ -47,12 +47,12 @@ def logs(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """What a host's journal says of the controller, the VMs and their network."""
+    """Show a host's journal of the controller, the VMs and their network."""
     from polydev.run import call, run
     from polydev.ssh import SSH_FAILED
 
     if follow and json:
-        raise ConfigError("--follow has no end, --json has one", "leave one of them out")
+        raise ConfigError("--follow and --json exclude each other", "remove one of them")
     require_at_least(1, "lines", lines)
     _, described = described_host(inventory, host)
     argv = described.target.argv(*journal_words(unit, lines, follow=follow))
@@ -73,7 +73,7 @@ def logs(
         answer({"host": described.name, "lines": said}, as_json=True, text="")
         return
     if not said:
-        stderr.print(f"the journal of {described.name} has nothing of {unit or 'our units'}")
+        stderr.print(f"the journal of {described.name} has no entries of {unit or 'our units'}")
         return
     print(*said, sep="\n")
 

@@ -89,7 +89,7 @@ def login(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Start the login of a session's tool, wait for its URL, and say it."""
+    """Start the login of a session's tool, and show its URL once it is known."""
     from polydev.client.session_login import wait_for_url
 
     with connect(url, token, inventory, host) as api:
@@ -117,7 +117,7 @@ def give_code(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Type the code of a login's page into the terminal of a session's tool."""
+    """Give a session's tool the code that the login page shows."""
     if not code:
         code = getpass("code: ") if sys.stdin.isatty() else sys.stdin.readline()
     with connect(url, token, inventory, host) as api:
@@ -159,7 +159,7 @@ def start_session(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Start a session on a VM of its own. It comes up afterwards: ./inv sessions shows how far."""
+    """Start a session on a VM of its own; ./inv sessions shows its progress."""
     with connect(url, token, inventory, host) as api:
         user_id = session_user(user, url, inventory, host)
         headers = {"Idempotency-Key": key} if key else {}

@@ -27,7 +27,7 @@ def templates(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Templates of a host, oldest first, and what is made now. Asks with an operator's token."""
+    """List a host's templates, oldest first, and one in progress. Needs an operator's token."""
     with connect(url, token, inventory, host) as api:
         found = api.get(PATH)
     columns = ("template", "image", "made", "took", "disk", "for VMs of", "")
@@ -58,7 +58,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
     if build["state"] == "running":
         notes.append(f"the template of golden image {golden} is being made: {build['detail']}")
     elif build["state"] == "failed":
-        notes.append(f"the template of golden image {golden} could not be made: {build['detail']}")
+        notes.append(f"making the template of golden image {golden} failed: {build['detail']}")
     return notes
 
 
@@ -72,7 +72,7 @@ def pool(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """VMs that wait paused for a session, and why not more. Asks with an operator's token."""
+    """Show how many VMs wait for sessions, and why not more. Needs an operator's token."""
     with connect(url, token, inventory, host) as api:
         found = api.get("/api/admin/pool")
     of = f" of image {found['imageDigest'][:12]}" if found["imageDigest"] else ""
@@ -98,7 +98,7 @@ def build_template(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Make the template of a host's golden image, unless it is there; waits for its end."""
+    """Make the template of a host's golden image, unless it exists, and wait for it."""
     from polydev.client.template_build import build_template as build
     from polydev.progress import Steps
 
@@ -128,7 +128,7 @@ def show_template(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Show everything known of one template. Asks with an operator's token."""
+    """Show one template in detail. Needs an operator's token."""
     from polydev.client.controller_api import one_with_prefix
 
     with connect(url, token, inventory, host) as api:

@@ -37,7 +37,7 @@ def usage(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """What users used: VM and CPU hours, traffic, sessions, quotas. Asks as an operator."""
+    """Show users' VM and CPU hours, traffic, sessions, quotas. Needs an operator's token."""
     require_at_least(1, "days", days)
     with connect(url, token, inventory, host) as api:
         of_one = {"user": session_user(user, url, inventory, host)} if user else {}
@@ -61,7 +61,7 @@ def _use(user: dict[str, Any]) -> list[object]:
 
 
 def _gibibytes(size: int) -> str:
-    """The unit of the traffic quota."""
+    """Return a size in the unit of the traffic quota."""
     return f"{size / GIBIBYTE:,.2f} GiB"
 
 
@@ -84,7 +84,7 @@ def screenshot(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Save what a VM's screen shows now. A paused VM is not woken."""
+    """Save a VM's screen as PNG. A paused VM stays paused."""
     from polydev.client.controller_api import one_with_prefix
 
     with connect(url, token, inventory, host) as api:
@@ -96,7 +96,7 @@ def screenshot(
         file.write_bytes(picture)
     except OSError as error:
         raise ConfigError(
-            f"{file} cannot be written: {error.strerror}", "choose another with --output"
+            f"cannot write {file}: {error.strerror}", "choose another file with --output"
         ) from error
     answer(
         {"vmId": vm_id, "file": str(file), "bytes": len(picture)},

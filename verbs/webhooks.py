@@ -35,7 +35,7 @@ def webhooks(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Webhook deliveries of a host, and what waits for each endpoint. Asks as an operator."""
+    """List webhook deliveries and the queue of each endpoint. Needs an operator's token."""
     require_at_least(1, "limit", limit)
     chosen: dict[str, str | int] = {"limit": limit}
     chosen |= {"state": "failed"} if failed else {}
@@ -92,7 +92,7 @@ def resend(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Send a webhook delivery again, whatever became of it. Asks as an operator."""
+    """Send a webhook delivery again. Needs an operator's token."""
     if not delivery.isdecimal():
         raise ConfigError(f"{delivery} is no number of a delivery", "./inv webhooks lists them")
     with connect(url, token, inventory, host) as api:
@@ -119,7 +119,7 @@ def try_endpoints(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Send a signed test webhook and tell the answer: exit status 1 if one is not taken."""
+    """Send a signed test webhook and show the answer: exit status 1 if one is not accepted."""
     with connect(url, token, inventory, host) as api:
         endpoints = api.get(f"{PATH}/endpoints")["endpoints"]
         names = [each["name"] for each in endpoints if _is_meant(each, endpoint)]

@@ -85,7 +85,7 @@ def test_one_that_could_not_be_made_is_told_with_its_reason(host: ApiHost) -> No
     assert found["build"] == {"state": "failed", "detail": "no"}
     assert _notes(found) == [
         "VMs boot: its template could not be made: no",
-        "the template of golden image 4f1d4f1d4f1d could not be made: no",
+        "making the template of golden image 4f1d4f1d4f1d failed: no",
     ]
 
 

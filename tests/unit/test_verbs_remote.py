@@ -39,4 +39,4 @@ def test_a_unit_that_said_nothing_is_named(
     monkeypatch.setattr(polydev.run, "run", lambda *_, **__: Completed((), 0, "", "", 0.1))
     remote.logs.body(Context(), unit="shh.service")
     said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "the journal of browsers has nothing of shh.service\n")
+    assert (said.out, said.err) == ("", "the journal of browsers has no entries of shh.service\n")
