@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 
 from polydev.cli import answer, edge, megabytes, require_at_least, task
+from polydev.image_layout import ROOTFS
 from polydev.settings import Settings
 from verbs.places import IMAGE_HELP, JSON_HELP, RECIPE, RECIPE_HELP, SPECS
 
@@ -59,15 +60,15 @@ def build(
         BuildOptions(no_cache=no_cache, refresh=refresh, offline=offline),
     )
     record = result.record
-    size = megabytes(record.files["rootfs.ext4"].allocated_bytes)
+    size = megabytes(record.files[ROOTFS].allocated_bytes)
     what = "built" if result.changed else "unchanged:"
     answer(
         {
             "digest": record.digest,
             "changed": result.changed,
             "seconds": round(result.seconds, 3),
-            "rootfsSha256": record.files["rootfs.ext4"].sha256,
-            "rootfsBytes": record.files["rootfs.ext4"].allocated_bytes,
+            "rootfsSha256": record.files[ROOTFS].sha256,
+            "rootfsBytes": record.files[ROOTFS].allocated_bytes,
             "layers": [layer.model_dump() for layer in record.layers],
         },
         as_json=json,

@@ -17,7 +17,7 @@ from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.rsync import remote_options, send
 from polydev.errors import ConfigError
 from polydev.image_layout import GOLDEN_LINK as GOLDEN
-from polydev.image_layout import IN_USE
+from polydev.image_layout import IN_USE, RECORD, image_path
 from polydev.ssh import SshTarget
 
 
@@ -31,7 +31,7 @@ def wanted_image(site: HostData) -> str:
         raise ConfigError(f"no golden image in {site.store}", build)
     digest = site.image or (site.store / GOLDEN).resolve().parent.name
     try:
-        record = json.loads((site.store / "images" / digest / "record.json").read_bytes())
+        record = json.loads((image_path(site.store, digest) / RECORD).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"no image {digest[:12]} in {site.store}: {error}", build) from error
     if not (record.get("verification") or {}).get("passed"):
@@ -65,7 +65,7 @@ def bytes_sent(stats: str) -> int:
 
 
 def send_image(site: HostData, target: SshTarget, digest: str, basis: str | None) -> None:
-    source = site.store / "images" / digest
+    source = image_path(site.store, digest)
     size = sum(path.stat().st_blocks * 512 for path in source.iterdir())
     argv = rsync_argv(target, source, digest, basis, site.deployment_id)
     done = send(argv, target, f"{STORE}/incoming/{digest}", size)

@@ -22,7 +22,18 @@ from polydev.durable import (
     write_json,
 )
 from polydev.hosttool.errors import HostError
-from polydev.image_layout import GOLDEN_LINK, RECORD, ROOTFS
+from polydev.image_layout import (
+    GOLDEN_LINK,
+    IMAGES,
+    PROMOTIONS,
+    RECORD,
+    ROOTFS,
+    golden_target,
+    image_path,
+    promotion_file,
+    promotion_link,
+    promotion_number,
+)
 
 
 @dataclass(frozen=True)
@@ -75,32 +86,31 @@ def golden_number(store: Path) -> int | None:
         target = os.readlink(store / GOLDEN_LINK)
     except OSError:
         return None
-    found = re.fullmatch(r"promotions/(\d+)/rootfs\.ext4", target)
-    return int(found[1]) if found else None
+    return promotion_number(target)
 
 
 def golden_digest(store: Path) -> str | None:
     number = golden_number(store)
-    entry = read_json(store / "promotions" / f"{number:06d}.json") if number is not None else None
+    entry = read_json(promotion_file(store, number)) if number is not None else None
     return str(entry["digest"]) if entry else None
 
 
 def golden_leads_to(store: Path, digest: str | None) -> bool:
     """Whether the golden link leads to this image, through all links in between."""
-    rootfs = store / "images" / str(digest) / ROOTFS
+    rootfs = image_path(store, str(digest)) / ROOTFS
     return rootfs.is_file() and (store / GOLDEN_LINK).resolve() == rootfs.resolve()
 
 
 def make_golden(digest: str, store: Path) -> dict[str, object]:
     """Promote an image: point the golden link to it. Raises HostError `no-image`."""
-    if not (store / "images" / digest / RECORD).exists():
+    if not (image_path(store, digest) / RECORD).exists():
         raise HostError(
             "no-image", f"no image {digest[:12]} in {store}", "deploy again, which sends it"
         )
     was = golden_digest(store)
     if was == digest and golden_leads_to(store, digest):
         return {"golden": digest, "was": was, "changed": False}
-    folder = store / "promotions"
+    folder = store / PROMOTIONS
     make_folder(folder)
     for left in folder.glob(f".*{UNFINISHED}"):  # left by a killed promotion
         remove(left)
@@ -113,7 +123,7 @@ def make_golden(digest: str, store: Path) -> dict[str, object]:
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "by": {"user": "root", "host": socket.gethostname(), "pid": os.getpid()},
     }
-    write_json(folder / f"{number:06d}.json", entry)
-    point_link(folder / f"{number:06d}", f"../images/{digest}")
-    point_link(store / GOLDEN_LINK, f"promotions/{number:06d}/rootfs.ext4")
+    write_json(promotion_file(store, number), entry)
+    point_link(promotion_link(store, number), f"../{IMAGES}/{digest}")
+    point_link(store / GOLDEN_LINK, golden_target(number))
     return {"golden": digest, "was": was, "changed": True}

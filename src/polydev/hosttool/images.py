@@ -28,7 +28,16 @@ from polydev.hosttool.golden_link import golden_digest, golden_leads_to, make_go
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.verb import Call, HostVerb, required
 from polydev.hosttool.verb_lock import lock_host
-from polydev.image_layout import BOOT_FILES, IN_USE, RECORD, STORE
+from polydev.image_layout import (
+    BOOT_FILES,
+    IMAGES,
+    IN_USE,
+    INCOMING,
+    RECORD,
+    STORE,
+    TEMPLATES,
+    image_path,
+)
 
 # The ctime of each file of an image when its checksum was last verified.
 CHECKED = "checked.json"
@@ -68,7 +77,7 @@ def _written(folder: Path) -> dict[str, int]:
 
 def listing(store: Path = STORE) -> dict[str, object]:
     """Return `images`: intact ones, oldest first; and `golden`: the link's image, or None."""
-    folders = [path for path in (store / "images").glob("*") if is_intact(path)]
+    folders = [path for path in (store / IMAGES).glob("*") if is_intact(path)]
     folders.sort(key=lambda path: path.stat().st_mtime)
     golden = golden_digest(store)
     names = [path.name for path in folders]
@@ -80,7 +89,7 @@ def add(digest: str, store: Path = STORE) -> dict[str, object]:
 
     Raises HostError `image-damaged`.
     """
-    arrived, place = store / "incoming" / digest, store / "images" / digest
+    arrived, place = store / INCOMING / digest, image_path(store, digest)
     if place.exists() and not arrived.exists():
         return {"digest": digest, "added": False}
     try:
@@ -121,25 +130,25 @@ def prune(paths: Paths, store: Path = STORE) -> dict[str, object]:
     if golden not in with_template:
         needed |= with_template
     removed = []
-    for folder in sorted((store / "images").glob("*")):
+    for folder in sorted((store / IMAGES).glob("*")):
         if folder.name in needed:
             continue
         with _unused(folder) as is_free:
             if is_free:
                 # Moved away first, so that a kill leaves no part of an image in the store.
-                gone = store / "incoming" / f".gone-{folder.name}"
+                gone = store / INCOMING / f".gone-{folder.name}"
                 make_folder(gone.parent)
                 folder.rename(gone)
                 sync(folder.parent)
                 removed.append(folder.name)
-    for rest in (store / "incoming").glob("*"):
+    for rest in (store / INCOMING).glob("*"):
         remove(rest)
     return {"removed": removed}
 
 
 def _with_template(store: Path) -> set[str]:
     found = set()
-    for file in (store / "templates").glob("*/record.json"):
+    for file in (store / TEMPLATES).glob(f"*/{RECORD}"):
         with suppress(OSError, ValueError):
             found.add(str((read_json(file) or {}).get("image_digest")))
     return found
