@@ -344,7 +344,7 @@ async def test_an_address_is_kept_while_a_live_session_names_it(store_url: str) 
         # As no transaction of ours would leave it.
         async with store.database.writing() as connection:
             await connection.execute(sa.update(tables.vms).values(state="stopping"))
-        with pytest.raises(VmError, match=f"session {session.id} names it"):
+        with pytest.raises(VmError, match=f"session {session.id} is using it"):
             await store.vms.released(session.vm_id)
         with pytest.raises(CapacityError):
             await store.start(user)
@@ -385,7 +385,7 @@ async def test_the_same_key_is_the_same_session(store_url: str) -> None:
         new = NewSession(user, "claude", DIGEST, "key")
         assert await store.sessions.start(new) == (session, False)
         assert (await store.start(other, "key")).id != session.id
-        with pytest.raises(SessionError, match=f"used for session {session.id}"):
+        with pytest.raises(SessionError, match=f"belongs to session {session.id}"):
             await store.sessions.start(replace(new, provider="gemini"))
         ended = await store.sessions.apply(session.id, "terminate")
         assert await store.sessions.start(new) == (ended, False)

@@ -1,1 +1,1 @@
-"""The host's own health: what it is measured at, how that is kept, and who is told of it."""
+"""The host's health: measurements, samples, history, alerts and messages about them."""

@@ -280,7 +280,7 @@ def certificate_observation(expires_at: datetime, at: datetime) -> Observation:
 
 
 def observe_network(found: Iterable[NetworkDifference]) -> Observed:
-    """Observe the VM network. What opens a wall counts at once; what is only broken must last."""
+    """Observe the VM network. An opened wall counts at once; something broken must last."""
     found = tuple(found)
     return {
         "vm_isolation": _by_part([each for each in found if each.opens]),

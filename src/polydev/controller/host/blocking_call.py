@@ -35,7 +35,7 @@ class BlockingCall(Generic[T]):
     async def __call__(self) -> T:
         """Return the function's result. Raises NoAnswer."""
         if self._under_way is None or not self.is_under_way:
-            self._under_way = _answer_of(self._ask)
+            self._under_way = _call_in_thread(self._ask)
         answer = self._under_way
         done, _ = await asyncio.wait({answer}, timeout=self._timeout_seconds)
         if not done:
@@ -46,26 +46,25 @@ class BlockingCall(Generic[T]):
             raise NoAnswer(_reason(error)) from error
 
 
-def _answer_of(ask: Callable[[], T]) -> asyncio.Future[T]:
+def _call_in_thread(ask: Callable[[], T]) -> asyncio.Future[T]:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
-    answer.add_done_callback(
-        asyncio.Future.exception
-    )  # marked as retrieved, also if nobody waits any more
+    # Marks an exception as retrieved, also if nobody waits any more.
+    answer.add_done_callback(asyncio.Future.exception)
 
-    def work() -> None:
+    def run() -> None:
         try:
             found = ask()
         except Exception as error:
-            _tell(loop, answer.set_exception, error)
+            _settle(loop, answer.set_exception, error)
         else:
-            _tell(loop, answer.set_result, found)
+            _settle(loop, answer.set_result, found)
 
-    threading.Thread(target=work, name="host-probe", daemon=True).start()
+    threading.Thread(target=run, name="host-probe", daemon=True).start()
     return answer
 
 
-def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], found: Any) -> None:
+def _settle(loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], found: Any) -> None:
     with suppress(RuntimeError):  # the event loop has ended, and nobody waits
         loop.call_soon_threadsafe(settle, found)
 

@@ -20,12 +20,12 @@ from polydev.controller.model import Alert
 VM_GAUGES: tuple[tuple[str, str, str], ...] = (
     ("polydev_vm_cpu_percent", "Percent of all the host's cores", "cpu_percent"),
     ("polydev_vm_memory_bytes", "Memory", "memory_bytes"),
-    ("polydev_vm_disk_bytes", "What its files take up", "disk_bytes"),
+    ("polydev_vm_disk_bytes", "Disk space of its files", "disk_bytes"),
 )
 VM_COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("polydev_vm_cpu_seconds", "CPU time", "cpu_seconds"),
-    ("polydev_vm_received_bytes", "What came to the slot's VMs", "received_bytes"),
-    ("polydev_vm_sent_bytes", "What the slot's VMs sent", "sent_bytes"),
+    ("polydev_vm_received_bytes", "Received by the slot's VMs", "received_bytes"),
+    ("polydev_vm_sent_bytes", "Sent by the slot's VMs", "sent_bytes"),
 )
 
 
@@ -82,7 +82,7 @@ def _counts(sample: Sample) -> Iterator[Metric]:
     yield GaugeMetricFamily("polydev_slots_pooled", "Held by a VM of the pool", value=pooled)
     primed = sample.slots.primed
     yield GaugeMetricFamily("polydev_slots_primed", "Held by a VM that is primed", value=primed)
-    yield _gauge("polydev_sessions", "That are not over", "state", sample.sessions)
+    yield _gauge("polydev_sessions", "Live sessions", "state", sample.sessions)
 
 
 def _vms(samples: list[VmSample]) -> Iterator[Metric]:

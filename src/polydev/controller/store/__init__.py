@@ -1,1 +1,1 @@
-"""The database: its tables, and the only code that reads and writes them."""
+"""The database's tables, and the only code that reads and writes them: a class for each noun."""

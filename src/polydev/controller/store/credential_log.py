@@ -58,13 +58,13 @@ async def log_event(
     actor: EventActor = CONTROLLER,
     session_id: str | None = None,
 ) -> None:
-    """Write one event, for webhooks too, within the transaction that does what it tells of.
+    """Write an event, also for webhooks, in the transaction of the change that it records.
 
     It comes before a session's news, which are written last.
     """
     if kind in WEBHOOKS:
-        told = {"userId": user_id, "provider": provider, "sessionId": session_id}
-        await webhook_queue.write_event(connection, WEBHOOKS[kind], told, at)
+        data = {"userId": user_id, "provider": provider, "sessionId": session_id}
+        await webhook_queue.write_event(connection, WEBHOOKS[kind], data, at)
     await connection.execute(
         sa.insert(tables.credential_events).values(
             at=at,

@@ -127,9 +127,9 @@ async def queue_webhook(
     connection: AsyncConnection, session: Session, event: EventType, at: datetime
 ) -> None:
     """Write an event of a session for webhooks; its news must follow."""
-    told = {"sessionId": session.id, "userId": session.user_id}
-    told |= {"provider": session.provider, "state": session.state}
-    await webhook_queue.write_event(connection, event, told, at)
+    data = {"sessionId": session.id, "userId": session.user_id}
+    data |= {"provider": session.provider, "state": session.state}
+    await webhook_queue.write_event(connection, event, data, at)
 
 
 async def add_news(

@@ -335,8 +335,8 @@ def _is_as_asked(session: Session, new: NewSession) -> bool:
 async def _login_news(connection: AsyncConnection, session_id: str) -> int:
     """Count the news about a session's login."""
     news = tables.session_news.c
-    told = sa.select(sa.func.count()).where(news.session_id == session_id, news.kind == "login")
-    return int((await connection.execute(told)).scalar_one())
+    count = sa.select(sa.func.count()).where(news.session_id == session_id, news.kind == "login")
+    return int((await connection.execute(count)).scalar_one())
 
 
 def _is_known(session: Session, login: LoginStatus, detail: str) -> bool:

@@ -26,7 +26,7 @@ def require_file(path: Path) -> None:
 def copy_to(url: str, file: Path) -> None:
     """Back up the database to `file`. Raises BackupError, also if the backup is damaged."""
     with (
-        _told("cannot back up the database"),
+        _backup_errors("cannot back up the database"),
         closing(_opened(path_of(url))) as live,
         closing(_opened(file)) as copy,
     ):
@@ -38,7 +38,7 @@ def copy_to(url: str, file: Path) -> None:
 
 def revision_of(file: Path) -> str | None:
     """Return a backup's revision; None without our tables. Raises BackupError if it is damaged."""
-    with _told(f"{file} is damaged"), closing(_read_only(file)) as copy:
+    with _backup_errors(f"{file} is damaged"), closing(_read_only(file)) as copy:
         _require_sound(copy, file)
         known = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
         if copy.execute(known).fetchone() is None:
@@ -51,7 +51,7 @@ def put_back(url: str, file: Path) -> None:
     """Replace the database by a backup. Raises BackupError; the database is unchanged then."""
     path = path_of(url)
     with (
-        _told(f"cannot restore {path}"),
+        _backup_errors(f"cannot restore {path}"),
         closing(_read_only(file)) as copy,
         closing(_opened(path)) as live,
     ):
@@ -85,7 +85,7 @@ def _require_sound(copy: sqlite3.Connection, file: Path) -> None:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _backup_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:

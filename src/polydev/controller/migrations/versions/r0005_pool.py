@@ -1,4 +1,4 @@
-"""VMs that wait in the pool for a session, and VMs that are paused while nobody uses them."""
+"""VMs that wait in the pool for a session, and VMs that are paused while they are unused."""
 
 from __future__ import annotations
 

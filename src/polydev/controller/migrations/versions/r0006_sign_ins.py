@@ -1,4 +1,4 @@
-"""Browsers that are signed in, and tickets that let in once."""
+"""Sign-ins of browsers, and tickets for one use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each user used on each day, and up to where each VM's use is counted."""
+"""Usage of each user by day, and the last counted reading of each VM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks: what is to be told, to which endpoint it was delivered, and which ones are gone."""
+"""Webhooks: events, their deliveries to endpoints, and endpoints that answered 410 Gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sessions know of their logins, who holds credentials, and what was done with these."""
+"""Logins of sessions, holders of credentials, and the log of credentials."""
 
 from __future__ import annotations
 
