@@ -167,7 +167,7 @@ async def test_a_used_up_quota_refuses_the_next_start_and_no_session_that_is_the
         await store.vms.launched(session.vm_id)
         store.clock.pass_seconds(3600)
         await usage.count([reading(store, session, 1.0)])
-        with pytest.raises(QuotaExceeded, match=r"used 1\.0 of 1 VM hours of today") as refused:
+        with pytest.raises(QuotaExceeded, match=r"1\.0 of 1 VM hours of today used") as refused:
             await sessions.start(NewSession(user, "claude", DIGEST))
         assert refused.value.retry_after_seconds == 11 * 3600
         assert (await sessions.start(NewSession(user, "claude", DIGEST, "key")))[1] is False

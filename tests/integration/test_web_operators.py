@@ -226,11 +226,11 @@ async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
             assert await page.evaluate(AXE) == []
             await page.click("[data-start=codex]")
             problem = page.locator("#start-problem")
-            await expect(problem).to_contain_text("used 8.2 of 8 VM hours of today")
+            await expect(problem).to_contain_text("8.2 of 8 VM hours of today used")
             await expect(problem).to_contain_text("free again at")
             await page.goto(f"{host.url}/session/{host.sessions['paused'].id}")
             notice = page.locator("#notice")
-            await expect(notice).to_contain_text("8.2 of 8 VM hours of today are used")
+            await expect(notice).to_contain_text("8.2 of 8 VM hours of today used")
             await expect(notice).to_contain_text("this one continues")
             assert (await host.made.services.sessions.get(host.sessions["paused"].id)).is_live
 
