@@ -12,7 +12,7 @@ from polydev.deployment import connection as connections
 from polydev.deployment import history as histories
 from polydev.deployment import lock
 from polydev.deployment.connection import HostConnection, HostRefused, Unreachable
-from polydev.deployment.lock import DeploymentLock
+from polydev.deployment.lock import HostLock
 from polydev.deploys import deadman
 from polydev.errors import DeployError, LockHeld
 from polydev.ssh import SshTarget
@@ -88,7 +88,7 @@ class TestLock:
     def test_it_is_held_until_it_is_released(self, tool: Tool, tmp_path: Path) -> None:
         heard = tmp_path / "heard"
         tool(f"echo \"$*\" >{heard}; echo '{self.GIVEN}'; head -n 1 >>{heard}")
-        lock = DeploymentLock(TARGET, "1-a", "ada", "deploy", again=True)
+        lock = HostLock(TARGET, "1-a", "ada", "deploy", again=True)
         assert lock.is_held
         assert lock.stale == {"id": "0-b"}
         assert lock.clock_offset_seconds != 0
@@ -100,12 +100,12 @@ class TestLock:
     def test_one_that_somebody_else_has(self, tool: Tool) -> None:
         tool("""echo '{"error": "lock-held", "message": "bob has it"}'; exit 1""")
         with pytest.raises(LockHeld, match="browsers: bob has it"):
-            DeploymentLock(TARGET, "1-a", "ada", "deploy")
+            HostLock(TARGET, "1-a", "ada", "deploy")
 
     def test_a_host_that_cannot_be_reached(self, programs: Path) -> None:
         (programs / "ssh.cut").touch()
         with pytest.raises(Unreachable, match="cannot lock browsers: connection refused"):
-            DeploymentLock(TARGET, "1-a", "ada", "deploy")
+            HostLock(TARGET, "1-a", "ada", "deploy")
 
 
 def test_only_whoever_has_the_lock_may_be_under_way(connection: HostConnection, tool: Tool) -> None:

@@ -328,7 +328,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
             locks.append(Lock(host))
             return locks[-1]
 
-        monkeypatch.setattr(transaction, "DeploymentLock", new_lock)
+        monkeypatch.setattr(transaction, "HostLock", new_lock)
         monkeypatch.setattr(restore, "time", Clock())
         connection: Any = kind(host)
         described = DescribedHost("browsers", SshTarget("browsers", "browsers"), SCOPE, 20)
@@ -536,7 +536,7 @@ class TestFailure:
 
         def change() -> None:
             bench.locks[0].is_held = False
-            monkeypatch.setattr(transaction, "DeploymentLock", taken)
+            monkeypatch.setattr(transaction, "HostLock", taken)
             raise Unreachable("no route")
 
         error = self.raised(bench, change)

@@ -22,7 +22,7 @@ PAUSE_SECONDS = 2.0
 T = TypeVar("T")
 
 
-class DeploymentLock:
+class HostLock:
     """The lock of a host, held by a connection of its own, so that it ends with this process.
 
     `stale` is the lock of a process that died, or None; `clock_offset_seconds` is how far the

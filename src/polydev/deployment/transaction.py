@@ -26,7 +26,7 @@ from polydev.deployment.connection import (
     Unreachable,
 )
 from polydev.deployment.history import records_of
-from polydev.deployment.lock import DeploymentLock, wait_for_lock
+from polydev.deployment.lock import HostLock, wait_for_lock
 from polydev.deployment.pyinfra_process import DescribedHost
 from polydev.deployment.restore import RestoreGoesOn, Say, restore_backup, until_reached
 from polydev.deployment_id import utc_now
@@ -114,9 +114,9 @@ class Transaction:
                 "run it again; `timedatectl` shows the clock",
             )
 
-    def _new_lock(self, purpose: str, *, again: bool = False) -> DeploymentLock:
+    def _new_lock(self, purpose: str, *, again: bool = False) -> HostLock:
         record = self.record
-        return DeploymentLock(self.host.target, record.id, record.who, purpose, again=again)
+        return HostLock(self.host.target, record.id, record.who, purpose, again=again)
 
     def require_lock(self) -> None:
         """Raise DeployError if the lock is no longer ours: somebody broke it."""
