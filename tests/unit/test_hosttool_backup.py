@@ -22,7 +22,7 @@ from polydev.hosttool import backup, backup_manifest, disk_reserve
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.disk_reserve import RESERVE_BYTES
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import FileEntry
+from polydev.hosttool.file_entries import PathEntry
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.units import known_units
 from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, put
@@ -356,8 +356,8 @@ def test_room_for_all_that_is_copied_is_there_to_the_byte(
     sizes = [7, 5000, live.stat().st_size, 100]
     needed = sum(size + backup.BLOCK_BYTES for size in sizes) + backup.SLACK_BYTES
     needed += 0 if is_kept else RESERVE_BYTES
-    entries = [FileEntry(Path(f"/{size}"), "file", size_bytes=size) for size in sizes[:2]]
-    entries.append(FileEntry(Path("/folder"), "folder", size_bytes=4096))
+    entries = [PathEntry(Path(f"/{size}"), "file", size_bytes=size) for size in sizes[:2]]
+    entries.append(PathEntry(Path("/folder"), "folder", size_bytes=4096))
 
     def room(free: int) -> Any:
         return lambda _: SimpleNamespace(f_bavail=free, f_frsize=1)

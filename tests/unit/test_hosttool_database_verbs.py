@@ -168,7 +168,7 @@ def test_a_restore_that_fails_gives_the_lock_back(host: Host, program: Program) 
 
 
 def test_a_restore_waits_for_no_deployment(host: Host, program: Program) -> None:
-    other = deployment_lock.DeploymentLock(
+    other = deployment_lock.HeldLock(
         host.paths, 60, {"id": FIRST, "owner": "ada", "purpose": "deploy"}
     )
     with pytest.raises(HostError) as told:

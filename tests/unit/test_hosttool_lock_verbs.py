@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from polydev.hosttool import lock_verbs
-from polydev.hosttool.deployment_lock import DeploymentLock
+from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.lock_verbs import _End
 
 SECONDS = 60
@@ -44,7 +44,7 @@ class Pipe:
 def heard(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> _End:
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: pipe.now)
-        return lock_verbs._listen(cast(DeploymentLock, pipe), pipe.reader, SECONDS)
+        return lock_verbs._listen(cast(HeldLock, pipe), pipe.reader, SECONDS)
 
 
 @pytest.fixture

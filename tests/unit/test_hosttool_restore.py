@@ -17,7 +17,7 @@ from polydev.durable import unfinished
 from polydev.hosttool import backup, backup_manifest, restore_controller, sqlite_database
 from polydev.hosttool.backup_manifest import BackupEntry
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import FileEntry
+from polydev.hosttool.file_entries import PathEntry
 from polydev.hosttool.restore import RestoreOptions, restore
 from polydev.hosttool.restore_files import file_changes
 from polydev.hosttool.units import MAIN, SOCKET, TEMPLATE_HOLDER, TEMPLATE_MAKER, next_unit
@@ -551,10 +551,10 @@ def test_a_release_that_alone_accepts_goes_only_when_the_former_one_does(host: H
 
 
 def test_a_folder_that_is_to_go_is_one_change_with_all_that_it_holds() -> None:
-    now = [FileEntry(Path(path), kind) for path, kind in NEW_FOLDERS.items()]
+    now = [PathEntry(Path(path), kind) for path, kind in NEW_FOLDERS.items()]
     kept = [
-        BackupEntry(FileEntry(Path("/etc/b"), "absent")),
-        BackupEntry(FileEntry(Path("/etc/kept"), "folder")),
+        BackupEntry(PathEntry(Path("/etc/b"), "absent")),
+        BackupEntry(PathEntry(Path("/etc/kept"), "folder")),
     ]
     assert [(str(each.path), each.how) for each in file_changes(kept, now)] == [
         ("/etc/a", "removed"),

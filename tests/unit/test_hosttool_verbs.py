@@ -22,7 +22,7 @@ from polydev import hosttool
 from polydev.durable import read_json
 from polydev.hosttool import cli, deadman, deployment_lock, lock_verbs, records, restore, zipapp
 from polydev.hosttool.backup_scope import list_scope
-from polydev.hosttool.deployment_lock import DeploymentLock
+from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
@@ -88,10 +88,10 @@ class TestRecords:
 
 class TestLock:
     def test_second_one_learns_who_has_it(self, paths: Paths) -> None:
-        held = DeploymentLock(paths, 60, WHO)
+        held = HeldLock(paths, 60, WHO)
         assert held.stale is None
         with pytest.raises(HostError) as refusal:
-            DeploymentLock(paths, 60, {**WHO, "id": SECOND})
+            HeldLock(paths, 60, {**WHO, "id": SECOND})
         assert refusal.value.code == "lock-held"
         assert "ada@desk" in refusal.value.message
         assert held.document["expires"] in refusal.value.message
@@ -104,15 +104,15 @@ class TestLock:
         assert deployment_lock.show(paths) == {"lock": None, "held": False}
 
     def test_lock_of_one_that_ended_without_a_word_is_stale(self, paths: Paths) -> None:
-        dead = DeploymentLock(paths, 60, WHO)
+        dead = HeldLock(paths, 60, WHO)
         dead.let_go(is_done=False)
         assert deployment_lock.show(paths) == {"lock": dead.document, "held": False}
-        heir = DeploymentLock(paths, 60, {**WHO, "id": SECOND})
+        heir = HeldLock(paths, 60, {**WHO, "id": SECOND})
         assert heir.stale == dead.document
         heir.let_go(is_done=True)
 
     def test_renewal_moves_the_expiry(self, paths: Paths) -> None:
-        held = DeploymentLock(paths, 60, WHO)
+        held = HeldLock(paths, 60, WHO)
         before = held.document["expires"]
         held.renew()
         assert datetime.fromisoformat(held.document["expires"]) > datetime.fromisoformat(before)
@@ -121,13 +121,13 @@ class TestLock:
 
     def test_unreadable_lock_is_taken_over_and_shown(self, paths: Paths) -> None:
         put(paths.lock, "{")
-        held = DeploymentLock(paths, 60, WHO)
+        held = HeldLock(paths, 60, WHO)
         assert held.stale is not None
         assert "unreadable" in held.stale["purpose"]
         held.let_go(is_done=True)
 
     def test_break_of_a_stale_one(self, paths: Paths) -> None:
-        dead = DeploymentLock(paths, 60, WHO)
+        dead = HeldLock(paths, 60, WHO)
         dead.let_go(is_done=False)
         assert deployment_lock.break_lock(paths) == {"broken": dead.document, "wasHeld": False}
         assert deployment_lock.break_lock(paths) == {"broken": None, "wasHeld": False}
@@ -462,7 +462,7 @@ def test_signals_that_were_ignored_end_a_holder(
 ) -> None:
     told: list[object] = []
     monkeypatch.setattr(signal, "signal", lambda *words: told.append(words))
-    monkeypatch.setattr(lock_verbs, "DeploymentLock", lambda *_, **__: sys.exit(0))
+    monkeypatch.setattr(lock_verbs, "HeldLock", lambda *_, **__: sys.exit(0))
     with pytest.raises(SystemExit):
         lock_verbs.hold_lock(paths, 60, WHO, again=False)
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE)

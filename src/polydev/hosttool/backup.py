@@ -35,7 +35,7 @@ from polydev.hosttool.controller_program import (
 from polydev.hosttool.database_dump import DatabaseDump, make_dump
 from polydev.hosttool.disk_reserve import RESERVE_BYTES, keep_reserve
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import FileEntry, entries_below, entry_of, file_sha256
+from polydev.hosttool.file_entries import PathEntry, entries_below, entry_of, file_sha256
 from polydev.hosttool.golden_link import golden_of
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import current_release, release_sum
@@ -118,7 +118,7 @@ def _existing(paths: Paths, backup_id: str, scope: Scope) -> Backup:
     return saved
 
 
-def _require_kinds(entries: list[FileEntry]) -> None:
+def _require_kinds(entries: list[PathEntry]) -> None:
     odd = [entry for entry in entries if entry.kind not in ("file", "link", "folder", "absent")]
     if odd:
         names = ", ".join(f"{entry.path} ({entry.kind})" for entry in odd)
@@ -129,7 +129,7 @@ def _require_kinds(entries: list[FileEntry]) -> None:
         )
 
 
-def _require_space(paths: Paths, entries: list[FileEntry], scope: Scope) -> None:
+def _require_space(paths: Paths, entries: list[PathEntry], scope: Scope) -> None:
     sizes = [entry.size_bytes for entry in entries if entry.kind == "file"]
     if scope.controller:
         database = scope.controller.database
@@ -156,7 +156,7 @@ def _fill(
     backup_id: str,
     number: int,
     scope: Scope,
-    entries: list[FileEntry],
+    entries: list[PathEntry],
     units: dict[str, UnitStatus],
 ) -> Backup:
     release = current_release(scope.controller) if scope.controller else None
@@ -178,7 +178,7 @@ def _fill(
     )
 
 
-def _copy_files(fresh: Path, entries: list[FileEntry]) -> Iterator[BackupEntry]:
+def _copy_files(fresh: Path, entries: list[PathEntry]) -> Iterator[BackupEntry]:
     for number, entry in enumerate(entries, 1):
         if entry.kind != "file":
             yield BackupEntry(entry)
@@ -202,7 +202,7 @@ def _copy_database(fresh: Path, live: Path, name: str = "database") -> DatabaseC
     content = content_sha256(stored, AT_REST)
     if content is None:
         raise HostError("database-damaged", f"cannot read the copy of {live}", "run it again")
-    copied = FileEntry(
+    copied = PathEntry(
         entry.path,
         "file",
         entry.mode,

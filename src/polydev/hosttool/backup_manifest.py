@@ -21,7 +21,7 @@ from polydev.durable import json_bytes, read_json, write_json
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.database_dump import DatabaseDump, dump_from
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import FileEntry, entry_from, file_sha256, gid_of, uid_of
+from polydev.hosttool.file_entries import PathEntry, entry_from, file_sha256, gid_of, uid_of
 from polydev.hosttool.golden_link import GoldenTarget, golden_damage
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import release_damage
@@ -39,7 +39,7 @@ ANOTHER_BACKUP_HINT = "choose another backup; `polydev-host backup list` on the 
 class BackupEntry:
     """A path in a backup; for a file, `stored` has its content."""
 
-    entry: FileEntry
+    entry: PathEntry
     stored: Path | None = None
 
 

@@ -24,7 +24,7 @@ from polydev.hosttool.controller_program import (
     database_in_words,
 )
 from polydev.hosttool.database_dump import COPY_ERROR, DUMP_NAME, exchange_folder
-from polydev.hosttool.deployment_lock import DeploymentLock
+from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.handover import Handover
 from polydev.hosttool.paths import require_id
@@ -161,7 +161,7 @@ def _deployment_lock(call: Call) -> Iterator[None]:
     made = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     owner = os.environ.get("SUDO_USER", "root")
     document = {"id": f"{made}-0000", "owner": owner, "purpose": "database.restore"}
-    lock = DeploymentLock(call.paths, RESTORE_LOCK_SECONDS, document)
+    lock = HeldLock(call.paths, RESTORE_LOCK_SECONDS, document)
     try:
         yield
     finally:

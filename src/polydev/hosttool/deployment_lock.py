@@ -24,7 +24,7 @@ PAUSE_SECONDS = 0.02
 END_SECONDS = 2.0
 
 
-class DeploymentLock:
+class HeldLock:
     """A lock that this process holds until it ends or calls `let_go`."""
 
     def __init__(

@@ -23,7 +23,7 @@ OTHER_KINDS = {
 
 
 @dataclass(frozen=True)
-class FileEntry:
+class PathEntry:
     """One path. `kind` is file, link, folder or absent, else one of OTHER_KINDS.
 
     `sha256` belongs to files, `target` to links. A link has no mode of its own.
@@ -63,9 +63,9 @@ class FileEntry:
         return document | {"kind": self.kind}
 
 
-def entry_from(document: dict[str, Any]) -> FileEntry:
+def entry_from(document: dict[str, Any]) -> PathEntry:
     """Raises KeyError or ValueError for what is no entry."""
-    return FileEntry(
+    return PathEntry(
         path=Path(document["path"]),
         kind=document["kind"],
         mode=int(document.get("mode", "0"), 8),
@@ -78,22 +78,22 @@ def entry_from(document: dict[str, Any]) -> FileEntry:
     )
 
 
-def entry_of(path: Path) -> FileEntry:
+def entry_of(path: Path) -> PathEntry:
     """Read the entry at `path`; a link is not followed."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        return FileEntry(path, "absent")
+        return PathEntry(path, "absent")
     mode = stat.S_IMODE(status.st_mode)
     owner, group = user_name(status.st_uid), group_name(status.st_gid)
     if stat.S_ISLNK(status.st_mode):
-        return FileEntry(path, "link", 0o777, owner, group, target=os.readlink(path))
+        return PathEntry(path, "link", 0o777, owner, group, target=os.readlink(path))
     if stat.S_ISDIR(status.st_mode):
-        return FileEntry(path, "folder", mode, owner, group)
+        return PathEntry(path, "folder", mode, owner, group)
     if not stat.S_ISREG(status.st_mode):
         kind = OTHER_KINDS.get(stat.S_IFMT(status.st_mode), "other")
-        return FileEntry(path, kind, mode, owner, group)
-    return FileEntry(
+        return PathEntry(path, kind, mode, owner, group)
+    return PathEntry(
         path,
         "file",
         mode,
@@ -105,9 +105,9 @@ def entry_of(path: Path) -> FileEntry:
     )
 
 
-def entries_below(roots: Iterable[Path]) -> list[FileEntry]:
+def entries_below(roots: Iterable[Path]) -> list[PathEntry]:
     """Read each root and everything in it, sorted by path, folders before their contents."""
-    found: dict[Path, FileEntry] = {}
+    found: dict[Path, PathEntry] = {}
     waiting = list(roots)
     while waiting:
         path = waiting.pop()

@@ -11,7 +11,7 @@ import time
 from enum import Enum
 
 from polydev.hosttool import deployment_lock
-from polydev.hosttool.deployment_lock import DeploymentLock
+from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.verb import ID, Call, HostVerb, argument, required
@@ -38,7 +38,7 @@ def hold_lock(
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
         # The parent may ignore them; the end of the process releases the flock.
         signal.signal(number, signal.SIG_DFL)
-    lock = DeploymentLock(paths, seconds, dict(document), again=again)
+    lock = HeldLock(paths, seconds, dict(document), again=again)
     sys.stdout.write(json.dumps({"lock": lock.document, "stale": lock.stale}) + "\n")
     sys.stdout.flush()
     end = _listen(lock, sys.stdin.fileno(), seconds)
@@ -52,7 +52,7 @@ def hold_lock(
     return None
 
 
-def _listen(lock: DeploymentLock, descriptor: int, seconds: int) -> _End:
+def _listen(lock: HeldLock, descriptor: int, seconds: int) -> _End:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     expires = time.monotonic() + seconds

@@ -8,7 +8,7 @@ from polydev.hosttool.backup_scope import ControllerScope
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import restore_dump
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import FileEntry, entry_of, is_below
+from polydev.hosttool.file_entries import PathEntry, entry_of, is_below
 from polydev.hosttool.handover import Handover
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_files import PendingChanges
@@ -147,7 +147,7 @@ def _live_content(wanted: DatabaseCopy) -> str | None:
     return content_sha256(live) if wanted.copy.stored and live.exists() else None
 
 
-def _adjust(wanted: FileEntry) -> str | None:
+def _adjust(wanted: PathEntry) -> str | None:
     now = entry_of(wanted.path)
     if (now.mode, now.owner, now.group) == (wanted.mode, wanted.owner, wanted.group):
         return None

@@ -18,12 +18,12 @@ from polydev.durable import (
     write_json,
 )
 from polydev.hosttool.backup_manifest import Backup, BackupEntry
-from polydev.hosttool.file_entries import FileEntry, gid_of, is_below, uid_of
+from polydev.hosttool.file_entries import PathEntry, gid_of, is_below, uid_of
 from polydev.hosttool.paths import Paths
 
 
 @dataclass(frozen=True)
-class FileChange:
+class PathChange:
     """One path to restore: `how` is written (content or kind), adjusted (the rest) or removed."""
 
     path: Path
@@ -65,15 +65,15 @@ def part_of(saved: Backup, roots: tuple[Path, ...], units: Iterable[str]) -> Bac
     )
 
 
-def file_changes(kept: Iterable[BackupEntry], now: Iterable[FileEntry]) -> list[FileChange]:
+def file_changes(kept: Iterable[BackupEntry], now: Iterable[PathEntry]) -> list[PathChange]:
     """Return the changes to make, in order: folders before their contents, removals last."""
     wanted = {one.entry.path: one for one in kept}
     found = {entry.path: entry for entry in now}
     writes = [
-        FileChange(path, how, one)
+        PathChange(path, how, one)
         for path, one in sorted(wanted.items())
         if one.entry.kind != "absent"
-        and (how := _difference(one.entry, found.get(path, FileEntry(path, "absent"))))
+        and (how := _difference(one.entry, found.get(path, PathEntry(path, "absent"))))
     ]
     gone = [
         path
@@ -82,11 +82,11 @@ def file_changes(kept: Iterable[BackupEntry], now: Iterable[FileEntry]) -> list[
     ]
     topmost = [path for path in sorted(gone) if not is_below(path.parent, gone)]
     return writes + [
-        FileChange(path, "removed", BackupEntry(FileEntry(path, "absent"))) for path in topmost
+        PathChange(path, "removed", BackupEntry(PathEntry(path, "absent"))) for path in topmost
     ]
 
 
-def _difference(wanted: FileEntry, now: FileEntry) -> str:
+def _difference(wanted: PathEntry, now: PathEntry) -> str:
     if (wanted.kind, wanted.sha256, wanted.target) != (now.kind, now.sha256, now.target):
         return "written"
     same = (wanted.mode, wanted.owner, wanted.group) == (
@@ -107,7 +107,7 @@ def remove_unfinished(places: Iterable[Path]) -> None:
             remove(unfinished(place))
 
 
-def apply_change(change: FileChange) -> None:
+def apply_change(change: PathChange) -> None:
     entry = change.wanted.entry
     if change.how == "removed":
         remove(change.path)
@@ -121,7 +121,7 @@ def apply_change(change: FileChange) -> None:
         _replace(change.wanted)
 
 
-def _make(entry: FileEntry) -> None:
+def _make(entry: PathEntry) -> None:
     remove(entry.path)
     make_folder(entry.path.parent)
     fresh = unfinished(entry.path)
@@ -149,7 +149,7 @@ def _replace(kept: BackupEntry) -> None:
     sync(entry.path.parent)
 
 
-def _adjust(path: Path, entry: FileEntry) -> None:
+def _adjust(path: Path, entry: PathEntry) -> None:
     # The owner first: a change of owner takes set-user-id bits away.
     os.chown(path, uid_of(entry.owner), gid_of(entry.group), follow_symlinks=False)
     if entry.kind != "link":
@@ -169,7 +169,7 @@ class PendingChanges:
     reload: bool = False
     database: bool = False
 
-    def add(self, changes: list[FileChange], units_folder: Path) -> None:
+    def add(self, changes: list[PathChange], units_folder: Path) -> None:
         self.paths |= {change.path for change in changes if change.how != "adjusted"}
         # An adjusted time counts: systemd compares the times of its files.
         self.reload |= any(is_below(change.path, [units_folder]) for change in changes)

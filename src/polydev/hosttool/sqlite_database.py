@@ -17,7 +17,7 @@ from pathlib import Path
 
 from polydev.durable import copy_new, sync, unfinished
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import FileEntry, gid_of, uid_of
+from polydev.hosttool.file_entries import PathEntry, gid_of, uid_of
 from polydev.hosttool.listeners import PROC, opened_by
 
 TYPE_CHECKING = False
@@ -100,7 +100,7 @@ def connected(path: Path, access: str) -> Iterator[Connection]:
         connection.close()
 
 
-def restore_in_place(live: Path, stored: Path, entry: FileEntry) -> None:
+def restore_in_place(live: Path, stored: Path, entry: PathEntry) -> None:
     """Restore the stored copy in one transaction. Raises HostError."""
     import sqlite3
 
@@ -122,7 +122,7 @@ def restore_in_place(live: Path, stored: Path, entry: FileEntry) -> None:
     set_owner(live, entry)
 
 
-def replace_database(live: Path, stored: Path, entry: FileEntry) -> None:
+def replace_database(live: Path, stored: Path, entry: PathEntry) -> None:
     """Replace a database that cannot be read, or does not exist, with the stored copy.
 
     Raises HostError `database-in-use`.
@@ -146,7 +146,7 @@ def remove_database(live: Path) -> None:
     sync(live.parent)
 
 
-def set_owner(path: Path, entry: FileEntry) -> None:
+def set_owner(path: Path, entry: PathEntry) -> None:
     os.chown(path, uid_of(entry.owner), gid_of(entry.group))
     path.chmod(entry.mode)
     sync(path)
