@@ -227,7 +227,7 @@ async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
             await page.click("[data-start=codex]")
             problem = page.locator("#start-problem")
             await expect(problem).to_contain_text("8.2 of 8 VM hours of today used")
-            await expect(problem).to_contain_text("the quota resets at")
+            await expect(problem).to_contain_text("quota resets at")
             await page.goto(f"{host.url}/session/{host.sessions['paused'].id}")
             notice = page.locator("#notice")
             await expect(notice).to_contain_text("8.2 of 8 VM hours of today used")
