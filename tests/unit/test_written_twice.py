@@ -1,7 +1,8 @@
-"""Facts that two programs have each for itself, since neither may import the other.
+"""Tests that nothing is written twice: copies of a fact agree, and a class name is used once.
 
-The agent is in the guest, the host tool and the doctor's probe are on the host, and the controller
-is a release there: a fact that differed between two of them would be nobody's error alone.
+Some programs cannot import each other: the agent is in the guest, the host tool and the doctor's
+probe are on the host, and the controller is a release there. Where two of them need a fact, each
+has a copy, and these tests compare the copies.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def constants() -> Iterator[tuple[str, object]]:
                     yield f"{file.relative_to(SOURCES)}:{node.lineno}", node.value
 
 
-def test_what_programs_share_stands_in_one_module() -> None:
-    """Names, paths and ports of a host and of an image store; a sentence may name them, too."""
+def test_shared_names_are_written_only_in_the_layout_modules() -> None:
+    """Names, paths and ports of a host and of an image store; sentences may contain them."""
     found = []
     for place, value in constants():
         is_name = isinstance(value, str) and not re.search(r"\s", value)
@@ -119,3 +120,14 @@ def test_what_programs_share_stands_in_one_module() -> None:
         if type(value) is int and value in host_layout.GUEST_PORTS:
             found.append(f"{place}: {value}")
     assert found == []
+
+
+def test_each_class_name_is_used_once() -> None:
+    """A search for a class finds one class; nested classes count as well."""
+    places: dict[str, list[str]] = {}
+    for file in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                place = f"{file.relative_to(SOURCES)}:{node.lineno}"
+                places.setdefault(node.name, []).append(place)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
