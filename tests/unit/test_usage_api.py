@@ -69,7 +69,7 @@ def test_a_quotas_bar_says_when_it_counts_anew(host: ApiHost) -> None:
         await used(asked, "user", vm_seconds=HOUR)
         page = (await (await browser(asked, "operator")).ask("GET", "/admin/users")).text
         tomorrow = (day_of(now()) + timedelta(days=1)).isoformat()
-        assert f'title="Counted anew from {tomorrow} 00:00 UTC">1.0 of 2 VM h today' in page
+        assert f'title="Resets at {tomorrow} 00:00 UTC">1.0 of 2 VM h today' in page
         assert "VM, 30 days" in page
 
     host.run(scenario, quotas=QUOTAS)

@@ -362,7 +362,7 @@ def test_problems_are_pages_for_people_and_json_for_programs(host: ApiHost) -> N
         page = await signed_in.ask("GET", "/nowhere/<script>alert(1)</script>")
         assert page.status_code == 404
         assert page.headers["content-type"].startswith("text/html")
-        assert "Nothing is at this address." in page.text
+        assert "There is nothing at this address." in page.text
         assert "<script>alert" not in page.text
         answer = await signed_in.ask("GET", "/nowhere", {"Accept": "*/*"})
         told: dict[str, Any] = problem(answer, 404)
