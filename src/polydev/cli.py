@@ -1,4 +1,4 @@
-"""What every verb shares: options, output for people or programs, and errors at the edge."""
+"""What all verbs share: options, output as text or JSON, and errors as messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 REFUSAL_HINTS = dict.fromkeys(
     (errno.EACCES, errno.EPERM), "run it as the user whose file it is, usually root"
-) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
+) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free disk space there")
 
 SHORT_OPTIONS = {
     "all": "a",
@@ -50,7 +50,7 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 class Verb(Task):  # type: ignore[type-arg]
-    """A verb of `./inv`. Invoke would give each option the first letter that is free in it."""
+    """A verb of `./inv`; Invoke alone would invent a short form for each option."""
 
     def arg_opts(self, name: str, default: str, taken_names: set[str]) -> dict[str, Any]:
         options = super().arg_opts(name, default, taken_names)
@@ -63,7 +63,7 @@ task = functools.partial(invoke_task, klass=Verb)
 
 
 def edge(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn an Error into one message on stderr and exit status 1 (docs/verbs.md has them all).
+    """Turn an Error into one message on stderr and exit status 1 (docs/verbs.md has the others).
 
     With `json` among the verb's arguments the error goes to stdout as JSON too.
     """
@@ -71,7 +71,7 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        # A build that is told to end cleans up as after Ctrl-C.
+        # After SIGTERM a build cleans up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -83,35 +83,35 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
         except Error as error:
             fail(error, as_json=bool(kwargs.get("json")))
         except OSError as error:
-            if error.filename is None:  # no file was refused: it is a bug, or nobody reads on
+            if error.filename is None:  # not about a file: a bug, or a closed pipe
                 raise
-            log.debug("a file was refused", exc_info=True)
+            log.debug("a file could not be used", exc_info=True)
             fail(file_refused(error), as_json=bool(kwargs.get("json")))
         except KeyboardInterrupt:
-            stderr.print("interrupted; nothing is left half-made, run it again to go on")
+            stderr.print("interrupted; nothing is left half-made, run it again to continue")
             raise SystemExit(130) from None
 
     return wrapper
 
 
 def file_refused(error: OSError) -> Error:
-    """Return what the operating system says of a file that a verb needs."""
+    """Return the error for a file that the operating system does not let a verb use."""
     hint = REFUSAL_HINTS.get(error.errno or 0, "POLYDEV_LOG=debug shows what needs it")
     return Error(f"cannot use {error.filename}: {error.strerror}", hint)
 
 
 def require_at_least(least: float, option: str, value: float) -> None:
-    """Raise ConfigError where the number given with an option is less, or none."""
+    """Raise ConfigError if the number of an option is too small or not a number."""
     if not value >= least:
-        raise ConfigError(f"--{option} {value:g} is too small", f"{least:g} or more")
+        raise ConfigError(f"--{option} {value:g} is too small", f"use {least:g} or more")
 
 
 def log_level() -> str:
-    """What POLYDEV_LOG says. Raises ConfigError where it is no level."""
+    """Return the log level that POLYDEV_LOG names. Raises ConfigError if there is no such level."""
     level = (os.environ.get("POLYDEV_LOG") or "WARNING").upper()
     if level not in LOG_LEVELS:
-        words = f"the variable POLYDEV_LOG: {level.lower()} is no level of logs"
-        raise ConfigError(words, f"one of {', '.join(LOG_LEVELS).lower()}")
+        words = f"POLYDEV_LOG={level.lower()} is not a log level"
+        raise ConfigError(words, f"use one of {', '.join(LOG_LEVELS).lower()}")
     return level
 
 
@@ -119,8 +119,8 @@ def fail(error: Error, *, as_json: bool) -> NoReturn:
     message = hints.for_same_host(error.message)
     hint = hints.for_same_host(error.hint) if error.hint else None
     if as_json:
-        told = error.as_dict() | {"message": message, "hint": hint}
-        sys.stdout.write(json.dumps(told) + "\n")
+        fields = error.as_dict() | {"message": message, "hint": hint}
+        sys.stdout.write(json.dumps(fields) + "\n")
     stderr.print(f"error: {message}")
     if hint:
         stderr.print(f"next:  {hint}")
@@ -130,7 +130,7 @@ def fail(error: Error, *, as_json: bool) -> NoReturn:
 def answer(value: BaseModel | dict[str, Any] | list[Any], *, as_json: bool, text: str) -> None:
     """Print a verb's answer: as JSON for programs, else as text for people.
 
-    Commands in the text get the options by which they mean the same host.
+    Commands in the text get the options that name the verb's own host.
     """
     if not as_json:
         stdout.print(hints.for_same_host(text))

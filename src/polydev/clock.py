@@ -1,4 +1,4 @@
-"""The clock of this machine against a host's, as far as one exchange lets it be known. Pure."""
+"""The difference between a host's clock and this machine's, measured by one exchange. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ WARNING_SECONDS = 2.0
 
 
 def offset_seconds(before: float, after: float, started: float, ended: float) -> float:
-    """How far the host's clock is ahead of ours, in seconds; below 0 where it is behind.
+    """Return how far the host's clock is ahead of ours, in seconds; negative if it is behind.
 
     `before` and `after` are our times around the exchange, `started` and `ended` the host's
-    within it. 0.0 where the clocks may agree.
+    within it. The result is 0.0 if the clocks may agree.
     """
     earliest, latest = ended - after, started - before
     return 0.0 if earliest <= 0 <= latest else min(earliest, latest, key=abs)
 
 
 def offset_text(seconds: float) -> str:
-    """How the host's clock differs from this machine's, for a person."""
+    """Return the difference of the clocks as text."""
     return f"{abs(seconds):,.0f} s {'ahead of' if seconds > 0 else 'behind'} this machine's"

@@ -1,6 +1,6 @@
-"""Names of deployments: when, and of which commit.
+"""Ids of deployments, made of time and commit.
 
-They are for people. What was deployed before what is decided by the host's numbers.
+They are for people; the order of deployments is that of the host's numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from polydev.errors import ConfigError
 from polydev.run import Completed, run
 
 NO_COMMIT = "0000"
-# They would make git speak of another repository, as in a hook.
+# With these variables, as in a hook, git would use another repository.
 GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 
 
@@ -22,15 +22,15 @@ def utc_now() -> datetime:
 
 
 def new_deployment_id(root: Path = Path(), clock: Callable[[], datetime] = utc_now) -> str:
-    """`YYYYMMDD_HHMMSS-<short commit>` in UTC; `-dirty` where the checkout has changes."""
+    """Return `YYYYMMDD_HHMMSS-<short commit>` in UTC; with `-dirty` if the checkout has changes."""
     return f"{clock():%Y%m%d_%H%M%S}-{commit_of(root) or NO_COMMIT}"
 
 
 def commit_of(root: Path) -> str | None:
-    """The checkout's short commit, with `-dirty` where it has changes; None where it has none."""
+    """Return the checkout's short commit, with `-dirty` if it has changes, or None."""
     found = _git(root, "rev-parse", "--show-prefix", "--short=8", "HEAD")
     *prefix, commit = found.stdout.splitlines() or [""]
-    # A prefix: this folder lies in another repository, whose commits say nothing of it.
+    # A prefix: this folder is inside another repository, whose commits do not describe it.
     if found.status != 0 or any(prefix):
         return None
     changes = _git(root, "status", "--porcelain", "--untracked-files=normal")
@@ -39,16 +39,16 @@ def commit_of(root: Path) -> str | None:
 
 
 def contains(root: Path, commit: str) -> bool | None:
-    """Whether the checkout's commit is that one or descends from it; None where it is unknown."""
+    """Return whether the checkout's commit is that one or descends from it; None if unknown."""
     found = _git(root, "merge-base", "--is-ancestor", commit.removesuffix("-dirty"), "HEAD")
     return {0: True, 1: False}.get(found.status)
 
 
 def require_commit(root: Path) -> None:
-    """Raise ConfigError where a deployment could not say what it was made from."""
+    """Raise ConfigError if there is no commit to name a deployment by."""
     if commit_of(root) is None:
         raise ConfigError(
-            f"{root} is no git checkout with a commit, so nobody could tell what was deployed",
+            f"{root} is not a git checkout with a commit, and deployments are named by it",
             "clone the repository, or make this one: git init, git add ., git commit",
         )
 

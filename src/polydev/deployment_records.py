@@ -1,4 +1,4 @@
-"""What is known of deployments, and which of them a rollback can go back to. Pure."""
+"""Records of deployments, and the states that a rollback can go back to. Pure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LIST_HINT = "./inv deployments shows all of them"
 class Record(BaseModel):
     """One deployment, rollback or backup, as the host keeps it.
 
-    number      its place in the order of all that was done to the host, which the host gives;
-                None before that, and in records of earlier versions
+    number      position in the order of all changes of the host, which assigns it; None before
+                that, and in records of earlier versions
     state       id of the deployment whose result the host has after this one
-    previous    the state when this one began; its backup is of that
+    previous    the state when this one began; its backup is of that state
     backup      whether a backup was made before anything changed
     changes     how many operations changed something
-    gate        what the health gate found at the end, or None where it was not asked
+    gate        what the health gate found at the end, or None if it did not run
     undone      what an automatic rollback did and what the gate said after it
     """
 
@@ -53,32 +53,32 @@ class Record(BaseModel):
 
 
 def order(number: int | None, name: str) -> tuple[int, str]:
-    """Sort key, oldest first: by the host's number; before all numbers, by name, what has none."""
+    """Return a sort key, oldest first: the host's number; before all numbers, names without one."""
     return number or 0, name
 
 
 def newest_first(records: Iterable[Record]) -> list[Record]:
-    """By the host's numbers; times and ids are those of the operators' clocks."""
+    """Sort by the host's numbers, since times and ids come from the operators' clocks."""
     return sorted(records, key=lambda record: order(record.number, record.id), reverse=True)
 
 
 def current_state(records: Iterable[Record]) -> str | None:
-    """Id of the deployment whose result the host has; None before the first.
+    """Return the id of the deployment whose result the host has; None before the first.
 
-    None too where a way back failed: what the host has then is the result of no deployment.
+    None too after a failed rollback: the host then has the result of no deployment.
     """
     last = last_settled(records)
     return last.state if last else None
 
 
 def last_settled(records: Iterable[Record]) -> Record | None:
-    """The newest record that is not of a change that was undone."""
+    """Return the newest record of a change that was not undone."""
     settled = ("succeeded", "rollback-failed")
     return next((each for each in newest_first(records) if each.status in settled), None)
 
 
 def states(records: Sequence[Record]) -> list[str]:
-    """States that a rollback may go back to, newest first: succeeded, and not the current one."""
+    """Return the states that a rollback may go back to, newest first; not the current one."""
     current = current_state(records)
     succeeded = [
         record.id
@@ -89,7 +89,7 @@ def states(records: Sequence[Record]) -> list[str]:
 
 
 def backup_of(state: str, records: Iterable[Record]) -> str | None:
-    """The newest backup that was made while the host was in that state."""
+    """Return the newest backup that was made while the host was in that state."""
     for record in newest_first(records):
         if record.previous == state and record.backup:
             return record.id
@@ -97,7 +97,7 @@ def backup_of(state: str, records: Iterable[Record]) -> str | None:
 
 
 def previous_state(records: Sequence[Record]) -> str | None:
-    """What the host was before its last change, also where that change could not be undone."""
+    """Return the state before the last change, also if that change could not be undone."""
     last = last_settled(records)
     if last is None or last.state is None:
         return last.previous if last else None
@@ -105,7 +105,7 @@ def previous_state(records: Sequence[Record]) -> str | None:
 
 
 def state_before(state: str, records: Iterable[Record]) -> str | None:
-    """What the host was before the deployment that made this state of it."""
+    """Return the state before the deployment that made this state."""
     made = next((record for record in records if record.id == state), None)
     return made.previous if made else None
 
@@ -113,7 +113,7 @@ def state_before(state: str, records: Iterable[Record]) -> str | None:
 def interrupted_without(
     holders: Collection[str], records: Iterable[Record], reason: str
 ) -> list[Record]:
-    """The records, where one that runs but does not hold the host's lock is interrupted."""
+    """Return the records; one that runs but does not hold the host's lock is interrupted."""
 
     def seen(record: Record) -> Record:
         if record.status != "running" or record.id in holders:
@@ -126,7 +126,7 @@ def interrupted_without(
 
 
 def one_named(records: Sequence[Record], wanted: str) -> Record:
-    """The one record whose id begins so. Raises DeployError where none does, or several do."""
+    """Return the one record whose id begins so. Raises DeployError if none does, or several do."""
     found = [record for record in newest_first(records) if record.id.startswith(wanted)]
     exact = [record for record in found if record.id == wanted]
     if len(exact or found) == 1:
@@ -135,17 +135,17 @@ def one_named(records: Sequence[Record], wanted: str) -> Record:
         raise DeployError(f"no deployment {wanted}", LIST_HINT)
     some = ", ".join(record.id for record in found[:MOST_NAMED])
     raise DeployError(
-        f"{wanted} is the beginning of {len(found)} deployments: {some}", "give more of it"
+        f"{wanted} is the beginning of {len(found)} deployments: {some}", "give more of the id"
     )
 
 
 def rollback_state(records: Sequence[Record], to: str | None) -> str:
-    """The state to go back to: the one that is asked for, or the one before the current.
+    """Return the state to go back to: the requested one, or the one before the current.
 
-    `to` is an id or the beginning of one. Of several, the one that can be gone back to counts.
-    Before means what the current deployment found, not what happened to be deployed last: that
-    may have been rolled back from. Raises DeployError where there is none, or the one asked for
-    did not succeed.
+    `to` is an id or the beginning of one; of several, one that can be restored is taken. The state
+    before the current is what the current deployment found, which may differ from what was
+    deployed last: that may have been rolled back. Raises DeployError if there is no such state, or
+    if the requested deployment did not succeed.
     """
     possible = states(records)
     known = ", ".join(possible) or "none"
@@ -158,7 +158,7 @@ def rollback_state(records: Sequence[Record], to: str | None) -> str:
         return before
     beginning = [record for record in records if record.id.startswith(to)]
     if not beginning:
-        raise DeployError(f"no deployment {to}", f"one of: {known}")
+        raise DeployError(f"no deployment {to}", f"use one of: {known}")
     is_exact = any(each.id == to for each in beginning)
     usable = [each for each in beginning if each.id in possible and not is_exact]
     named = one_named(usable or beginning, to)
@@ -167,17 +167,19 @@ def rollback_state(records: Sequence[Record], to: str | None) -> str:
         raise DeployError(
             f"{named.kind} {to} is {named.status}: only a deployment that succeeded can be rolled "
             "back to",
-            f"one of: {known}",
+            f"use one of: {known}",
         )
     state = named.state or named.id
     if state == current_state(records):
         raise DeployError(f"the host is in the state of {to} already", LIST_HINT)
     if state not in possible:
-        raise DeployError(f"there is no backup of the state of {to} any more", f"one of: {known}")
+        raise DeployError(
+            f"there is no backup of the state of {to} any more", f"use one of: {known}"
+        )
     return state
 
 
 def next_state(records: Sequence[Record], after: str) -> str | None:
-    """The state before that one, to offer where it turned out damaged."""
+    """Return the state before that one, to offer it if the backup of that one is damaged."""
     before = state_before(after, records)
     return before if before in states(records) else None

@@ -11,10 +11,10 @@ HASH_CHUNK_BYTES = 1 << 18
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex.
+    """Return the SHA-256 of a file, in hex.
 
     Holes count as the zeros they stand for but are not read: reading them would fill the page
-    cache with zeros, which takes longer than all the rest.
+    cache with zeros, which takes longer than hashing.
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(HASH_CHUNK_BYTES))

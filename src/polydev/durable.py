@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# How the name of a file ends that was not finished, where its process was killed.
+# Suffixes of files that are not complete; a killed process leaves such a file.
 UNFINISHED, UNFINISHED_TEXT = ".polydev-new", ".new"
 
 
 def unfinished(path: Path) -> Path:
-    """Return where the successor of `path` is written: one name, so that a kill leaves one file."""
+    """Return where the next `path` is written: one name, so that a kill leaves one file."""
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 
@@ -55,7 +55,7 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def write_text_durably(path: Path, text: str) -> None:
-    """Do the same for a file that several processes may write at the same time."""
+    """Replace a text file in one step; several processes may do so at the same time."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED_TEXT}")
     try:
         _replace(path, fresh, text.encode(), 0o644)

@@ -4,51 +4,52 @@
     ├── ConfigError             a recipe, inventory or setting is wrong (file and key path)
     ├── CommandError            a process ended with a status other than 0
     │   └── CommandTimeout      a process did not end in time
-    ├── ImageError              the image store refuses
+    ├── ImageError              an image could not be built, verified, found or promoted
     │   ├── ImageNotFound       a host has no such image
-    │   ├── ImageUnreadable     what a host has of an image is damaged
+    │   ├── ImageUnreadable     the host's files of an image are damaged
     │   ├── BuildError          a layer or the root filesystem could not be made
-    │   ├── BootError           a VM did not get as far as it had to
-    │   └── SpecError           a booted image does not keep its specs
-    │       └── SpecTimeout     specs did not end in time, and none failed otherwise
+    │   ├── BootError           a VM did not become ready
+    │   └── SpecError           a booted image failed its specs
+    │       └── SpecTimeout     specs did not end in time, and none failed before
     ├── VmError                 a virtual machine could not be started, asked or stopped
     │   ├── VmTimeout           it did not answer in time
+    │   ├── FilesLeft           its files could not be removed
     │   └── NoScreen            it has no screen that can be shown now
     ├── MachineBusy             a VM got too little CPU time to judge it or its image
-    ├── SessionError            a session cannot be had, found or changed
+    ├── SessionError            a session could not be started, found or changed
     │   ├── SessionNotFound     there is no such session
-    │   ├── SessionExpired      it is over, or its VM is gone
-    │   ├── UserNotFound        nobody has that id
-    │   ├── WrongProvider       it is one of another provider
-    │   ├── TooManySessions     the user has as many as are allowed
+    │   ├── SessionExpired      the session is over, or its VM is gone
+    │   ├── UserNotFound        there is no such user
+    │   ├── WrongProvider       the session is of another provider
+    │   ├── TooManySessions     the user has as many sessions as are allowed
     │   └── CapacityError       no slot is free
-    ├── CredentialsError        credentials that a user has stored, or would store
-    │   ├── CredentialsNotFound there are none
-    │   ├── CredentialsLocked   none of the host's keys opens them
-    │   ├── CredentialsInUse    a session's VM has them, and only one place may
-    │   ├── CredentialsSealed   only the owner of another key opens them
+    ├── CredentialsError        credentials could not be stored, read or used
+    │   ├── CredentialsNotFound no such credentials are stored
+    │   ├── CredentialsLocked   none of the host's keys can open them
+    │   ├── CredentialsInUse    a session's VM uses them, and only one VM at a time may
+    │   ├── CredentialsSealed   only the owner of another key can open them
     │   └── NoCredentialsKey    the host has no key to seal them with
-    ├── WebhookError            webhooks
+    ├── WebhookError            an operation on webhooks failed
     │   ├── DeliveryNotFound    there is no such delivery
     │   └── EndpointNotFound    no endpoint of that name is configured
-    ├── AccessError             the caller may not
-    │   ├── NotAuthenticated    nobody knows who the caller is
-    │   └── NotAllowed          the caller is known, and this is not theirs to do
-    ├── AgentError              a VM's agent
-    │   ├── AgentUnreachable    does not answer
-    │   ├── ProtocolError       answers something that it should not
-    │   ├── LoginFailed         says that a tool's login came to nothing
-    │   └── LoginRefused        does not take what a login was given
+    ├── AccessError             the caller may not do this
+    │   ├── NotAuthenticated    the request has no valid token or sign-in
+    │   └── NotAllowed          the caller is known, but may not do this
+    ├── AgentError              a VM's agent failed or did not answer
+    │   ├── AgentUnreachable    it does not answer
+    │   ├── ProtocolError       its answer is not valid
+    │   ├── LoginFailed         the login of a tool failed
+    │   └── LoginRefused        it does not accept the input for a login
     ├── LabError                a lab could not be started, reached or ended
-    └── DeployError             a host could not be deployed to, or does not become as it should
-        ├── DeploymentNotFound  there is no record of it
-        ├── LockHeld            another deployment is at work on the host
-        ├── HealthGateFailed    what was deployed does not answer as it must
-        └── RollbackFailed      the state before could not be brought back
+    └── DeployError             a deployment failed, or a host could not be reached
+        ├── DeploymentNotFound  there is no such deployment
+        ├── LockHeld            another deployment holds the host's lock
+        ├── HealthGateFailed    checks failed after the deployment
+        └── RollbackFailed      the previous state could not be restored
 
-Every error says what failed and on what; the hint gives the next command. They are turned
-into text or a reply at the edges only: tasks.py (exit status 1, no traceback) and, for
-services, one handler each.
+Every error says what failed and on what; the hint gives the next command. One place in each
+program makes text or a response of them: `polydev.cli.edge` for verbs (exit status 1, no
+traceback), and one handler in each service.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ STDERR_TAIL_LINES = 20
 
 
 class Error(Exception):
-    """Base of everything that this project raises on purpose."""
+    """Base of all errors that this project raises on purpose."""
 
     code = "error"
 
@@ -164,7 +165,7 @@ class MachineBusy(Error):
 
 
 class FilesLeft(VmError):
-    """Files of a VM could not be removed. Its folder is shut to every other VM."""
+    """Files of a VM could not be removed. No other VM may use its folder."""
 
 
 class SessionError(Error):

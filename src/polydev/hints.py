@@ -1,4 +1,4 @@
-"""Commands in messages, with the options that say which host is meant.
+"""Add the options that name the host to the commands in messages.
 
 A message names a command as `./inv unlock`. Pasted after a verb that had `--inventory FILE`, it
 would mean another host; so each command gets the options of the verb that prints the message, as
@@ -24,22 +24,22 @@ _chosen: ContextVar[Mapping[str, str]] = ContextVar("chosen", default={})  # noq
 
 
 def know_verbs(verbs: Verbs) -> None:
-    """Say once which options each verb takes."""
+    """Store which options each verb takes."""
     _verbs.set(verbs)
 
 
 def choose(options: Mapping[str, str]) -> None:
-    """Say which options the verb was given that is about to run."""
+    """Store the options that were given to the verb that runs now."""
     _chosen.set({name: options[name] for name in REPEATED if options.get(name)})
 
 
 def for_same_host(text: str) -> str:
-    """Return the text, in which every command means the host that the running verb is about."""
+    """Return the text with commands that name the host of the running verb."""
     return with_options(text, _verbs.get(), _chosen.get())
 
 
 def with_options(text: str, verbs: Verbs, chosen: Mapping[str, str]) -> str:
-    """Add to each `./inv VERB` those chosen options that it takes and does not have."""
+    """Add to each `./inv VERB` the chosen options that it takes and does not have yet."""
 
     def completed(found: re.Match[str]) -> str:
         verb, rest = found[1], found[2]

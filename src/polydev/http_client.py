@@ -1,7 +1,7 @@
-"""HTTP for synchronous code: verbs, specs and tests ask VMs, labs, hosts and controllers by it.
+"""HTTP client of synchronous code, for requests to VMs, labs, hosts and controllers.
 
-It is requests with narrower habits: no redirect is followed, no .netrc is read, nothing is awaited
-without a limit, and only what is far away is asked through a proxy. Asynchronous code uses httpx.
+It is requests with stricter defaults: no redirects, no .netrc, a timeout for every wait, and a
+proxy for remote HTTPS servers only. Asynchronous code uses httpx.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class HttpSession(requests.Session):
         *,
         through_ssh: bool = False,
     ) -> None:
-        """`through_ssh`: the way there ends at the server's own host, which SSH has made sure of.
+        """With `through_ssh` SSH has verified the host already, so certificates are not checked.
 
-        Raises ConfigError where the environment names certificates that are not there.
+        Raises ConfigError if the environment names certificates that do not exist.
         """
         super().__init__()
         self.base_url = base_url
@@ -63,10 +63,10 @@ class HttpSession(requests.Session):
         return super().request(method, self.base_url + path, *words, **named)
 
     def send(self, request: requests.PreparedRequest, **words: Any) -> requests.Response:
-        """Raises requests.Timeout for a late body too, which requests calls a lost connection."""
+        """Raise requests.Timeout for a late body too, where requests raises ConnectionError."""
         try:
             with warnings.catch_warnings():
-                # Of a certificate that is not compared on purpose.
+                # The certificate is not checked on purpose.
                 warnings.simplefilter("ignore", InsecureRequestWarning)
                 return super().send(request, **words)
         except requests.ConnectionError as error:
@@ -75,17 +75,17 @@ class HttpSession(requests.Session):
             raise
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Name no target, so that a redirect is an answer like others."""
+        """Return no target, so that redirects are not followed."""
 
 
 def get(url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> requests.Response:
-    """Return the answer to one request, to something near, on a connection of its own."""
+    """Send one GET request on a connection of its own, without a proxy."""
     with HttpSession(timeout_seconds=timeout_seconds) as session:
         return session.get(url)
 
 
 def is_far(url: str) -> bool:
-    """Whether the environment's proxy leads there. VMs, labs and tunnels are reached directly."""
+    """Return whether the environment's proxy is used; not for VMs, labs and tunnels."""
     parts = urlsplit(url)
     return parts.scheme == "https" and not _is_loopback(parts.hostname or "")
 
@@ -98,17 +98,17 @@ def _is_loopback(host: str) -> bool:
 
 
 def trusted_certificates() -> str | bool:
-    """Path of the certificates that OpenSSL's own variables name, or True for certifi's."""
+    """Return the path of the certificates that OpenSSL's variables name, or True for certifi's."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):
             if not Path(path).exists():
-                raise ConfigError(f"{name} names {path}, which is not there", f"correct {name}")
+                raise ConfigError(f"{name} names {path}, which does not exist", f"correct {name}")
             return path
     return True
 
 
 def tls_context() -> ssl.SSLContext:
-    """Trusts whom `HttpSession` trusts, for connections that are none of requests'."""
+    """Return a context that trusts what `HttpSession` trusts, for connections without requests."""
     trusted = trusted_certificates()
     path = DEFAULT_CA_BUNDLE_PATH if trusted is True else str(trusted)
     is_folder = Path(path).is_dir()
@@ -118,19 +118,19 @@ def tls_context() -> ssl.SSLContext:
 
 
 def reason(error: Exception) -> str:
-    """Why a request failed, in a few words: requests' own name its objects in memory."""
+    """Return why a request failed, in a few words; those of requests name objects in memory."""
     origin = system_error(error)
     if isinstance(origin, OSError):
         return str(origin)
     if isinstance(error, (ChunkedEncodingError, ProtocolError)):
         return "the answer broke off"
     if isinstance(origin, HTTPException):
-        return "what answers there does not speak HTTP"
+        return "the server does not speak HTTP"
     return str(error) or type(error).__name__
 
 
 def system_error(error: BaseException) -> OSError | HTTPException | None:
-    """Return what the system or http.client raised, and requests wrapped."""
+    """Return the error of the system or of http.client that requests wrapped."""
     inner: BaseException | None = error
     while inner is not None:
         is_of_requests = isinstance(inner, requests.RequestException)  # OSErrors too

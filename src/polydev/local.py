@@ -1,6 +1,6 @@
-"""The VM that `up` keeps running on this machine, found again by later calls.
+"""The VM that `up` keeps running on this machine.
 
-What it is lies in `vm.json`; whether it runs is asked of the kernel, never remembered.
+`vm.json` describes it, so that later calls find it. Only the kernel knows whether it runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VM_FILE = "vm.json"
 
 
 class LocalVm(BaseModel):
-    """A VM of the golden image on this machine and where it is reached."""
+    """A VM of the golden image on this machine, and its addresses."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +46,7 @@ class LocalVm(BaseModel):
         return Machine(self.config, self.pid)
 
     def addresses(self) -> dict[str, str]:
-        """Where each of its ports is, as `where --json` says it."""
+        """Return the addresses of its ports, under the names of `where --json`."""
         ports = self.config.ports
         return {
             "viewer": ports.viewer_url,
@@ -58,7 +58,7 @@ class LocalVm(BaseModel):
 
 
 def find(settings: Settings) -> LocalVm | None:
-    """The VM that runs now, or None."""
+    """Return the VM that runs now, or None."""
     try:
         vm = LocalVm.model_validate_json(_vm_file(settings).read_text())
     except (FileNotFoundError, ValidationError):
@@ -75,10 +75,10 @@ def bring_up(
     outbound: bool = False,
     on_busy: Callable[[CpuWait], None] = lambda wait: None,
 ) -> tuple[LocalVm, bool]:
-    """A running, ready VM of the image and whether it was started now.
+    """Return a running, ready VM of the image, and whether this call started it.
 
-    One that runs another image, or that no longer answers, is replaced. Raises BootError, and
-    MachineBusy where the machine gave the VM too little CPU time to boot.
+    A VM of another image, or one that no longer answers, is replaced. Raises BootError, and
+    MachineBusy if the VM got too little CPU time to boot.
     """
     running = find(settings)
     if running is not None:
@@ -116,7 +116,7 @@ def bring_up(
 
 
 def take_down(settings: Settings) -> bool:
-    """End the VM and remove what it wrote; whether there was one."""
+    """End the VM and remove its files; return whether there was one."""
     vm = find(settings)
     if vm is not None:
         vm.machine.stop()
@@ -125,7 +125,7 @@ def take_down(settings: Settings) -> bool:
 
 
 def _healthy(vm: LocalVm) -> bool:
-    """Whether its agent says so; one that gets little CPU has more time for that."""
+    """Return whether its agent says so; a VM that gets little CPU time has longer to answer."""
     watch = vm.machine.watch_cpu()
     while verdict(watch.total(), TIMEOUT_SECONDS) == "in time":
         with suppress(VmTimeout):
@@ -134,7 +134,7 @@ def _healthy(vm: LocalVm) -> bool:
 
 
 def _says_ready(vm: LocalVm) -> bool:
-    """Raises VmTimeout where the agent is silent."""
+    """Ask the agent once. Raises VmTimeout if it does not answer."""
     try:
         return agent_health(vm.config.ports)[0] == 200
     except VmTimeout:

@@ -1,4 +1,4 @@
-"""`./inv`: Invoke, whose refusals say what to do next, and never with a traceback."""
+"""The program `./inv`: Invoke, with usage errors that say what to do next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORD_OF = {
     "template.show": "--key",
     "webhook.try": "--endpoint",
 }
-"""The option for which a word after the verb may stand."""
+"""Options whose name may be left out: the word after the verb is the value."""
 UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 EMPTY = "--{} needs a value that is not empty"
@@ -32,7 +32,7 @@ JSON_WORD = re.compile(r"--json|-[a-zA-Z]*j[a-zA-Z]*")
 
 class Verbs(Program):
     def parse_tasks(self) -> None:
-        """Raises SystemExit with one message where Invoke would print its own."""
+        """Parse the command line; a usage error is printed as our own errors are, and exits."""
         words = self.core.unparsed
         try:
             try:
@@ -52,7 +52,7 @@ class Verbs(Program):
         )
 
     def _require_values(self) -> None:
-        """Raises ParseError for an option with an empty text, which no verb tells from none."""
+        """Raise ParseError for an option with an empty value: verbs would take it for no option."""
         for verb in self.tasks:
             for argument in verb.args.values():
                 if argument.raw_value == "":
@@ -60,32 +60,34 @@ class Verbs(Program):
 
 
 def with_option_named(said: str, words: list[str]) -> list[str]:
-    """Return the words, in which one that Invoke does not place is the option that it stands for.
+    """Return the words with the name of the option before the word that Invoke refused (WORD_OF).
 
-    Invoke knows no word of a verb that may be left out.
+    Invoke has no optional words after a verb, only required ones.
     """
     unknown = UNKNOWN.fullmatch(said)
     option = WORD_OF.get(words[0]) if words else None
     if unknown is None or option is None or option in words or unknown[1].startswith("-"):
         return words
-    # Values of options were understood, so the word is the last one that is like it.
+    # Invoke has taken the values of options, so the word is the last one of this spelling.
     at = len(words) - 1 - words[::-1].index(unknown[1])
     return [*words[:at], option, *words[at:]]
 
 
 def usage_error(said: str, words: list[str], verbs: list[str]) -> ConfigError:
-    """What is wrong with a command line of which Invoke `said` this, and what to do."""
+    """Return our error for a command line that Invoke refused with the words `said`."""
     verb = next((word for word in words if word in verbs), None)
     see = f"./inv {verb} --help" if verb else "./inv lists the verbs"
     if (unknown := UNKNOWN.fullmatch(said)) is None:
         return ConfigError(_plain(said), see)
     word = unknown[1]
     if word.startswith("-"):
-        return ConfigError(f"{verb or 'no verb'} takes no {word}", see)
+        return ConfigError(
+            f"{verb} has no option {word}" if verb else f"unknown option {word}", see
+        )
     if verb is not None:
         return ConfigError(f"{verb} does not take {word!r}", see)
     close = difflib.get_close_matches(word, verbs, n=3)
-    meant = f"; is it {' or '.join(close)}?" if close else ""
+    meant = f"; did you mean {' or '.join(close)}?" if close else ""
     return ConfigError(f"there is no verb {word}{meant}", see)
 
 
@@ -93,9 +95,9 @@ def _plain(said: str) -> str:
     if no_value := NO_VALUE.match(said):
         return f"--{no_value[1]} needs a value"
     if not_whole := NOT_WHOLE.fullmatch(said):
-        return f"{not_whole[1]} is no whole number"
+        return f"{not_whole[1]} is not a whole number"
     if no_number := NOT_A_NUMBER.fullmatch(said):
-        return f"{no_number[1]} is no number"
+        return f"{no_number[1]} is not a number"
     return said
 
 
@@ -103,6 +105,6 @@ def main() -> None:
     try:
         Verbs(name="polydev", binary="./inv", version=__version__).run()
         sys.stdout.flush()
-    except BrokenPipeError:  # as with `| head`: whoever read has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -1,9 +1,8 @@
-"""The only place that starts processes.
+"""The only module that starts processes.
 
-`run` waits for one and returns what it said; `spawn` starts one that goes on; a `LineProcess` is
-one to talk to, line by line. Every process gets a session of its own, so that a time-out or an
-interrupt ends all of its children too. `become` starts none: another program takes this process's
-place.
+`run` waits for one and returns its output; `spawn` starts one in the background; `LineProcess`
+exchanges lines with one. Every process gets a session of its own, so that a timeout or an
+interrupt ends all of its children too. `become` starts none: it replaces this process.
 """
 
 from __future__ import annotations
@@ -33,16 +32,17 @@ Argument = str | Path
 Process = subprocess.Popen[bytes]
 PIPE = subprocess.PIPE
 
-# How much is kept of what a process that is talked to wrote to its standard error.
+# How much of a LineProcess's standard error is kept.
 STDERR_TAIL_BYTES = 16 * 1024
 STDERR_CHUNK_BYTES = 64 * 1024
-# A process that ended may have left its standard error to a child that goes on.
+# After a process ended, a child of it may keep its standard error open.
 STDERR_END_SECONDS = 1.0
 
 OWNER = "POLYDEV_OWNER"
-# The pipe ends when its writers have ended: this process, and children that have yet to begin
-# their program and so to carry the mark. What is killed takes a moment to be gone. The guard is
-# nobody's child, so that no program which takes this process's place has a child to reap.
+# The guard kills the processes that carry this process's mark, once this process has ended. Its
+# pipe closes when all writers have ended: this process, and forked children without the mark yet,
+# since they do not run their program yet. It tries again because killed processes take a moment to
+# disappear. It is nobody's child, so that a program that replaces this process need not reap it.
 _GUARD = """
 exec 3<&0
 trap '' HUP INT QUIT TERM
@@ -60,9 +60,9 @@ trap '' HUP INT QUIT TERM
 ) <&3 &
 """
 
-# What programs say is read, so it may not depend on the language of the machine.
+# Output of programs is parsed, so it must not depend on the machine's language.
 PLAIN_ENGLISH = {"LC_ALL": "C.UTF-8"}
-# Processes that some thread waits for; whoever ends the work as a whole ends them too.
+# Processes that some thread waits for; `end_waited_for` ends them.
 _waited_for: set[subprocess.Popen[bytes]] = set()
 
 
@@ -81,7 +81,7 @@ _guard_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Orphan:
-    """A process of ours whose owner has ended."""
+    """A process that outlived the process that started it."""
 
     pid: int
     argv: tuple[str, ...]
@@ -92,7 +92,7 @@ class Orphan:
 
 @dataclass(frozen=True)
 class Completed:
-    """What a process that ended left behind; `seconds` is wall-clock time."""
+    """Result of a process that ended; `seconds` is wall-clock time."""
 
     argv: tuple[str, ...]
     status: int
@@ -112,7 +112,7 @@ def run(
     check: bool = True,
     hint: str | None = None,
 ) -> Completed:
-    """Run a program to its end. `env` is added to this process's environment, or replaces it.
+    """Run a program to its end. `env` adds to this process's environment, or replaces it.
 
     Raises CommandError (status other than 0, unless `check` is false), CommandTimeout, or
     ConfigError when the program is not installed.
@@ -160,7 +160,7 @@ def run_lines(
     noise: tuple[str, ...] = (),
     log_file: Path | None = None,
 ) -> None:
-    """Run a program to its end and hand over each line of its output as it comes.
+    """Run a program to its end and pass each line of its output to `on_line` as it comes.
 
     Lines that start with one of `noise` are left out of the error and of `log_file`, which
     gets all others. Raises CommandError with the last lines, or ConfigError when it is not
@@ -199,7 +199,7 @@ def run_lines(
 
 
 def call(argv: Sequence[Argument], *, cwd: Path | None = None) -> int:
-    """Run a program that talks to the terminal itself; its exit status."""
+    """Run a program that uses the terminal itself; return its exit status."""
     process = spawn(argv, cwd=cwd)
     try:
         return process.wait()
@@ -222,7 +222,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own and return at once.
 
-    It ends with this process, unless it `stays`: then the caller records it, to end it one day.
+    It ends with this process, unless it `stays`: then the caller records it, to end it later.
     Without `inherit` its environment is `env` and nothing else.
     """
     words = [str(word) for word in argv]
@@ -251,10 +251,10 @@ def spawn(
 
 
 class LineProcess:
-    """A process to talk to: lines to its standard input, lines from its standard output.
+    """A process that gets lines on its standard input and answers on its standard output.
 
     A thread reads its standard error and keeps the end of it: a pipe holds 64 KiB, and a process
-    that writes more than that to a pipe that nobody reads waits for ever.
+    that writes more to a pipe that nobody reads blocks for ever.
     """
 
     def __init__(self, argv: Sequence[Argument], *, cwd: Path | None = None) -> None:
@@ -270,36 +270,36 @@ class LineProcess:
         return self._process.poll() is None
 
     def send(self, line: str) -> None:
-        """Write one line. A process that does not read any more gives its reason elsewhere."""
+        """Write one line; ignore that the process no longer reads, since it says why elsewhere."""
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):
             self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
 
     def first_line(self, timeout_seconds: float) -> bytes:
-        """Return the first line; nothing if none begins in time."""
+        """Return the first line; b"" if none begins in time."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             return self._process.stdout.readline() if selector.select(timeout_seconds) else b""
 
     def lines(self) -> Iterator[bytes]:
-        """Each further line as it comes, until it closes its standard output."""
+        """Yield each further line as it comes, until the process closes its standard output."""
         assert self._process.stdout is not None
         # Not the pipe itself: it would be closed with this iterator.
         yield from iter(self._process.stdout.readline, b"")
 
     def last_words(self) -> str:
-        """Return the end of what it wrote to its standard error; ask once it has ended."""
+        """Return the end of its standard error; call this once it has ended."""
         self._stderr_reader.join(STDERR_END_SECONDS)
         return self._stderr_tail.decode(errors="replace").strip()
 
     def end_group(self) -> None:
-        """End it and all of its children; what it wrote can still be read."""
+        """End it and all of its children; its output can still be read."""
         end_group(self._process)
 
     def end(self, seconds: float = 0) -> None:
-        """Let it come to its end for so long, then end it and close its pipes."""
+        """Wait so long for it to end by itself, then end it and close its pipes."""
         wait_or_end(self._process, seconds)
 
     def _read_stderr(self, pipe: IO[bytes]) -> None:
@@ -309,7 +309,7 @@ class LineProcess:
 
 
 def _guarded_owner() -> str:
-    """Return this process's name as an owner, once there is a guard for it."""
+    """Return the mark of this process as an owner; start its guard first if there is none."""
     global _guard
     with _guard_lock:
         if _guard is None or _guard.pid != os.getpid():
@@ -343,7 +343,7 @@ def _start_guard() -> _Guard:
 def orphans() -> list[Orphan]:
     """Return the processes on this machine that carry the mark of an owner that has ended.
 
-    There are none but where the owner's guard was killed too. Those in containers do not count.
+    There are none unless the owner's guard was killed too. Those in containers do not count.
     """
     found = []
     ours = os.readlink("/proc/self/ns/pid")
@@ -372,13 +372,13 @@ def _is_alive(owner: str) -> bool:
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process began, in ticks since the machine's start: with it a PID is unique."""
+    """Return when a process began, in ticks since boot; PID and ticks together are unique."""
     stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     return int(stat.rpartition(")")[2].split()[19])
 
 
 def become(argv: Sequence[Argument], *, output: IO[bytes], pass_fds: Sequence[int]) -> NoReturn:
-    """Let a program take this process's place; only these descriptors stay open in it."""
+    """Replace this process by a program; only these descriptors stay open in it."""
     words = [str(word) for word in argv]
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
@@ -388,7 +388,7 @@ def become(argv: Sequence[Argument], *, output: IO[bytes], pass_fds: Sequence[in
 
 
 def hand_over(argv: Sequence[Argument]) -> NoReturn:
-    """Let a program take this process's place, with its terminal and standard input."""
+    """Replace this process by a program, which gets its terminal and standard input."""
     sys.stdout.flush()
     _execute([str(word) for word in argv])
 
@@ -401,7 +401,7 @@ def _execute(words: list[str]) -> NoReturn:
 
 
 def leave_behind(work: Callable[[], None]) -> None:
-    """Do something beside this process, as nobody's child: not of what this process becomes."""
+    """Run `work` in a detached process: no child of this process or of what replaces it."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -410,19 +410,19 @@ def leave_behind(work: Callable[[], None]) -> None:
         if os.fork() == 0:
             work()
     except Exception:
-        log.exception("what was left behind failed")
+        log.exception("detached work failed")
     finally:
         os._exit(0)
 
 
 def wait_or_end(process: Process, seconds: float) -> None:
-    """Let a process made by `spawn` come to its end, for so long; then end it."""
+    """Wait so long for a process made by `spawn` to end by itself; then end it."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     end_group(process)
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
-            with suppress(OSError):  # what was left to write finds nobody any more
+            with suppress(OSError):  # nobody reads the rest any more
                 pipe.close()
 
 
@@ -434,7 +434,7 @@ def end_waited_for() -> None:
 
 def end_group(process: subprocess.Popen[bytes], grace_seconds: float = 5.0) -> None:
     """End a process made by `spawn` and all of its children: TERM, then KILL."""
-    # KILL follows even where the first process ended: its children may not have.
+    # KILL follows even if the first process ended: its children may not have.
     for sent in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)

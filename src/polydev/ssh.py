@@ -1,6 +1,6 @@
 """Command lines of ssh and rsync that reach a host as pyinfra does: same key, same user.
 
-All of ours are made here. What the inventory does not say is left to ssh's own configuration.
+Every ssh and rsync command is made here. ssh's own configuration decides what the inventory omits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pydantic says of a wrong value, in words for those who wrote it. No value is quoted."""
+"""Pydantic's errors in plain words, for the author of a file; no value is quoted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ADDRESS = {
 _WHOLE, _NUMBER = "must be a whole number", "must be a number"
 _UUID = "must be a UUID, as in 5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 _FLAG, _LIST, _KEYS = "must be true or false", "must be a list", "must be a mapping of keys"
-# By the type of pydantic's error; in braces what it says with it.
+# By the type of pydantic's error; its context fills the braces.
 _WORDS = {
     NO_SUCH_KEY: "there is no such key",
     "missing": "is missing",
@@ -62,15 +62,15 @@ Path = tuple[int | str, ...]
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Path, str]]:
-    """Yield the path of each wrong key, and what is wrong; for an unknown one, what is like it.
+    """Yield the path and the problem of each wrong key; an unknown key gets a suggestion.
 
-    A key that is wrong for several reasons comes once.
+    A key with several problems comes once.
     """
     seen = set()
     for each in error.errors(include_input=False, include_url=False):
         path = tuple(part for part in each["loc"] if part != "[key]")
         if each["type"] == "default_factory_not_called" or path in seen:
-            continue  # it only follows from another one
+            continue  # a consequence of another error
         seen.add(path)
         yield path, _words(each) + _suggestion(each["type"], path, model)
 
@@ -80,7 +80,7 @@ def dotted(path: Path) -> str:
 
 
 def key_path(path: Path) -> str:
-    """Return a path as our own files are spoken of: `layers[2].npm.to`."""
+    """Return the path of a key in one of our files, such as `layers[2].npm.to`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -96,7 +96,7 @@ def _words(problem: Any) -> str:
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """Return a question for the known name that is most like this one; nothing where none is."""
+    """Return a question with the most similar known name; "" if none is similar."""
     normal = name.strip().lower().replace("-", "_")
     names = {each.replace("-", "_"): each for each in known}
     found = get_close_matches(normal, list(names), n=1, cutoff=0.7)

@@ -1,7 +1,7 @@
-"""YAML as all of our files are read: every key is text and stands once.
+"""Read YAML files; every key must be text and appear once.
 
-PyYAML takes the last of two equal keys and loses the first without a word, and reads `on`, `1` and
-`2024-01-01` as keys that are no text. Errors name the line and quote no value: it may be a secret.
+PyYAML silently takes the last of two equal keys, and reads the keys `on`, `1` and `2024-01-01` as
+other types than text. Errors name the line and quote no value, since it may be a secret.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 def load_yaml(file: Path, hint: str | None = None) -> Any:
-    """Return what a file holds. Raises ConfigError; `hint` is for a file that cannot be read."""
+    """Return the content of a file. Raises ConfigError; `hint` is for an unreadable file."""
     try:
         text = file.read_bytes().decode("utf-8")
     except OSError as error:
@@ -32,7 +32,7 @@ def load_yaml(file: Path, hint: str | None = None) -> Any:
 
 
 def parse_yaml(text: str, file: Path | None = None) -> Any:
-    """Return what a text holds. Raises ConfigError naming `file` and the line."""
+    """Return the content of a text. Raises ConfigError with `file` and the line."""
     try:
         loader = _Loader(text)
         try:
@@ -84,7 +84,7 @@ def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.
                 name = f" {key.value}" if isinstance(key, yaml.ScalarNode) else ""
                 raise ConfigError(
                     f"the key{name} is not text",
-                    "write a text, in quotes if need be",
+                    "write it in quotes",
                     file=file,
                     key=_place(path, f"line {line}"),
                 )
@@ -92,7 +92,7 @@ def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.
             if key.value in lines:
                 raise ConfigError(
                     f"this key appears twice, in line {lines[key.value]} and in line {line}",
-                    "only one of them can count: remove the other",
+                    "remove one of them",
                     file=file,
                     key=below,
                 )

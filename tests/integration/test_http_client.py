@@ -111,7 +111,7 @@ def test_an_answer_that_does_not_go_on_is_a_timeout(waiting: Event) -> None:
     ("raw", "words"),
     [
         (b"", "Remote end closed connection without response"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "what answers there does not speak HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "the server does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel", "the answer broke off"),
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n",

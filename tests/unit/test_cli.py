@@ -87,7 +87,7 @@ def test_a_level_of_logs_that_is_none_is_named(
     with pytest.raises(SystemExit):
         verb()
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "error: the variable POLYDEV_LOG: loud is no level of logs"
+    assert said[0] == "error: POLYDEV_LOG=loud is not a log level"
     assert "debug" in said[1]
 
 
@@ -117,7 +117,7 @@ def test_a_file_that_is_refused_is_named(
     wanted.parent.touch()
     for refusal, hint in (
         (PermissionError(errno.EACCES, "Permission denied", str(wanted)), "usually root"),
-        (OSError(errno.ENOSPC, "No space left on device", str(wanted)), "make room there"),
+        (OSError(errno.ENOSPC, "No space left on device", str(wanted)), "free disk space there"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", str(wanted)), "POLYDEV_LOG=debug"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -122,6 +122,6 @@ class TestCheckout:
         run(["git", "init", "-q", empty])
         for folder in (inside, empty, checkout.parent):
             assert commit_of(folder) is None
-            with pytest.raises(ConfigError, match="no git checkout") as refused:
+            with pytest.raises(ConfigError, match="not a git checkout") as refused:
                 require_commit(folder)
             assert "git init" in str(refused.value.hint)

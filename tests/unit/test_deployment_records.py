@@ -226,7 +226,7 @@ class TestRollback:
     def test_an_unknown_one_is_refused_with_those_that_are_known(self, three: History) -> None:
         with pytest.raises(DeployError, match="no deployment x") as told:
             rollback_state(three.records, "x")
-        assert told.value.hint == f"one of: {ids(three)[1]}, {ids(three)[0]}"
+        assert told.value.hint == f"use one of: {ids(three)[1]}, {ids(three)[0]}"
 
     def test_the_beginning_of_an_id_is_enough(self, three: History) -> None:
         first, second, third = (record.id for record in three.records)

@@ -48,7 +48,7 @@ def test_its_keys_are_all_known_and_those_commented_out_too() -> None:
 def test_a_list_of_another_name_is_named(tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.py"
     inventory.write_text("hosts = [('browsers', {'slots': 3})]\n")
-    with pytest.raises(ConfigError, match="no list browser_hosts; is it hosts"):
+    with pytest.raises(ConfigError, match="no list browser_hosts; did you mean hosts"):
         described_hosts(inventory)
 
 

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("hosts = [('a', {})]", "there is no list browser_hosts; is it hosts?"),
+        ("hosts = [('a', {})]", "there is no list browser_hosts; did you mean hosts?"),
         ("browser_host = ['a']\nx = ['b']", "there is no list browser_hosts; did you mean browser"),
-        ("browserhosts = ['a']", "there is no list browser_hosts; is it browserhosts?"),
+        ("browserhosts = ['a']", "there is no list browser_hosts; did you mean browserhosts?"),
         ("_browser_hosts = ['a']", "there is no list browser_hosts"),
         ("", "there is no list browser_hosts"),
         ("browser_hosts = {'a': {}}", "browser_hosts: must be a list, and is of type dict"),

@@ -43,13 +43,13 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, 
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        ("consle 1", "there is no verb consle; is it console?", "./inv lists the verbs"),
+        ("consle 1", "there is no verb consle; did you mean console?", "./inv lists the verbs"),
         ("xyz", "there is no verb xyz", "./inv lists the verbs"),
-        ("sessions --nonsense", "sessions takes no --nonsense", "./inv sessions --help"),
-        ("--nonsense", "no verb takes no --nonsense", "./inv lists the verbs"),
+        ("sessions --nonsense", "sessions has no option --nonsense", "./inv sessions --help"),
+        ("--nonsense", "unknown option --nonsense", "./inv lists the verbs"),
         ("sessions more", "sessions does not take 'more'", "./inv sessions --help"),
-        ("console abcd --lines many", "'many' is no whole number", "./inv console --help"),
-        ("console abcd --pause long", "'long' is no number", "./inv console --help"),
+        ("console abcd --lines many", "'many' is not a whole number", "./inv console --help"),
+        ("console abcd --pause long", "'long' is not a number", "./inv console --help"),
         ("console abcd --lines", "--lines needs a value", "./inv console --help"),
         ("console --vm=", "--vm needs a value that is not empty", "./inv console --help"),
         (

@@ -35,7 +35,7 @@ def test_a_folder_without_a_commit_is_refused_at_once(
         monkeypatch.setattr(module, "ROOT", tmp_path)
     told = refusal(capsys, verb, **({"to": "postgresql"} if verb is database.move else {}))
     assert told["error"] == "config"
-    assert told["message"].startswith(f"{tmp_path} is no git checkout with a commit")
+    assert told["message"].startswith(f"{tmp_path} is not a git checkout with a commit")
     assert "git init" in told["hint"]
     assert ("--no-lab" in told["hint"]) == (verb is tasks.up)
 

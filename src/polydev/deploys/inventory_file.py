@@ -60,7 +60,7 @@ def _sound_lists(file: Path) -> dict[str, Group]:
     lists = {name: value for name, value in names.items() if _is_group(name, value)}
     if LIST not in names:
         others = ", ".join(lists)
-        meant = near(LIST, list(lists)) if len(lists) != 1 else f"; is it {others}?"
+        meant = near(LIST, list(lists)) if len(lists) != 1 else f"; did you mean {others}?"
         raise ConfigError(f"there is no list {LIST}{meant}", HINT, file=file)
     found, _ = _members(names[LIST])
     if not isinstance(found, list):
