@@ -36,10 +36,10 @@
     │   ├── NotAuthenticated    the request has no valid token or sign-in
     │   └── NotAllowed          the caller is known, but may not do this
     ├── AgentError              a VM's agent failed or did not answer
-    │   ├── AgentUnreachable    it does not answer
-    │   ├── ProtocolError       its answer is not valid
+    │   ├── AgentUnreachable    the agent does not answer
+    │   ├── ProtocolError       the agent's answer is not valid
     │   ├── LoginFailed         the login of a tool failed
-    │   └── LoginRefused        it does not accept the input for a login
+    │   └── LoginRefused        the agent does not accept the input for a login
     ├── LabError                a lab could not be started, reached or ended
     └── DeployError             a deployment failed, or a host could not be reached
         ├── DeploymentNotFound  there is no such deployment

@@ -352,7 +352,7 @@ class TestEnd:
         run(["ip", "link", "add", taker, "type", "veth"])
         try:
             run(["ip", "address", "add", f"{lab.gateway}/32", "dev", taker])
-            with pytest.raises(LabError, match="are in use by now"):
+            with pytest.raises(LabError, match="other networks use the addresses"):
                 up(lab.name, settings, Steps())
         finally:
             run(["ip", "link", "delete", taker])

@@ -56,7 +56,7 @@ class TestName:
         "name", ["", "A", "1a", "-a", "a-", "a_b", "a/b", "..", "abcdefghijkl", "a\n"]
     )
     def test_refused(self, name: str) -> None:
-        with pytest.raises(ConfigError, match="cannot be called"):
+        with pytest.raises(ConfigError, match="is not a valid name of a lab"):
             checked_name(name)
 
     def test_longest_one_still_names_an_interface(self, lab: Lab) -> None:

@@ -222,7 +222,7 @@ def test_addresses_that_are_in_use_by_now_are_refused(
 ) -> None:
     lab = machine.lab()
     monkeypatch.setattr(lifecycle, "networks_in_use", lambda: [link_of(lab.address)])
-    with pytest.raises(LabError, match="in use by now"):
+    with pytest.raises(LabError, match="other networks use the addresses"):
         up(machine)
     assert "start" not in machine.log
 
@@ -230,7 +230,7 @@ def test_addresses_that_are_in_use_by_now_are_refused(
 def test_a_root_that_is_gone_is_told(machine: Machine) -> None:
     machine.lab()
     machine.root.rmdir()
-    with pytest.raises(LabError, match="which is gone"):
+    with pytest.raises(LabError, match="is missing"):
         up(machine)
     assert "start" not in machine.log
 
@@ -263,7 +263,7 @@ def test_a_lock_is_held_as_long_as_the_work_takes(tmp_path: Path) -> None:
 
 def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "nsenter" else name)
-    with pytest.raises(ConfigError, match=r"a lab needs nsenter$"):
+    with pytest.raises(ConfigError, match=r"labs need are missing: nsenter$"):
         lifecycle._check_programs()
     monkeypatch.setattr(shutil, "which", lambda name: name)
     lifecycle._check_programs()
@@ -274,5 +274,5 @@ def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_each_program_is_needed(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == program else name)
-    with pytest.raises(ConfigError, match=f"a lab needs {program}"):
+    with pytest.raises(ConfigError, match=f"labs need are missing: {program}"):
         lifecycle._check_programs()

@@ -1,4 +1,4 @@
-"""Ways into a running lab: SSH as `deploy`, or as root past SSH, through its namespaces."""
+"""Commands in a running lab: over SSH as `deploy`, or as root through its namespaces."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Logs:
-    """What a lab said: its journal, and its console since the lab was made."""
+    """The logs of a lab: its journal, and its console since the lab was made."""
 
     journal: str
     console: str
 
 
 def ssh_argv(lab: Lab, command: Sequence[str], user: str | None = None) -> list[str]:
-    """Run a command by SSH, with the lab's key and its known host key only."""
+    """Return the SSH command line of a command, with the lab's key and its known host key only."""
     target = SshTarget(
         name=lab.name,
         hostname=lab.address,
@@ -57,9 +57,10 @@ def run_inside(
 
 
 def shell(lab: Lab, *, is_terminal: bool) -> list[str]:
-    """A root shell in the lab, for `polydev.run.hand_over`; one that reads a pipe ends with it.
+    """Return the command of a root shell in the lab, for `polydev.run.hand_over`.
 
-    `script` gives an interactive one a terminal of the lab's own, so that job control works.
+    A shell that reads a pipe ends with it. An interactive one gets a terminal of the lab's own from
+    `script`, so that job control works.
     """
     if not is_terminal:
         return [*inside_argv(_init(lab)), "bash", "--login"]
@@ -71,7 +72,7 @@ def shell(lab: Lab, *, is_terminal: bool) -> list[str]:
 
 
 def logs(lab: Lab) -> Logs:
-    """The journal of a running lab and the console of any."""
+    """Return the journal of a running lab, and the console of any lab."""
     journal = ""
     if lab.running():
         journal = run_inside(lab, ["journalctl", "--no-pager", "--output=short-iso"]).stdout
@@ -80,7 +81,7 @@ def logs(lab: Lab) -> Logs:
 
 
 def inside_argv(init: int, terminal: str = "dumb") -> list[str]:
-    """What goes before a command that is to run as root beside process `init`."""
+    """Return the words before a command that run it as root beside process `init`."""
     return [
         *("nsenter", "--target", str(init), "--all", "--"),
         *(
@@ -97,7 +98,7 @@ def inside_argv(init: int, terminal: str = "dumb") -> list[str]:
 
 def _init(lab: Lab) -> int:
     if os.geteuid() != 0:
-        raise ConfigError("labs are root's: their namespaces need it", "use sudo")
+        raise ConfigError("a lab's namespaces need root", "run it again with sudo")
     init = init_pid(lab) if lab.running() else None
     if init is None:
         raise LabError(f"lab {lab.name} does not run", f"./inv lab.up --name {lab.name}")

@@ -1,4 +1,4 @@
-"""Which addresses a lab's link gets: a /30 that nothing on this machine uses."""
+"""Choose the addresses of a lab's link: a /30 that nothing on this machine uses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from polydev.errors import LabError
 from polydev.run import run
 
 # Documentation addresses (RFC 5737): no host on the internet has one, and no firewall rule
-# about private ranges meets them.
+# about private ranges matches them.
 POOL = IPv4Network("198.51.100.0/24")
 LINK_PREFIX = 30
 
 
 def allot(taken: Iterable[IPv4Network]) -> tuple[IPv4Address, IPv4Address]:
-    """Our end and the lab's end of a link that overlaps nothing `taken`.
+    """Return our end and the lab's end of a link that overlaps nothing `taken`.
 
-    Raises LabError when the pool has no such link.
+    Raises LabError if the pool has no such link.
     """
     used = list(taken)
     for link in POOL.subnets(new_prefix=LINK_PREFIX):
@@ -37,11 +37,11 @@ def link_of(address: str) -> IPv4Network:
 
 
 def routed_networks(routes: str) -> list[IPv4Network]:
-    """Every destination but `default` in the JSON of `ip route`."""
+    """Return every destination but `default` in the JSON of `ip route`."""
     destinations = [str(route["dst"]) for route in json.loads(routes or "[]")]
     return [IPv4Network(each) for each in destinations if each != "default"]
 
 
 def networks_in_use() -> list[IPv4Network]:
-    """What this machine has addresses in or ways to."""
+    """Return the networks that this machine has addresses in or routes to."""
     return routed_networks(run(["ip", "-json", "-4", "route", "show", "table", "all"]).stdout)

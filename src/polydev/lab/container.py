@@ -1,8 +1,8 @@
-"""The container's processes: start them, wait for them, end them.
+"""Start the processes of a lab's container, wait for them, end them.
 
-One process, found again by its PID and command line, is above all others: when it dies, the
-kernel ends its PID namespace and with it the mount and network namespaces, so that neither
-a mount nor a link is left. Below it are systemd-nspawn and slirp4netns.
+All of them are children of one process, which is found again by its PID and command line. When it
+dies, the kernel ends its PID namespace and with it the mount and network namespaces, so that
+neither a mount nor a link is left. Its children are systemd-nspawn and slirp4netns.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ STARTED = b"started\n"
 REBOOTED = 133  # status of nspawn, told to keep its unit, when the container wants to reboot
 
 # The shell is PID 1 of its namespace, and in this machine's network. Each lab has a control
-# group: two systemds in one would end each other's processes. nspawn's own notes go into a
-# tmpfs: it leaves some behind and, where /run is on a disk, cannot boot a second time. Device
+# group: two systemds in one would end each other's processes. nspawn's own state goes into
+# a tmpfs: it leaves some behind and, where /run is on a disk, cannot boot a second time. Device
 # nodes are the lab's own: there is no udev to set their modes, and this machine's stay as
 # they are.
 _START = f"""
@@ -77,7 +77,7 @@ exit "$status"
 
 
 def nspawn_argv(lab: Lab, *, kvm: bool) -> list[str]:
-    """systemd-nspawn over the mounted files, in a network namespace that is there already."""
+    """Return the nspawn command over the mounted files, in an existing network namespace."""
     return [
         *("env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network"),
         *("systemd-nspawn", "--quiet", "--settings=no", "--register=no", "--keep-unit", "--boot"),
@@ -92,7 +92,7 @@ def nspawn_argv(lab: Lab, *, kvm: bool) -> list[str]:
 
 
 def container_argv(lab: Lab, cgroup: Path, *, kvm: bool) -> list[str]:
-    """All of a lab in namespaces that end with the first process."""
+    """Return the command of a whole lab, in namespaces that end with its first process."""
     return [
         *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
         *("--mount-proc", "sh", "-eu", "-c", _START, "lab", str(lab.folder)),
@@ -102,9 +102,9 @@ def container_argv(lab: Lab, cgroup: Path, *, kvm: bool) -> list[str]:
 
 
 def start(lab: Lab) -> Lab:
-    """Start the container and return, once its link is there, the lab with its PID.
+    """Start the container, wait for its link, and return the lab with its PID.
 
-    Raises LabError with what it said.
+    Raises LabError with the last lines of its console.
     """
     cgroup = cgroup_of(lab)
     cgroup.mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ def start(lab: Lab) -> Lab:
         with lab.console_log.open("ab") as console:
             process = spawn(argv, stdout=saying, stderr=console, stays=True)
         saying.close()
-        # Lab.running reaps it; Popen, which would complain of that, is told it is over.
+        # Lab.running reaps it; without a return code Popen would warn of a running child.
         process.returncode = 0
         started = lab.model_copy(update={"pid": process.pid})
         try:
@@ -129,7 +129,7 @@ def start(lab: Lab) -> Lab:
 
 
 def kill(lab: Lab) -> None:
-    """End every process of the lab at once and take its link away. Raises LabError."""
+    """Kill every process of the lab and remove its link. Raises LabError."""
     cgroup = cgroup_of(lab)
     if lab.running():
         with contextlib.suppress(ProcessLookupError):
@@ -145,7 +145,7 @@ def kill(lab: Lab) -> None:
 
 
 def power_off(lab: Lab, grace_seconds: float) -> None:
-    """Tell the lab's init to power off and wait for it; then end what is left."""
+    """Tell the lab's init to power off and wait for it; then kill what is left."""
     init = init_pid(lab)
     if init is not None:
         os.kill(init, signal.SIGRTMIN + 4)  # systemd: start poweroff.target
@@ -154,7 +154,7 @@ def power_off(lab: Lab, grace_seconds: float) -> None:
 
 
 def wait_ended(lab: Lab, seconds: float) -> bool:
-    """Wait for the end of the lab's first process; whether it came in time."""
+    """Wait for the end of the lab's first process; return whether it came in time."""
     try:
         descriptor = os.pidfd_open(lab.pid)
     except ProcessLookupError:
@@ -167,7 +167,7 @@ def wait_ended(lab: Lab, seconds: float) -> bool:
 
 
 def init_pid(lab: Lab) -> int | None:
-    """PID, on this machine, of the container's PID 1; None before it has begun or at its end."""
+    """Return the PID of the container's init on this machine; None if it does not run."""
     try:
         candidates = (cgroup_of(lab) / "payload/init.scope/cgroup.procs").read_text().split()
     except OSError:
@@ -181,13 +181,13 @@ def init_pid(lab: Lab) -> int | None:
 
 
 def innermost_pid(status: str) -> int:
-    """A process's PID in its own namespace, from its /proc status."""
+    """Return a process's PID in its own namespace, from its /proc status."""
     line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
     return int(line.split()[-1])
 
 
 def cgroup_of(lab: Lab) -> Path:
-    """The lab's control group; beside the old hierarchies where this machine has those."""
+    """Return the lab's control group; the machine may mount cgroup2 beside cgroup v1."""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, place, kind, *_ = line.split()
         if kind == "cgroup2":
@@ -200,7 +200,7 @@ def cgroup_of(lab: Lab) -> Path:
 
 
 def link_owner(lab: Lab) -> str | None:
-    """The folder of the lab that a link of this name belongs to ("" if nobody says)."""
+    """Return the folder of the lab that a link of this name belongs to; "" if unknown."""
     try:
         return Path(f"/sys/class/net/{lab.veth}/ifalias").read_text().strip()
     except FileNotFoundError:
@@ -208,7 +208,7 @@ def link_owner(lab: Lab) -> str | None:
 
 
 def console_hint(lab: Lab) -> str:
-    """The end of what the container said, for an error's hint."""
+    """Return the last lines of the container's console, for an error's hint."""
     text = lab.console_log.read_text(errors="replace") if lab.console_log.exists() else ""
     tail = "\n  ".join(last_lines(text)) or "nothing"
     return f"its console's last lines:\n  {tail}"
@@ -218,8 +218,8 @@ def _await_start(lab: Lab, said: IO[bytes]) -> None:
     if said.readline() != STARTED:
         raise LabError(
             f"the container of lab {lab.name} could not be started",
-            f"{console_hint(lab)}\nit needs root, and a state folder on a filesystem that takes "
-            "an overlay (ext4, xfs, btrfs)",
+            f"{console_hint(lab)}\nit needs root, and a state folder on a filesystem that "
+            "supports overlays (ext4, xfs, btrfs)",
         )
 
 

@@ -1,4 +1,4 @@
-"""What makes one lab differ from another: its keys, name and addresses, laid over the root."""
+"""Write the files of one lab over the shared root: its keys, name and addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARCHIVES = "var/cache/apt/archives"
 
 
 def write_lab_files(lab: Lab) -> None:
-    """Fill the overlay of a lab that never ran, and write its key and known_hosts."""
+    """Write the files of a new lab into its overlay, and its key and known_hosts."""
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {lab.name}", "-f", lab.key])
     host_key = lab.folder / HOST_KEY
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", lab.name, "-f", host_key])
@@ -35,7 +35,7 @@ def write_lab_files(lab: Lab) -> None:
 
 
 def network_files(lab: Lab) -> dict[str, str]:
-    """Path and content of the files that say who and where the lab is."""
+    """Return path and content of the files with the lab's name and addresses."""
     return {
         "etc/hostname": f"{lab.name}\n",
         "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {lab.name}\n::1 localhost\n",
@@ -53,7 +53,7 @@ def network_files(lab: Lab) -> dict[str, str]:
 
 
 def lay(lab: Lab, path: str, content: str, mode: int = 0o644) -> None:
-    """Write a file of the lab; it belongs to whom its folder in the root belongs."""
+    """Write a file of the lab; its owner is the owner of its folder."""
     folder = lay_folder(lab, Path(path).parent)
     file = folder / Path(path).name
     file.touch(mode=mode)
@@ -63,7 +63,7 @@ def lay(lab: Lab, path: str, content: str, mode: int = 0o644) -> None:
 
 
 def lay_folder(lab: Lab, path: Path) -> Path:
-    """A folder of the root in the lab's overlay: there it covers the root's mode and owner."""
+    """Create a folder of the root in the lab's overlay, with the root's mode and owner."""
     for part in [*reversed(path.parents), path]:
         made, below = lab.upper / part, lab.root / part
         if not made.is_dir():
@@ -77,7 +77,7 @@ def lay_folder(lab: Lab, path: Path) -> Path:
 def share_packages(source: Path, target: Path) -> None:
     """Give `target` the package files that only `source` has, without copying if possible.
 
-    apt puts a file of this name in place when it is complete, and never writes to it again.
+    apt gives a file this name when it is complete, and never writes to it again.
     """
     if not source.is_dir():
         return

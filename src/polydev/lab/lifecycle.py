@@ -1,6 +1,6 @@
-"""A lab's life: made, started, found again, started anew, ended.
+"""Make, start, find, restart and remove labs.
 
-What it is lies in its folder; whether it runs is asked of the kernel, never remembered.
+A lab's folder describes it. Only the kernel knows whether it runs.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ LOGIN_SECONDS = 120.0
 POWER_OFF_SECONDS = 120.0
 POLL_SECONDS = 0.1
 PROGRAMS = ("systemd-nspawn", "slirp4netns", "mmdebstrap", "ssh", "nsenter", "unshare")
-# Held while addresses are chosen and links made or taken away: those are the machine's, whatever
-# folders the settings name.
+# Held while addresses are chosen and links made or removed: all labs of the machine share these,
+# whatever folders the settings name.
 MACHINE_LOCK = Path("/run/polydev-labs.lock")
 
 
 def up(name: str, settings: Settings, steps: Steps, suite: str | None = None) -> Lab:
-    """A running lab that SSH reaches; one that runs is returned as it is.
+    """Return a running lab that SSH reaches; one that runs already is not changed.
 
-    One that was powered off boots with the files that it had. `suite` is the Debian release of a
-    new lab; one that is there already must have it. Raises LabError, ConfigError.
+    A lab that is powered off boots with the files that it had. `suite` is the Debian release of a
+    new lab; an existing lab must have it. Raises LabError, ConfigError.
     """
     wanted = None if suite is None else checked_suite(suite)
     folder = lab_folder(name, settings)
@@ -61,20 +61,20 @@ def up(name: str, settings: Settings, steps: Steps, suite: str | None = None) ->
 
 
 def down(name: str, settings: Settings) -> bool:
-    """End a lab and remove all that it wrote; whether there was one."""
+    """End a lab and remove its files; return whether there was one."""
     folder = lab_folder(name, settings)
     with _lab_lock(folder):
         return _remove(folder, settings)
 
 
 def find(name: str, settings: Settings) -> Lab | None:
-    """The lab of this name that runs now, or None."""
+    """Return the lab of this name if it runs, else None."""
     lab = read_lab(lab_folder(name, settings))
     return lab if lab is not None and lab.running() else None
 
 
 def labs(settings: Settings) -> list[Lab]:
-    """All labs by name; those that were powered off are not `running`."""
+    """Return all labs by name; those that are powered off are not `running`."""
     return recorded_labs(settings)
 
 
@@ -86,15 +86,15 @@ def restart(name: str, settings: Settings, steps: Steps | None = None) -> Lab:
 
 
 def save(name: str, settings: Settings) -> Lab:
-    """Make a lab's present files those that `reset` returns to; it is started anew.
+    """Make a lab's present files those that `reset` returns to, and boot it again.
 
-    Raises LabError, also where files were saved before.
+    Raises LabError, also if files were saved before.
     """
     with _made(name, settings) as lab:
         if lab.saved.exists():
             raise LabError(
                 f"the files of lab {name} were saved before",
-                f"make it anew to save others: ./inv lab.down --name {name}, then lab.up",
+                f"to save others, make the lab again: ./inv lab.down --name {name}, then lab.up",
             )
         _stop(lab)
         lab.upper.rename(lab.saved)
@@ -102,13 +102,13 @@ def save(name: str, settings: Settings) -> Lab:
 
 
 def reset(name: str, settings: Settings) -> Lab:
-    """Boot a lab with the files that were saved; all that was written since goes.
+    """Boot a lab with the files that were saved, without those written since.
 
-    Raises LabError, also where none were saved.
+    Raises LabError, also if none were saved.
     """
     with _made(name, settings) as lab:
         if not lab.saved.is_dir():
-            raise LabError(f"no files of lab {name} were saved", "save them while it is well")
+            raise LabError(f"no files of lab {name} were saved", "save them first")
         _stop(lab)
         _collect_packages(lab, settings)
         shutil.rmtree(lab.upper)
@@ -117,7 +117,7 @@ def reset(name: str, settings: Settings) -> Lab:
 
 @contextmanager
 def _made(name: str, settings: Settings) -> Iterator[Lab]:
-    """A lab that was made, for its caller alone. Raises LabError where there is none."""
+    """Yield a lab that exists, locked for the caller. Raises LabError if there is none."""
     folder = lab_folder(name, settings)
     with _lab_lock(folder):
         lab = read_lab(folder)
@@ -132,7 +132,7 @@ def _stop(lab: Lab) -> None:
 
 
 def _make(folder: Path, settings: Settings, suite: str, root: Path) -> Lab:
-    """A lab's folder and files, with addresses of its own; nothing runs yet."""
+    """Make a lab's folder and files, with free addresses; start nothing."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recorded = [link_of(lab.address) for lab in recorded_labs(settings)]
@@ -162,8 +162,8 @@ def _remove(folder: Path, settings: Settings) -> bool:
 def _boot(name: str, get: Callable[[], Lab], settings: Settings, steps: Steps) -> Lab:
     """Start a lab that does not run and wait until SSH lets `deploy` in.
 
-    `get` is called while no other lab can be made or started: addresses that a new one chooses
-    are free until its link has them.
+    `get` is called while no other lab can be made or started, so the addresses that it chooses
+    for a new lab stay free until the link has them.
     """
     with steps.step(f"lab {name}") as step:
         with _locked(MACHINE_LOCK):
@@ -178,11 +178,11 @@ def _boot(name: str, get: Callable[[], Lab], settings: Settings, steps: Steps) -
 
 
 def _start(lab: Lab, settings: Settings) -> Lab:
-    """Lay the packages that all labs share and start the container. Raises LabError."""
+    """Add the packages that all labs share and start the container. Raises LabError."""
     if not lab.root.is_dir():
         raise LabError(
-            f"lab {lab.name} lies over {lab.root}, which is gone",
-            f"make it anew: ./inv lab.down --name {lab.name}, then lab.up",
+            f"lab {lab.name} cannot start: its root filesystem {lab.root} is missing",
+            f"make it again: ./inv lab.down --name {lab.name}, then lab.up",
         )
     for other in recorded_labs(settings):
         _collect_packages(other, settings)
@@ -194,7 +194,7 @@ def _start(lab: Lab, settings: Settings) -> Lab:
 
 
 def _clear(lab: Lab) -> None:
-    """End what is left of a former run. Raises LabError where its name or link is taken."""
+    """Kill what is left of a previous run. Raises LabError if its name or link is taken."""
     if not _is_ours(lab):
         raise LabError(
             f"another lab {lab.name} runs on this machine: {link_owner(lab)}",
@@ -203,8 +203,8 @@ def _clear(lab: Lab) -> None:
     kill(lab)
     if any(link_of(lab.address).overlaps(each) for each in networks_in_use()):
         raise LabError(
-            f"the addresses of lab {lab.name} ({link_of(lab.address)}) are in use by now",
-            f"make it anew: ./inv lab.down --name {lab.name}, then lab.up",
+            f"other networks use the addresses of lab {lab.name} now: {link_of(lab.address)}",
+            f"make it again: ./inv lab.down --name {lab.name}, then lab.up",
         )
 
 
@@ -227,8 +227,8 @@ def _wait_login(lab: Lab) -> None:
         time.sleep(POLL_SECONDS)
     said = said.strip() or "nothing"
     raise LabError(
-        f"SSH to lab {lab.name} ({lab.address}) lets nobody in after {LOGIN_SECONDS:.0f} s; "
-        f"it says: {said}",
+        f"cannot log in to lab {lab.name} ({lab.address}) within {LOGIN_SECONDS:.0f} s; "
+        f"SSH says: {said}",
         console_hint(lab),
     )
 
@@ -250,7 +250,7 @@ def _collect_packages(lab: Lab, settings: Settings) -> None:
 def _another_suite(lab: Lab, wanted: str) -> ConfigError:
     return ConfigError(
         f"lab {lab.name} has {SUITES.get(lab.suite, lab.suite)}, not {SUITES[wanted]}",
-        f"choose another name, or make it anew, without its files: ./inv lab.down --name {lab.name}"
+        f"choose another name, or make it again without its files: ./inv lab.down --name {lab.name}"
         f", then ./inv lab.up --name {lab.name} --suite {wanted}",
     )
 
@@ -259,12 +259,13 @@ def _check_programs() -> None:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         raise ConfigError(
-            f"a lab needs {', '.join(missing)}", "run ./inv once: it installs what is missing"
+            f"programs that labs need are missing: {', '.join(missing)}",
+            "run ./inv once: it installs what is missing",
         )
 
 
 def _lab_lock(folder: Path) -> AbstractContextManager[None]:
-    """Held by whoever makes, starts or ends the lab of this folder."""
+    """Return the lock that is held to make, start or end the lab of this folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return _locked(folder.with_name(f"{folder.name}.lock"))
 
@@ -274,7 +275,9 @@ def _locked(file: Path) -> Iterator[None]:
     try:
         lock = file.open("w")
     except PermissionError as error:
-        raise ConfigError("labs are root's: containers and links need it", "use sudo") from error
+        raise ConfigError(
+            "labs need root, for containers and links", "run it again with sudo"
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""What a lab is: one frozen value, kept as `lab.json` in the lab's folder."""
+"""The description of a lab: a frozen value, kept as `lab.json` in its folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,9}[a-z0-9])?")
 class Lab(BaseModel):
     """A throw-away host.
 
-    pid      of the process that everything in the lab is a child of (0: never started)
-    suite    its Debian release; labs made before there was a choice have bookworm
+    pid      of the process that is the parent of all others (0: never started)
+    suite    its Debian release; records without one mean bookworm
     root     tree that the lab's files lie over
     address  of the lab; `gateway` is this machine's end of the link
     """
@@ -74,7 +74,7 @@ class Lab(BaseModel):
         return f"{VETH_PREFIX}{self.name}"
 
     def running(self) -> bool:
-        """Whether the container runs; a dead child of ours is reaped on the way."""
+        """Return whether the container runs; reap it if it is a dead child of ours."""
         if self.pid == 0:
             return False
         try:
@@ -83,18 +83,18 @@ class Lab(BaseModel):
             return process_runs(self.pid, str(self.folder))
 
     def write(self) -> None:
-        """Put the record in its place, whole or not at all."""
+        """Write the record in one step."""
         written = self.folder / f"{LAB_FILE}.new"
         written.write_text(self.model_dump_json(indent=1))
         written.replace(self.folder / LAB_FILE)
 
 
 def checked_name(name: str) -> str:
-    """`name`, if a lab can be called so. Raises ConfigError."""
+    """Return `name` if it is a valid name of a lab. Raises ConfigError."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"a lab cannot be called {name!r}",
-            "1 to 11 small letters, digits and hyphens, a letter first",
+            f"{name!r} is not a valid name of a lab",
+            "use 1 to 11 lowercase letters, digits and hyphens, a letter first",
         )
     return name
 
@@ -108,7 +108,7 @@ def lab_folder(name: str, settings: Settings) -> Path:
 
 
 def read_lab(folder: Path) -> Lab | None:
-    """The lab in a folder, running or not; None where none was made completely."""
+    """Return the lab in a folder, running or not; None if none was made completely."""
     try:
         return Lab.model_validate_json((folder / LAB_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
@@ -116,7 +116,7 @@ def read_lab(folder: Path) -> Lab | None:
 
 
 def recorded_labs(settings: Settings) -> list[Lab]:
-    """All labs with files under these settings, by name."""
+    """Return all labs with files under these settings, by name."""
     folder = labs_folder(settings)
     found = [read_lab(each) for each in sorted(folder.iterdir())] if folder.is_dir() else []
     return [lab for lab in found if lab is not None]

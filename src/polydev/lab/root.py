@@ -1,7 +1,7 @@
-"""The bare Debian that every lab starts from: made once, then only read.
+"""Make the Debian root filesystem that labs share: built once, then only read.
 
-It is what a provider hands over: a small server that answers SSH. What the deploy brings
-(hypervisor, dnsmasq, nftables) is left out on purpose.
+It resembles a new server of a hosting provider, a small system that answers SSH. Packages that a
+deployment installs (hypervisor, dnsmasq, nftables) are left out on purpose.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from polydev.progress import Steps
 from polydev.run import run, run_lines
 from polydev.settings import Settings
 
-# Suites that a lab can have, and how people call them; the first one is what a lab gets unless
-# another one is asked for.
+# Suites that a lab can have, with their common names; the first one is the default.
 SUITES: Mapping[str, str] = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 DEFAULT_SUITE = next(iter(SUITES))
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -28,7 +27,7 @@ PACKAGES = (
     *("less", "libnss-systemd", "libpam-systemd", "nano", "netbase", "openssh-server", "procps"),
     *("python3", "sudo", "systemd", "systemd-sysv", "tzdata", "udev"),
 )
-# Path and content; all belong to root and are readable for all but those in PRIVATE.
+# Path and content; all belong to root, and everybody may read those that are not PRIVATE.
 FILES: Mapping[str, str] = {
     "etc/ssh/sshd_config.d/access.conf": (
         "PermitRootLogin no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
@@ -42,8 +41,8 @@ FILES: Mapping[str, str] = {
     ),
 }
 PRIVATE = frozenset({"etc/sudoers.d/deploy"})
-# Each lab has its own host key and machine id. apt's timers are off: they would hold apt's
-# lock at some moment of a test.
+# Each lab has its own host key and machine id. apt's timers are off: they could hold apt's
+# lock during a test.
 _FINISH = """
 chroot "$1" useradd --create-home --shell /bin/bash --password '*' deploy
 chroot "$1" install -d -m 0700 -o deploy -g deploy /home/deploy/.ssh
@@ -54,7 +53,7 @@ rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/machine-id" "$1/etc/resolv.conf" "$1/etc/h
 
 
 def checked_suite(suite: str) -> str:
-    """`suite`, if a lab can have it. Raises ConfigError."""
+    """Return `suite` if a lab can have it. Raises ConfigError."""
     if suite not in SUITES:
         raise ConfigError(
             f"a lab cannot have the suite {suite!r}",
@@ -64,7 +63,7 @@ def checked_suite(suite: str) -> str:
 
 
 def ready_root(suite: str, settings: Settings, steps: Steps) -> Path:
-    """The tree of a suite, made now if it is not there yet. Raises LabError."""
+    """Return the root filesystem of a suite; make it if it is missing. Raises LabError."""
     targets = ["apt-get", "indextargets", "--format", INDEX_FIELDS, "Created-By: Packages"]
     sources = package_sources(suite, run(targets).stdout)
     folder = settings.cache.absolute() / "lab"
@@ -90,7 +89,7 @@ def ready_root(suite: str, settings: Settings, steps: Steps) -> Path:
 
 
 def root_id(suite: str, sources: Sequence[str]) -> str:
-    """Name of the tree that this suite, these package sources and this file give."""
+    """Return the name of the tree: a hash of the suite, its package sources and our settings."""
     inputs = [suite, PACKAGES, dict(FILES), sorted(PRIVATE), _FINISH, list(sources)]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
@@ -100,10 +99,10 @@ POCKETS = ("", "-updates", "-security")
 
 
 def package_sources(suite: str, targets: str) -> list[str]:
-    """apt source lines of Debian's own archives for a suite, from the targets that apt knows.
+    """Return apt's source lines of Debian's archives for a suite, from the targets of apt.
 
-    Where this machine's apt does not know the suite, its mirrors of another suite are taken. None,
-    where it knows no suite of a lab: mmdebstrap then takes its own.
+    If this machine's apt does not know the suite, its mirrors of another suite are used. If it
+    knows none of them, the list is empty: mmdebstrap then uses its own mirrors.
     """
     for known in (suite, *SUITES):
         lines = {
@@ -116,7 +115,7 @@ def package_sources(suite: str, targets: str) -> list[str]:
 
 
 def _mirrors(suite: str, targets: str) -> Iterator[tuple[str, str]]:
-    """Each site of a suite, with what follows the suite's name there."""
+    """Yield each site of a suite, with the suffix of the suite's name there."""
     for target in targets.splitlines():
         site, release, component, origin = target.split("|")
         pocket = release.removeprefix(suite)
@@ -127,7 +126,7 @@ def _mirrors(suite: str, targets: str) -> Iterator[tuple[str, str]]:
 
 
 def mmdebstrap_argv(target: Path, suite: str, sources: Sequence[str]) -> list[str]:
-    """Makes the tree in namespaces of its own, so that killing it leaves no mount."""
+    """Return the command that makes the tree, in namespaces so that a kill leaves no mount."""
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
@@ -156,6 +155,6 @@ def _make(target: Path, suite: str, sources: Sequence[str], say: Callable[[str],
 
 
 def _places(sources: Sequence[str]) -> list[str]:
-    """Where apt looks for the suites of source lines."""
+    """Return the URLs of the suites in source lines."""
     words = [line.split() for line in sources]
     return [f"{site.rstrip('/')}/dists/{release}" for _, _, site, release, _ in words]
