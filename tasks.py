@@ -1,4 +1,4 @@
-"""The main job, checks and tests; `verbs/` has all the others. `./inv --list` shows them."""
+"""The verbs up, down, where, check and test, and the collection of all verbs of `verbs/`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ NO_TESTS = 5
 @task(
     help={
         "recipe": RECIPE_HELP,
-        "internet": "let the VM's browser out; it then reaches this machine's loopback too",
-        "lab": "deploy the image to the lab; --no-lab leaves that out",
+        "internet": "let the VM reach the internet; it then reaches this machine's loopback too",
+        "lab": "deploy the image to the lab; --no-lab skips this",
         "json": JSON_HELP,
     }
 )
@@ -65,7 +65,7 @@ def up(
     lab: bool = True,
     json: bool = False,
 ) -> None:
-    """From nothing to a verified golden image, a VM of it here, and a host deployed with it.
+    """Build and verify the golden image, start a VM of it here, and deploy it to a lab.
 
     The host is a lab: a real Debian with systemd in a container, reached over SSH.
     """
@@ -115,7 +115,7 @@ def up(
 
 
 def _require_commit() -> None:
-    """Raise ConfigError where the lab's deployment could not be named, before anything is built."""
+    """Raise ConfigError before anything is built if a deployment could not be named."""
     from polydev.deployment_id import require_commit
 
     try:
@@ -151,11 +151,11 @@ def _deploy_lab(steps: Steps) -> dict[str, Any]:
 
 def _access_text(deployed: dict[str, Any]) -> str:
     return (
-        "start sessions in a web browser; this link signs in once, within two minutes:\n"
+        "to start sessions in a web browser: a link that signs in once, within two minutes:\n"
         f"  {deployed['page']}\n"
-        "look after that host on its dashboard, signed in by ./inv open:\n"
+        "to see that host: its dashboard, where ./inv open signs you in:\n"
         f"  {deployed['dashboard']}\n"
-        'do the same by curl, as README.md shows under "A session":\n'
+        'to start sessions by curl, as README.md shows under "A session":\n'
         f"  {deployed['url']}\n"
         f"  user {deployed['userId']}, token {deployed['token']}\n"
     )
@@ -195,13 +195,13 @@ def where(context: Context, json: bool = False) -> None:
         users = stored_access(lab.folder)
         if users:
             found |= access_fields(lab, users)
-            with suppress(ControllerUnreachable, ControllerRefused):  # it tells the rest
+            with suppress(ControllerUnreachable, ControllerRefused):  # the other fields are known
                 found |= page_fields(lab, users)
     text = "\n".join(f"{name:<11}{value}" for name, value in found.items())
     answer(found, as_json=json, text=text if vm or lab else "nothing is running: ./inv up")
 
 
-@task(help={"fix": "let ruff mend and format what it can first"})
+@task(help={"fix": "first let ruff fix and format what it can"})
 @edge
 def check(context: Context, fix: bool = False) -> None:
     """Check formatting, lint, types and import contracts."""
@@ -244,7 +244,7 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
         files = {kind: tests_of(kind) for kind in TEST_KINDS}
     if "spec" in parts:
         verify(context, "latest")
-    # Hundreds of processes import the same modules: each would compile them anew.
+    # Write bytecode: hundreds of processes import the same modules.
     os.environ["PYTHONDONTWRITEBYTECODE"] = ""
     pytest = [sys.executable, "-m", "pytest", *(["-k", k] if k else [])]
     wanted = sorted({file for found in files.values() for file in found})
@@ -255,14 +255,14 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
         statuses.append(call([*pytest, *LANES, *in_lanes], cwd=ROOT))
     if benches:
         statuses.append(call([*pytest, *benches], cwd=ROOT))
-    # A name that matches nothing in one half is no failure where it matched in the other.
+    # A name that matches no test in one of the two calls is a failure only if both found none.
     some_ran = any(status != NO_TESTS for status in statuses)
     failed = [status for status in statuses if status and not (some_ran and status == NO_TESTS)]
     raise SystemExit(failed[0] if failed else 0)
 
 
 def tests_of(part: str) -> list[str]:
-    """The folder of a kind of test, or the test files of any kind whose names have that word."""
+    """Return the folder of a kind of test, or all test files that have this word in their names."""
     if part in TEST_KINDS:
         return [f"tests/{part}"]
     names = [f"tests/{kind}/**/test_*.py" for kind in TEST_KINDS]

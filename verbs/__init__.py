@@ -1,6 +1,6 @@
-"""The verbs by what they are about; `tasks.py` collects them.
+"""The verbs, one module for each subject; `tasks.py` collects them.
 
-Each parses, calls polydev and prints. With `--json` it prints one document on stdout with stable
-fields; progress goes to stderr. An error ends with status 1 and one message that says what to do.
-What a verb needs is imported inside it: starting to list the verbs must cost nothing.
+A verb parses its options, calls polydev and prints. With `--json` it prints one document on stdout
+with stable fields; progress goes to stderr. An error ends with status 1 and one message that says
+what to do. A verb imports inside its function what only it needs, so that starting is fast.
 """

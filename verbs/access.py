@@ -1,6 +1,6 @@
-"""user.*, token.*: who may ask a host's controller for what. They run on the host, over SSH.
+"""user.*, token.*: the users of a host and their tokens, over SSH.
 
-Users are named by id, the beginning of it, or name; the host knows who is meant.
+Users are named by id, the beginning of it, or name; the host finds the user.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def create_token(
 ) -> None:
     """Create a token for a user. It is shown once; the host stores its hash only."""
     if never and days != TOKEN_DAYS:
-        raise ConfigError("--days says when it expires, --never that it does not", "give one")
+        raise ConfigError("--days and --never exclude each other", "remove one of them")
     limit = ["--never"] if never else ["--days", f"{days:g}"]
     words = ("token", "create", "--user", user, "--name", name, *limit)
     made = host_controller(inventory, host).ask(*words)

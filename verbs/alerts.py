@@ -1,4 +1,4 @@
-"""alerts and alert.test: what stands and what stood on a host, and whether anybody hears of it."""
+"""alerts, alert.test: active and past alerts of a host, and a test of their receivers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRIAL_SECONDS = 600.0
     help={
         "all": "those that were cleared within --hours too",
         "hours": "how far back --all looks (default: 24)",
-        "limit": f"how many of those that stood at most (default: {MOST_SHOWN})",
+        "limit": f"at most so many past alerts (default: {MOST_SHOWN})",
         **API_HELP,
     }
 )
@@ -43,7 +43,7 @@ def alerts(
         found = api.get("/api/admin/alerts", hours=hours, limit=limit)
     shown = found["history"] if all else found["standing"]
     columns = ("severity", "rule", "subject", "since", "cleared", "message")
-    none = "no alerts stand" + ("" if all else " (--all shows those that stood)")
+    none = "no active alerts" + ("" if all else " (--all shows past ones)")
     text = table_text(columns, map(_row, shown)) if shown else none
     answer(shown, as_json=json, text=text)
 

@@ -1,4 +1,4 @@
-"""The JSON answers of the verbs, declared. docs/verbs.md is made of them; tests check real answers.
+"""The JSON answers of the verbs, as models: docs/verbs.md shows them, and tests check answers.
 
 A docstring says what the answer is, then a line for each field that its name does not explain.
 """
@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 
 @dataclass(frozen=True)
 class ApiAnswer:
-    """An answer that the verb takes from the controller's API; `schema` stands in docs/api.md."""
+    """An answer that the verb passes on from the controller's API; docs/api.md has its `schema`."""
 
     schema: str
     is_list: bool = False

@@ -1,4 +1,4 @@
-"""bench.*: figures of a host that runs, each beside what it is to be measured against."""
+"""bench.*: measurements of a host in use, each with the figure that it is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller that a verb asks: by its address, by its host through SSH, or the lab's."""
+"""Connect a verb to a controller: by its address, through SSH to its host, or the lab's."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def controller_url(address: str) -> str:
 
 @contextmanager
 def connect(url: str, token: str, inventory: str = "", host: str = "") -> Iterator[ControllerApi]:
-    """The API that is meant: as told, by the environment, or the lab's.
+    """Connect to the controller that options or the environment name, or else to the lab's.
 
-    With an inventory, its host's, through SSH as long as this lasts. A lab's own token goes to the
-    lab only, never to an address that was given.
+    With an inventory or a host the connection goes through SSH. The lab's stored token is sent to
+    the lab only, never to another address.
     """
     from polydev.client.controller_api import ControllerApi
     from polydev.client.ssh_tunnel import tunnel
@@ -71,41 +71,43 @@ def _required(token: str, where: str, other: str = "") -> str:
     if not token:
         raise ConfigError(
             f"no token for {where}",
-            f"./inv token.create{other} --user USER --name NAME makes one, then POLYDEV_TOKEN or "
-            "--token; ./inv up makes one for the lab",
+            f"make one: ./inv token.create{other} --user USER --name NAME; then give it as "
+            "POLYDEV_TOKEN or --token; ./inv up makes one for the lab",
         )
     return token
 
 
 def _lab_operator() -> tuple[str, str]:
-    """The lab's address, and the token of its operator or nothing."""
+    """Return the URL of the lab's controller and its operator's token, or "" if there is none."""
     from polydev.client.lab_access import stored_access
     from polydev.lab import find
 
     lab = find(lab_name(), Settings.from_environment())
     if lab is None:
         raise ConfigError(
-            f"no lab {lab_name()} runs, and no other controller is named",
-            "./inv up starts the lab; another controller is named by POLYDEV_URL or --url",
+            f"lab {lab_name()} does not run, and no other controller is named",
+            "start the lab: ./inv up; or name a controller: POLYDEV_URL or --url",
         )
     access = stored_access(lab.folder)
     return controller_url(lab.address), access.operator.token if access else ""
 
 
 def lab_demo_user() -> str:
-    """The id of the lab's demo user. Raises ConfigError where there is none yet."""
+    """Return the id of the lab's demo user. Raises ConfigError if there is none yet."""
     from polydev.client.lab_access import stored_access
     from polydev.lab import find
 
     lab = find(lab_name(), Settings.from_environment())
     access = stored_access(lab.folder) if lab else None
     if access is None:
-        raise ConfigError(f"lab {lab_name()} has no demo user", "./inv up makes one; or --user")
+        raise ConfigError(
+            f"lab {lab_name()} has no demo user", "./inv up makes one; or name a user with --user"
+        )
     return access.demo.user_id
 
 
 def lab_access(lab: Lab) -> LabAccess:
-    """The users of a deployed lab with tokens that count, made now if need be."""
+    """Return the users of a deployed lab with valid tokens; make what is missing."""
     from polydev.client.controller_api import ControllerApi
     from polydev.client.host_controller import HostController
     from polydev.client.lab_access import ensure_access
@@ -119,7 +121,7 @@ def lab_access(lab: Lab) -> LabAccess:
 
 
 def access_fields(lab: Lab, access: LabAccess) -> dict[str, str]:
-    """What `where` and `up` say of a lab's demo user."""
+    """Return the fields of a lab's demo user in the answers of `where` and `up`."""
     return {
         "url": controller_url(lab.address),
         "userId": access.demo.user_id,
@@ -128,7 +130,7 @@ def access_fields(lab: Lab, access: LabAccess) -> dict[str, str]:
 
 
 def page_fields(lab: Lab, access: LabAccess) -> dict[str, str]:
-    """Where a lab's pages are: `page` is a link that signs its demo user in, once.
+    """Return the URLs of a lab's pages; `page` is a link that signs its demo user in, once.
 
     Raises ControllerUnreachable and ControllerRefused.
     """

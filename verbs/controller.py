@@ -1,4 +1,4 @@
-"""What runs on a controller: sessions, VMs, consoles, over its API."""
+"""sessions, vms, console: what runs on a controller, over its API."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def console(
     from polydev.client.controller_api import one_with_prefix, plain_lines
 
     if follow and json:
-        raise ConfigError("--follow has no end, --json has one", "leave one of them out")
+        raise ConfigError("--follow and --json exclude each other", "remove one of them")
     require_at_least(0, "lines", lines)
     with connect(url, token, inventory, host) as api:
         ids = [each["vmId"] for each in api.vms(all_of_them=True)]
         path = f"/api/vm/{one_with_prefix(ids, vm, 'VM', LOST_HINT)}/console"
         if follow:
-            with suppress(KeyboardInterrupt):  # its end, and no failure
+            with suppress(KeyboardInterrupt):  # the usual way to end it
                 for line in plain_lines(api.text_parts(path, tail=lines, follow="true")):
                     print(line, flush=True)
             return

@@ -1,4 +1,4 @@
-"""credentials.*: keys that a host seals users' credentials with; what was done with these."""
+"""credentials.*: keys that a host seals users' credentials with, and the log of their use."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def show_log(
         ]
         for each in events
     ]
-    text = table_text(columns, rows) if rows else "nothing was done with any credentials"
+    text = table_text(columns, rows) if rows else "the log has no entries"
     answer(events, as_json=json, text=text)

@@ -53,7 +53,7 @@ def deployments(
     current, shown = current_state(records), records[:limit]
     width = stdout.width if stdout.is_terminal else WIDEST
     lines = [line(record, is_current=record.id == current)[:width].rstrip() for record in shown]
-    none = f"nothing was deployed to {described.name}; ./inv deploy begins"
+    none = f"nothing was deployed to {described.name} yet: ./inv deploy"
     more = more_text(len(records) > limit, limit, all_of_them=True)
     why = "\n(details: ./inv deployments ID)" if any(each.reason for each in shown) else ""
     answer(

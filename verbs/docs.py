@@ -1,4 +1,4 @@
-"""docs: the documents that are made of code."""
+"""docs: write the documents that are generated from code."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def rollback(context: Context, json: bool = False) -> None:
     answer(
         change,
         as_json=json,
-        text=f"image {change.digest[:12]} is golden again, instead of {(change.was or '')[:12]}",
+        text=f"image {change.digest[:12]} is golden again; before it {(change.was or '')[:12]}",
     )
 
 

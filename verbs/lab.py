@@ -54,7 +54,7 @@ def down(context: Context, name: str = "", json: bool = False) -> None:
     from polydev.lab import down
 
     ended = down(name or lab_name(), Settings.from_environment())
-    text = "ended" if ended else f"no lab {name or lab_name()}"
+    text = f"lab {name or lab_name()} " + ("is removed" if ended else "does not exist")
     answer({"ended": ended}, as_json=json, text=text)
 
 
@@ -103,5 +103,5 @@ def _lab(name: str) -> Lab:
     wanted = name or lab_name()
     lab = find(wanted, Settings.from_environment())
     if lab is None:
-        raise ConfigError(f"no lab {wanted} runs", f"./inv lab.up --name {wanted}")
+        raise ConfigError(f"lab {wanted} does not run", f"start it: ./inv lab.up --name {wanted}")
     return lab

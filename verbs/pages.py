@@ -1,4 +1,4 @@
-"""open and health: a controller's pages in a browser, and its host's health in words."""
+"""open, health: a controller's pages in a browser, and its host's health as text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNWELL = 2
     help={
         "session": "a session's id, or the start of it: its page instead of the dashboard; "
         "--session may be left out",
-        "browser": "open the system's browser, where there is one; --no-browser leaves it",
+        "browser": "open the system's browser if there is one; --no-browser only prints the link",
         **API_HELP,
     },
 )
@@ -37,9 +37,9 @@ def open_pages(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """The dashboard in a browser, signed in by a link that works once, or a session's page.
+    """Open the dashboard, or a session's page, in a browser by a link that signs in once.
 
-    With --inventory or --host the way there stays open until Ctrl-C.
+    With --inventory or --host the SSH tunnel stays open until Ctrl-C.
     """
     from polydev.client.controller_api import one_with_prefix
     from polydev.client.sign_in_links import DASHBOARD, show_in_browser, sign_in_link
@@ -60,12 +60,12 @@ def open_pages(
         if api.through_ssh:
             sys.stdout.flush()
             stderr.print("the tunnel stays open until Ctrl-C")
-            with suppress(KeyboardInterrupt):  # its end, and no failure
+            with suppress(KeyboardInterrupt):  # the usual way to end it
                 threading.Event().wait()
 
 
 def _clock(at: str) -> str:
-    """The time of day in a time of an answer."""
+    """Return the time of day of a time in an answer."""
     return at[11:19]
 
 
@@ -89,7 +89,7 @@ def health(
 def health_text(found: dict[str, Any]) -> str:
     """Return the findings of an overview, the worst first, each with what to do."""
     if not found["findings"]:
-        return "all is well"
+        return "the host is healthy"
     rows = [
         [each["status"], _what(each), each["detail"], each["hint"]] for each in found["findings"]
     ]

@@ -1,4 +1,4 @@
-"""Where things lie in this checkout, and the words of options that several verbs have."""
+"""Paths in this checkout, and help texts of options that several verbs share."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ HOST_HELP = "one host of an inventory that has several"
 
 
 def lab_name() -> str:
-    """The lab that verbs mean where none is named."""
+    """Return the name of the lab that verbs use if none is named."""
     return os.environ.get("POLYDEV_LAB", "dev")

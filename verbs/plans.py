@@ -1,4 +1,4 @@
-"""A plan as text: in full where it is short, by concern where it is long."""
+"""A plan as text: in full if it is short, by concern if it is long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""providers, providers.check: whose tools an image brings, and whether they are current."""
+"""providers, providers.check: the tools in an image, and whether they are current."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def check(context: Context, recipe: str = str(RECIPE), json: bool = False) -> No
         (each.tool.provider.name, *_brought(each.tool), each.newest, "behind" * each.is_behind)
         for each in found
     ]
-    told = [
+    fields = [
         {**_fields(each.tool), "newest": each.newest, "behind": each.is_behind} for each in found
     ]
-    answer(told, as_json=json, text=table_text(columns, rows))
+    answer(fields, as_json=json, text=table_text(columns, rows))
     raise SystemExit(2 if any(each.is_behind for each in found) else 0)
 
 

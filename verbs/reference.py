@@ -1,6 +1,6 @@
-"""The documents that are made of code: docs/verbs.md and docs/api.md. `./inv docs` writes them.
+"""Generate docs/verbs.md and docs/api.md from the code, for `./inv docs`.
 
-A program of its own, since Invoke gives out the help of verbs' options only once in a process.
+This is a program of its own, since Invoke returns the help of options only once in a process.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _verb_table(names: Iterable[str], collection: Collection) -> str:
 
 
 def _verb(verb: ParserContext, collection: Collection, shown: dict[str, str]) -> str:
-    """One verb: what it does, its options, its answer."""
+    """Return the section of one verb: what it does, its options, its answer."""
     words = [str(each.name).upper() for each in verb.positional_args]
     if option := WORD_OF.get(str(verb.name)):
         words.append(f"[{option[2:].upper()}]")
@@ -149,7 +149,7 @@ def _verb(verb: ParserContext, collection: Collection, shown: dict[str, str]) ->
 
 
 def _options(verb: ParserContext) -> list[Argument]:
-    """The arguments of a verb, each once: it stands there by all of its names."""
+    """Return the arguments of a verb, each once; Invoke has one entry for each of their names."""
     return list({argument.name: argument for argument in verb.args.values()}.values())
 
 
@@ -167,7 +167,7 @@ def _option(argument: Argument) -> str:
 
 
 def _declared(verb: str, shown: dict[str, str]) -> str:
-    """The answer of a verb; `shown` has each shape that stands above, and of which verb."""
+    """Return the answer of a verb; `shown` has the shapes above, with the verb of each."""
     declared = ANSWERS[verb]
     if isinstance(declared, ApiAnswer):
         what = "a list of " if declared.is_list else ""
@@ -194,7 +194,7 @@ def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str
 
 
 def _shape(schema: Mapping[str, Any], defs: Mapping[str, Any], lead: str = "") -> str:
-    """A table of an object's fields, and below it those of the objects in it."""
+    """Return a table of an object's fields, and below it those of the objects in it."""
     prose, _ = _described(schema.get("description", ""))
     parts = [_flowed(lead + prose)] if lead + prose else []
     parts.append(_fields(schema, {}))
@@ -214,7 +214,7 @@ def _shape(schema: Mapping[str, Any], defs: Mapping[str, Any], lead: str = "") -
 
 
 def _named_in(schema: Mapping[str, Any]) -> list[str]:
-    """The names of the schemas that a schema's fields refer to, each once."""
+    """Return the names of the schemas that a schema's fields refer to, each once."""
     found = re.findall(r"'\$ref': '[^']*/(\w+)'", repr(schema.get("properties", {})))
     return list(dict.fromkeys(found))
 
@@ -294,7 +294,7 @@ def api_page(openapi: Mapping[str, Any], statuses: Mapping[str, int]) -> str:
 
 
 def _anchor(heading: str) -> str:
-    """The anchor that GitHub gives to a heading."""
+    """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -334,7 +334,7 @@ def _call(name: str, operation: Mapping[str, Any], links: Mapping[str, str]) -> 
 
 
 def _errors(statuses: Mapping[str, int]) -> str:
-    """The kinds of errors, by their codes."""
+    """Return the table of error codes."""
     lines = (polydev.errors.__doc__ or "").splitlines()
     found = [match for line in lines if (match := TREE_LINE.match(line))]
     meanings = {match[1]: match[2] for match in found}
@@ -377,7 +377,7 @@ def _json(value: Any) -> str:
 
 
 def _flowed(text: str) -> str:
-    """Paragraphs of prose in lines of at most 100 characters."""
+    """Return paragraphs of prose in lines of at most 100 characters."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         words = " ".join(paragraph.split())

@@ -57,7 +57,7 @@ def logs(
     _, described = described_host(inventory, host)
     argv = described.target.argv(*journal_words(unit, lines, follow=follow))
     if follow:
-        with suppress(KeyboardInterrupt):  # its end, and no failure
+        with suppress(KeyboardInterrupt):  # the usual way to end it
             raise SystemExit(call(argv))
         return
     done = run(argv, check=False, timeout_seconds=LOGS_SECONDS)

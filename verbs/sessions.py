@@ -44,9 +44,9 @@ def viewer(
     host: str = "",
     json: bool = False,
 ) -> None:
-    """Lead a VNC program on this machine to a session's screen, until the session ends or Ctrl-C.
+    """Open a port on this machine for a VNC program to show a session's screen.
 
-    With --json the address is told as soon as the port is open.
+    It stays open until the session ends or Ctrl-C. With --json the answer comes once it is open.
     """
     from polydev.client.vnc_proxy import HOST, VncProxy
 
@@ -57,16 +57,18 @@ def viewer(
         sys.stdout.flush()
 
     if not 0 <= port <= HIGHEST_PORT:
-        raise ConfigError(f"--port {port} is no port", f"1 to {HIGHEST_PORT}, or 0 for a free one")
+        raise ConfigError(
+            f"--port {port} is not a port", f"use 1 to {HIGHEST_PORT}, or 0 for a free one"
+        )
     with connect(url, token, inventory, host) as api:
         session_id = _session_id(api, session)
         try:
-            with suppress(KeyboardInterrupt):  # its end, and no failure
+            with suppress(KeyboardInterrupt):  # the usual way to end it
                 ended = asyncio.run(VncProxy(api, session_id, stderr.print).serve(port, tell))
                 stderr.print(f"session {session_id} is {ended}")
         except OSError as error:
             raise ConfigError(
-                f"port {port} cannot be opened: {error.strerror}", "choose another with --port"
+                f"cannot open port {port}: {error.strerror}", "choose another with --port"
             ) from error
 
 
@@ -102,7 +104,8 @@ def login(
     positional=["session"],
     help={
         "session": "its id, or the start of it",
-        "code": "what the login's page shows (default: asked for, so that no history has it)",
+        "code": "what the login's page shows (default: the verb asks for it, so "
+        "that no shell history has it)",
         **API_HELP,
     },
 )
@@ -123,7 +126,9 @@ def give_code(
     with connect(url, token, inventory, host) as api:
         session_id = _session_id(api, session)
         api.post(f"/api/auth/session/{session_id}/oauth-code", {"code": code.strip()})
-    text = f"the code was typed; ./inv session.login {session_id[:8]} says how far the login is"
+    text = (
+        f"the tool got the code; ./inv session.login {session_id[:8]} shows the state of the login"
+    )
     answer({"sessionId": session_id, "typed": True}, as_json=json, text=text)
 
 
@@ -137,9 +142,9 @@ def _login_text(login: dict[str, Any]) -> str:
 @task(
     name="start",
     help={
-        "user": f"whose it is (of the lab: its demo user unless named): {USER_HELP}",
+        "user": f"whose it is (default on the lab: its demo user): {USER_HELP}",
         "provider": "whose tool (default: claude): ./inv providers.list shows them",
-        "key": "idempotency key: the same key starts no second session",
+        "key": "idempotency key: a repeated call with it starts no second session",
         "stored": "give the tool the credentials that its user has stored",
         "recipient": "public key age1…: only its owner can open the credentials of the login",
         **API_HELP,
@@ -174,7 +179,7 @@ def start_session(
 
 
 def session_user(user: str, url: str, inventory: str, host: str) -> str:
-    """Return the id of the user that is meant. Another than by UUID is asked of the host."""
+    """Return the id of a user; names and beginnings of ids are looked up on the host."""
     try:
         return str(UUID(user))
     except ValueError:
@@ -182,13 +187,13 @@ def session_user(user: str, url: str, inventory: str, host: str) -> str:
     is_elsewhere = url or (os.environ.get("POLYDEV_URL") and not (inventory or host))
     if is_elsewhere:
         raise ConfigError(
-            f"{user!r} is no id of a user" if user else "whose session is it?",
-            "give the whole id with --user; names need --inventory instead of an address",
+            f"{user!r} is not the id of a user" if user else "no user is named",
+            "give the whole id with --user; names need --inventory instead of --url",
         )
     if not user and not (inventory or host):
         return lab_demo_user()
     if not user:
-        raise ConfigError("whose session is it?", "name one with --user; ./inv user.list has all")
+        raise ConfigError("no user is named", "name one with --user; ./inv user.list lists them")
     found = host_controller(inventory or LAB_INVENTORY, host).ask("user", "show", user)
     return str(found["id"])
 

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables and short forms of values for text output."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rich.table import Table
 
 from polydev.cli import stdout
 
-# Where nobody looks, in a file or a pipe, nothing is cut or wrapped.
+# In a file or a pipe nothing is cut or wrapped.
 WIDE = 1000
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows under their columns, as wide as the terminal; None shows as nothing."""
+    """Return rows under their columns, as wide as the terminal; None becomes an empty cell."""
     table = Table(box=None, pad_edge=False, header_style="")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     width = stdout.width if stdout.is_terminal else WIDE
-    # No markup: what hosts say may have brackets in it.
+    # No markup: texts of hosts may contain brackets.
     console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
     with console.capture() as shown:
         console.print(table)
@@ -30,18 +30,18 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def more_text(is_cut: bool, limit: int, *, all_of_them: bool) -> str:
-    """How to see what a list leaves out, to follow it."""
+    """Return how to see what a list leaves out, as lines after it."""
     hints = [f"these are the newest {limit}: more with --limit"] if is_cut else []
     if not all_of_them:
-        hints.append("those that are over: --all")
+        hints.append("ended ones: --all")
     return "".join(f"\n({hint})" for hint in hints)
 
 
 def minute(time: str | None) -> str:
-    """A time of an answer, as short as a table needs it."""
+    """Return a time of an answer as `YYYY-MM-DD HH:MM`."""
     return (time or "")[:16].replace("T", " ")
 
 
 def short(text: str | None) -> str:
-    """So much of an id as tells it from others."""
+    """Return the first 8 characters of an id."""
     return (text or "")[:8]

@@ -84,7 +84,7 @@ def pool(
 @task(
     name="build",
     help={
-        "again": "make it anew, although it is there; it serves until the new one is verified",
+        "again": "make it again if it exists; the old one serves until the new one is verified",
         "inventory": INVENTORY_HELP,
         "host": HOST_HELP,
         "json": JSON_HELP,
@@ -105,7 +105,7 @@ def build_template(
     _, described = described_host(inventory, host)
     with Steps().step(f"{described.name}: template") as step:
         made = build(described.target, step.say, again=again)
-    what = "is made" if made["made"] else "is there already: --again makes it anew"
+    what = "is made" if made["made"] else "exists already; --again makes it again"
     text = f"template {made['key'][:12]} of image {made['imageDigest'][:12]} {what}"
     answer(made, as_json=json, text=text)
 

@@ -1,4 +1,4 @@
-"""usage and screenshot: what users use of a host, and what a VM shows now."""
+"""usage, screenshot: what users use of a host, and the present screen of a VM."""
 
 from __future__ import annotations
 

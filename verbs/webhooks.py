@@ -1,4 +1,4 @@
-"""webhooks, webhook.resend and webhook.try: what endpoints were told, and whether they hear it."""
+"""webhooks, webhook.resend, webhook.try: deliveries to endpoints, and tests of endpoints."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def webhooks(
 
 def _endpoints(endpoints: list[dict[str, Any]]) -> str:
     if not endpoints:
-        return "no endpoints are configured: docs/webhooks.md says how"
+        return "no endpoints are configured; docs/webhooks.md describes how"
     columns = ("endpoint", "URL", "waiting", "failing since", "failed within a day", "")
     rows = [
         [
@@ -94,10 +94,12 @@ def resend(
 ) -> None:
     """Send a webhook delivery again. Needs an operator's token."""
     if not delivery.isdecimal():
-        raise ConfigError(f"{delivery} is no number of a delivery", "./inv webhooks lists them")
+        raise ConfigError(
+            f"{delivery} is not the number of a delivery", "./inv webhooks lists them"
+        )
     with connect(url, token, inventory, host) as api:
         found = api.post(f"{PATH}/deliveries/{delivery}/resend")
-    text = f"{found['type']} goes to {found['endpoint']} again: ./inv webhooks says how it went"
+    text = f"{found['type']} goes to {found['endpoint']} again; ./inv webhooks shows the result"
     answer(found, as_json=json, text=text)
 
 
@@ -129,7 +131,9 @@ def try_endpoints(
                 f"there is no webhook endpoint {endpoint}"
                 if endpoint
                 else "no endpoint is configured",
-                f"the host has {known}" if known else "docs/webhooks.md says how to name one",
+                f"the host has {known}"
+                if known
+                else "docs/webhooks.md describes how to configure one",
             )
         found = [api.post(f"{PATH}/endpoints/{name}/try") for name in names]
     rows = [

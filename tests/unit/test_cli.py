@@ -146,7 +146,7 @@ def test_nobody_who_reads_on_is_no_file() -> None:
         (golden.prune, {"keep": -1}, "--keep -1 is too small"),
         (golden.verify, {"image": "golden", "deadline": -5.0}, "--deadline -5 is too small"),
         (golden.verify, {"image": "golden", "deadline": nan}, "--deadline nan is too small"),
-        (sessions.viewer, {"session": "abcd", "port": 99_999}, "--port 99999 is no port"),
+        (sessions.viewer, {"session": "abcd", "port": 99_999}, "--port 99999 is not a port"),
     ],
 )
 def test_a_number_that_means_nothing_is_refused_before_anything_is_asked(

@@ -1,4 +1,4 @@
-"""Which controller a verb asks, with which token; and whose session it is."""
+"""Choice of the controller and the token that a verb uses, and of a session's user."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class TestWhoseSession:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("POLYDEV_URL", of_environment)
-        with pytest.raises(ConfigError, match=r"no id of a user|whose session is it"):
+        with pytest.raises(ConfigError, match=r"not the id of a user|no user is named"):
             sessions.session_user(user, url, inventory, "")
         assert host == []
 

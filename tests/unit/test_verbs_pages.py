@@ -129,7 +129,7 @@ def test_the_exit_status_says_whether_the_host_is_well(
 
 
 def test_health_is_told_in_words() -> None:
-    assert health_text({"status": "healthy", "findings": []}) == "all is well"
+    assert health_text({"status": "healthy", "findings": []}) == "the host is healthy"
     told = health_text({"status": "critical", "findings": [FINDING]})
     assert told.splitlines()[0] == "the host is critical"
     for words in ("disk /data", "disk /data is at 95 %", "make room"):

@@ -66,7 +66,7 @@ def test_deliveries_and_what_waits(monkeypatch: pytest.MonkeyPatch, out: Callabl
         assert json.loads(out())["deliveries"][0]["id"] == EXAMPLE["id"]
     with reached(monkeypatch, []):
         webhooks.webhooks(Context())
-    assert out() == "no endpoints are configured: docs/webhooks.md says how\n\nno deliveries\n"
+    assert out() == "no endpoints are configured; docs/webhooks.md describes how\n\nno deliveries\n"
 
 
 def test_one_is_sent_again(monkeypatch: pytest.MonkeyPatch, out: Callable[[], str]) -> None:
@@ -81,7 +81,7 @@ def test_a_word_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as ended:
         webhooks.resend(Context(), "front-end")
     assert ended.value.code == 1
-    assert "front-end is no number of a delivery" in capsys.readouterr().err
+    assert "front-end is not the number of a delivery" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("named", ["", "front-end", "https://front.example.com/hook?key=1"])
