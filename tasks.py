@@ -72,7 +72,7 @@ def up(
     from polydev.image.build import BuildOptions, build
     from polydev.image.recipe import load_recipe
     from polydev.image.verify import VerifyOptions, verify
-    from polydev.local import bring_up
+    from polydev.local_vm import bring_up
     from polydev.progress import Steps
 
     if lab:
@@ -166,7 +166,7 @@ def _access_text(deployed: dict[str, Any]) -> str:
 def down(context: Context, lab: bool = True, json: bool = False) -> None:
     """End what up started; images are kept."""
     from polydev.lab import down
-    from polydev.local import take_down
+    from polydev.local_vm import take_down
 
     settings = Settings.from_environment()
     ended = take_down(settings)
@@ -183,7 +183,7 @@ def where(context: Context, json: bool = False) -> None:
     from polydev.client.controller_api import ControllerRefused, ControllerUnreachable
     from polydev.client.lab_access import stored_access
     from polydev.lab import find as find_lab
-    from polydev.local import find
+    from polydev.local_vm import find
 
     settings = Settings.from_environment()
     vm, lab = find(settings), find_lab(lab_name(), settings)

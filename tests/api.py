@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from polydev.controller.app import create_app
+from polydev.controller.app_services import Services
 from polydev.controller.machines.hypervisor import (
     Hypervisor,
     Launch,
@@ -25,7 +26,6 @@ from polydev.controller.machines.hypervisor import (
     TemplatesReport,
 )
 from polydev.controller.model import Role
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.web.assets import OWN

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 from polydev.controller.app import create_app
+from polydev.controller.app_services import Services
 from polydev.controller.server import Server
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.vms import FakeHost, fake_hosts

@@ -13,9 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 from playwright.async_api import Browser, Page, Response
 
+from polydev.controller.app_services import Services
 from polydev.controller.host.sample import Sample, SlotCounts
 from polydev.controller.model import now
-from polydev.controller.services import Services
 from polydev.controller.store import tables
 from tests.relays import HOST, Screens
 from tests.web import PATIENCE_MS

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from polydev.controller.app import create_app
+from polydev.controller.app_services import Services
 from polydev.controller.logs import configure_logs
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from tests.relays import serving
 from tests.vms import fake_hosts

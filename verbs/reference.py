@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from pydantic.alias_generators import to_camel
 
 import polydev.errors
-from polydev.program import WORD_OF
+from polydev.invoke_program import WORD_OF
 from verbs.answers import ANSWERS, ApiAnswer
 from verbs.places import ROOT
 

@@ -9,7 +9,7 @@ def main() -> None:
     # One that was started to ignore Ctrl-C, as a shell's jobs are, goes on ignoring it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from polydev.program import main
+    from polydev.invoke_program import main
 
     main()
 

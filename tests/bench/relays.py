@@ -23,10 +23,10 @@ from typing import Any
 import psutil
 
 from polydev.controller.app import create_app
+from polydev.controller.app_services import Services
 from polydev.controller.background import Background
 from polydev.controller.model import slot_address
 from polydev.controller.server import Server
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings, SessionLimits
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots

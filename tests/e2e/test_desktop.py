@@ -25,7 +25,7 @@ from polydev import http_client
 from polydev.deployment.pyinfra_process import Project
 from polydev.http_client import HttpSession
 from polydev.lab import find as find_lab
-from polydev.local import LocalVm, find
+from polydev.local_vm import LocalVm, find
 from polydev.run import LineProcess
 from polydev.vm.health import agent_health
 from polydev.vm.template import monitor

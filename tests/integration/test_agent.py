@@ -977,7 +977,7 @@ def test_the_units_command_starts_the_agent_without_what_only_logins_need(
     assert agent.ask("/login/claude")[0] == 200
     agent.end()
     imported = imported_modules(agent)
-    assert {"polydev.agent.health", "polydev.agent.login_service"} <= imported
+    assert {"polydev.agent.health", "polydev.agent.login_control"} <= imported
     assert not imported & {"typing", "subprocess", "polydev.agent.reply_types", "runpy"}
 
 

@@ -22,15 +22,15 @@ import pytest
 
 from polydev import run
 from polydev.agent.browser import ACCEPTED, SINGLETON
-from polydev.agent.login_process import LoginProcess
 from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state
 from polydev.agent.reply_types import LoginReply
+from polydev.agent.tool_process import LoginProcess
 from tests.guest_tools import CREDENTIALS, FILE, provider, provider_data, write_provider
 from tests.xscreen import x_screens
 
 ROOT = Path(__file__).resolve().parents[2]
 XDG_OPEN = ROOT / "golden/agent/files/usr/lib/polydev-agent/bin/xdg-open"
-MAIN = "import sys; from polydev.agent.login_run import {0}; {0}(sys.argv[1:])"
+MAIN = "import sys; from polydev.agent.login_program import {0}; {0}(sys.argv[1:])"
 PAGE = "https://login.example/oauth?client_id=1&redirect_uri=http%3A%2F%2Flocalhost%3A1455"
 DEADLINE_SECONDS = 60
 POLL_SECONDS = 0.02

@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import (
 
 from polydev.client.credentials_key import new_key
 from polydev.controller.app import create_app
+from polydev.controller.app_services import Services
 from polydev.controller.migrate import migrate
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings, RateLimits, SessionLimits
 from polydev.controller.store.slots import sync_slots
 from tests.api import Served, StillHypervisor, image_store, served

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from polydev.controller.app import create_app
+from polydev.controller.app_services import Services
 from polydev.controller.server import Server
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.driving import until

@@ -118,9 +118,9 @@ def test_runs_alone_under_the_systems_python(tool: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "needed", "others"),
     [
-        ("lock show", "deployment_lock", {"inspection", "health_gate", "slots", "backup"}),
-        ("record list", "sequence_numbers", {"inspection", "health_gate", "slots", "backup"}),
-        ("slot list", "slots", {"inspection", "health_gate", "backup", "releases"}),
+        ("lock show", "deployment_lock", {"plan_facts", "health_gate", "slots", "backup"}),
+        ("record list", "deployment_counter", {"plan_facts", "health_gate", "slots", "backup"}),
+        ("slot list", "slots", {"plan_facts", "health_gate", "backup", "releases"}),
     ],
 )
 def test_starts_without_what_only_other_verbs_need(

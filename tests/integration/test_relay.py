@@ -22,7 +22,7 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
-from polydev.controller import services
+from polydev.controller import app_services
 from polydev.controller.api import novnc
 from polydev.controller.app import create_app
 from polydev.controller.auth.token_watch import NOT_OPERATOR, TokenWatch
@@ -261,7 +261,7 @@ def test_a_viewer_waits_until_a_paused_vm_is_awake(run: Run) -> None:
 def test_a_viewer_of_a_vm_that_does_not_wake_is_told_so(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "WAKE_SECONDS", 0.05)
+    monkeypatch.setattr(app_services, "WAKE_SECONDS", 0.05)
 
     async def scenario(made: Screens) -> None:
         vms = made.services.vms
@@ -270,7 +270,7 @@ def test_a_viewer_of_a_vm_that_does_not_wake_is_told_so(
         words = "the paused VM could not be resumed; try again"
         assert await made.closing(session.id) == (1013, words)
         # One that ends meanwhile is told as that.
-        monkeypatch.setattr(services, "WAKE_SECONDS", PATIENCE_SECONDS)
+        monkeypatch.setattr(app_services, "WAKE_SECONDS", PATIENCE_SECONDS)
         closing = asyncio.ensure_future(made.closing(session.id))
         await made.services.sessions.apply(session.id, "terminate")
         code, _ = await closing
@@ -348,7 +348,7 @@ def test_a_viewer_goes_with_its_token(run: Run) -> None:
 def test_a_viewer_goes_soon_after_its_token_was_revoked(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
+    monkeypatch.setattr(app_services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
 
     async def scenario(made: Screens) -> None:
         session = await made.session()
@@ -367,7 +367,7 @@ def test_a_viewer_goes_soon_after_its_token_was_revoked(
 def test_an_operator_without_the_role_sees_nothing_of_others_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
+    monkeypatch.setattr(app_services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
 
     async def scenario(made: Screens) -> None:
         session = await made.session()
@@ -737,8 +737,8 @@ def play(root: Path, scenario: Scenario, **settings: Any) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of all sessions."""
     made = Clock()
-    monkeypatch.setattr(services, "Sessions", partial(Sessions, clock=made))
-    monkeypatch.setattr(services, "Vms", partial(Vms, clock=made))
+    monkeypatch.setattr(app_services, "Sessions", partial(Sessions, clock=made))
+    monkeypatch.setattr(app_services, "Vms", partial(Vms, clock=made))
     return made
 
 

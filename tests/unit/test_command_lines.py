@@ -39,7 +39,7 @@ from polydev.hosttool.paths import Paths
 from polydev.image import apt, build, guest_npm, kernel, layer_cache, rootfs
 from polydev.image.apt import Archive, Deb
 from polydev.image.sandbox import Overlay, build_environment, in_overlay_argv
-from polydev.lab import addresses, files, root
+from polydev.lab import addresses, debian_base, files
 from polydev.lab.access import inside_argv
 from polydev.lab.container import container_argv
 from polydev.ssh import SshTarget
@@ -84,7 +84,17 @@ class Recorder:
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder(tmp_path)
-    for module in (apt, build, kernel, layer_cache, polydev.npm, rootfs, files, root, addresses):
+    for module in (
+        apt,
+        build,
+        kernel,
+        layer_cache,
+        polydev.npm,
+        rootfs,
+        files,
+        debian_base,
+        addresses,
+    ):
         for name in ("run", "run_lines"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
@@ -562,13 +572,13 @@ def test_a_lab_is_a_container_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_lab_s_tree_is_made_in_namespaces_of_its_own() -> None:
-    argv = root.mmdebstrap_argv(Path("/t"), "bookworm", ["deb x"])
+    argv = debian_base.mmdebstrap_argv(Path("/t"), "bookworm", ["deb x"])
     hook = next(word for word in argv if word.startswith("--customize-hook="))
     argv.remove(hook)
     assert shlex.join(argv) == (
         "setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child "
         f"--mount-proc mmdebstrap --variant=minbase --mode=root --keyring={KEYRING} "
-        f"--include={','.join(root.PACKAGES)} bookworm /t 'deb x'"
+        f"--include={','.join(debian_base.PACKAGES)} bookworm /t 'deb x'"
     )
 
 

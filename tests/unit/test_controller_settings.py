@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.check_config import problems
-from polydev.controller.release import release_id
+from polydev.controller.release_id import release_id
 from polydev.controller.settings import ControllerSettings, load_settings
 from polydev.errors import ConfigError
 

@@ -17,7 +17,7 @@ from invoke.tasks import task
 from polydev.cli import answer, edge
 from polydev.errors import DeployError
 from polydev.hints import with_options
-from polydev.program import Verbs
+from polydev.invoke_program import Verbs
 from tests.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.app_services import Services
 from polydev.controller.host.sample import Sample
 from polydev.controller.model import now
-from polydev.controller.services import Services
 from polydev.controller.store.host_samples import PORTION
 from tests.api import ApiHost, Served, api_host
 

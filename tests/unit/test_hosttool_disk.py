@@ -14,9 +14,9 @@ from polydev import durable
 from polydev.hosttool import backup, deadman, records
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import make_dump
+from polydev.hosttool.deployment_counter import next_number
 from polydev.hosttool.golden_link import make_golden
-from polydev.hosttool.handover import Handover
-from polydev.hosttool.sequence_numbers import next_number
+from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.systemd import UnitTimeouts
 from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put

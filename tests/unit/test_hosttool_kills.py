@@ -18,8 +18,8 @@ from polydev.hosttool import (
     records,
     releases,
 )
-from polydev.hosttool.handover import Handover
 from polydev.hosttool.release_files import PROGRAM
+from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.sqlite_database import BESIDE
 from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, next_unit

@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 from invoke.context import Context
 
 from polydev.errors import ConfigError
-from polydev.lab import Lab, LabError, lifecycle, root, ssh_argv, up
+from polydev.lab import Lab, LabError, debian_base, lifecycle, ssh_argv, up
 from polydev.lab.access import inside_argv
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
 from polydev.lab.container import cgroup_of, container_argv, innermost_pid, nspawn_argv
-from polydev.lab.files import lay, network_files, share_packages
-from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
-from polydev.lab.root import (
+from polydev.lab.debian_base import (
     FILES,
     PRIVATE,
     SUITES,
@@ -27,6 +25,8 @@ from polydev.lab.root import (
     package_sources,
     root_id,
 )
+from polydev.lab.files import lay, network_files, share_packages
+from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
 from polydev.progress import Steps
 from polydev.settings import Settings
 from verbs.lab import logs
@@ -224,10 +224,10 @@ class TestRoot:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         argv = ["sh", "-c", "echo 'E: no such mirror' >&2; exit 1"]
-        monkeypatch.setattr(root, "mmdebstrap_argv", lambda *_: argv)
+        monkeypatch.setattr(debian_base, "mmdebstrap_argv", lambda *_: argv)
         sources = ["deb [signed-by=x] http://a/debian/ bookworm main"]
         with pytest.raises(LabError, match=r"Debian 12 \(bookworm\) .* E: no such mirror") as told:
-            root._make(tmp_path, "bookworm", sources, lambda _: None)
+            debian_base._make(tmp_path, "bookworm", sources, lambda _: None)
         assert "http://a/debian/dists/bookworm" in str(told.value.hint)
 
     def test_killed_it_leaves_no_mount(self) -> None:

@@ -20,7 +20,7 @@ from polydev.hosttool.paths import Paths
 from polydev.image.image_folder import hold
 from polydev.image.store_lock import store_lock
 from polydev.image_layout import IN_USE, STORE_LOCK
-from polydev.lab import root as lab_root
+from polydev.lab import debian_base
 from polydev.vm import template, template_client, template_store
 from tests.unit.hosttool_host import FIRST, Host
 
@@ -165,13 +165,13 @@ def test_files_of_a_lab_s_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     os.umask(0o077)
 
     def make(argv: object, say: object) -> None:
-        for path in lab_root.FILES:
+        for path in debian_base.FILES:
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(lab_root, "run_lines", make)
-    lab_root._make(tmp_path, "bookworm", [], print)
-    assert {path: oct(mode(tmp_path / path)) for path in lab_root.FILES} == {
-        path: oct(0o440 if path == "etc/sudoers.d/deploy" else 0o644) for path in lab_root.FILES
+    monkeypatch.setattr(debian_base, "run_lines", make)
+    debian_base._make(tmp_path, "bookworm", [], print)
+    assert {path: oct(mode(tmp_path / path)) for path in debian_base.FILES} == {
+        path: oct(0o440 if path == "etc/sudoers.d/deploy" else 0o644) for path in debian_base.FILES
     }
     assert (tmp_path / "etc/sudoers.d/deploy").read_text() == "deploy ALL=(ALL:ALL) NOPASSWD: ALL\n"
 

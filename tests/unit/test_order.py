@@ -41,9 +41,9 @@ from polydev.deployment_records import (
 )
 from polydev.durable import json_bytes, read_json
 from polydev.hosttool import backup, backup_manifest, deployment_lock, lock_verbs, records, releases
+from polydev.hosttool.deployment_counter import next_number
 from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.restore import _later
-from polydev.hosttool.sequence_numbers import next_number
 from polydev.progress import Steps
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import Host, ToolConnection, bare_host, deploy

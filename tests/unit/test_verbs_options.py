@@ -13,7 +13,7 @@ import pytest
 
 import tasks
 from polydev.cli import SHORT_OPTIONS
-from polydev.program import WORD_OF
+from polydev.invoke_program import WORD_OF
 from tasks import namespace
 from tests.verbs import VERBS
 

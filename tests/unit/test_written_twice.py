@@ -23,14 +23,14 @@ from polydev.client import template_build as client_templates
 from polydev.controller import sealing
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import network_watch
-from polydev.controller.machines import bridge, systemd_hypervisor, template_maker
+from polydev.controller.machines import bridge_status, systemd_hypervisor, template_maker
 from polydev.deployment_records import order
 from polydev.deploys import host_contents
 from polydev.hosttool import (
     controller_program,
+    deployment_counter,
     network_state,
     polkit,
-    sequence_numbers,
     slots,
     units,
 )
@@ -52,9 +52,9 @@ BRIDGE = host_contents.BRIDGE
             ("noVNC's port", AGENT.novnc_port, host_layout.NOVNC_PORT),
             ("port of identity", agent_identity.PORT, f"/dev/virtio-ports/{config.IDENTITY_PORT}"),
             ("TAP", template_maker.TAP, slots.TAP),
-            ("bridge", bridge.BRIDGE, BRIDGE),
-            ("order of records", sequence_numbers.order(3, "a"), order(3, "a")),
-            ("order without number", sequence_numbers.order(None, "a"), order(None, "a")),
+            ("bridge", bridge_status.BRIDGE, BRIDGE),
+            ("order of records", deployment_counter.order(3, "a"), order(3, "a")),
+            ("order without number", deployment_counter.order(None, "a"), order(None, "a")),
             (
                 "golden link, for the doctor",
                 host_probe.GOLDEN,

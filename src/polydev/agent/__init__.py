@@ -1,20 +1,20 @@
 """The agent in each VM: it reports over HTTP how far the VM is and what does not work.
 
 Types come from `reply_types`, which is for readers, type checkers and the host; the guest never
-loads it. Programs that start in each clone (`identity`) or while a user waits (`login_run`) import
-little, since an emulated CPU is some twenty times slower than a real one. The flow:
+loads it. Programs that start in each clone (`identity`) or while a user waits (`login_program`)
+import little, since an emulated CPU is some twenty times slower than a real one. The flow:
 
     settings -> server (the standard library's) -> routes
     routes -> health -> desktop_checks, systemd, vm_facts
            -> metrics (imported with the first request)
            -> login_routes (imported with the first request)
-    login_routes -> login_service -> login_state (of a file that login_run writes)
+    login_routes -> login_control -> login_state (of a file that login_program writes)
                  -> credentials_client -> (a socket) -> credentials_run -> credentials_file
 
-A login runs in a service of its own, whose program is `login_run`:
+A login runs in a service of its own, whose program is `login_program`:
 
-    login_run -> login_process, login_terminal, browser
-              -> login_flow -> login_output, terminal_text
-                            -> login_state -> (a file) -> login_service
-              -> login_confirm -> credentials_file, the tool's status command
+    login_program -> tool_process, login_terminal, browser
+                  -> login_flow -> login_output, terminal_text
+                                -> login_state -> (a file) -> login_control
+                  -> login_confirm -> credentials_file, the tool's status command
 """

@@ -10,7 +10,7 @@ import json
 from polydev.agent.credentials_client import inject, read_credentials, remove_credentials
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.http_messages import HttpReply, HttpRequest, json_reply, problem
-from polydev.agent.login_service import current_login, start_login, type_code
+from polydev.agent.login_control import current_login, start_login, type_code
 from polydev.agent.providers import GuestProvider, known_providers, provider_of
 
 TYPE_CHECKING = False

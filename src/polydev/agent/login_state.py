@@ -1,4 +1,4 @@
-"""The state of a tool's login, as the JSON file that `login_run` writes for the agent. Pure.
+"""The state of a tool's login, as the JSON file that `login_program` writes for the agent. Pure.
 
 The agent runs as root and reads what a user's program wrote, so it trusts nothing in it: anything
 that `state_text` would not write counts as a failed login.

@@ -1,7 +1,7 @@
 """The window below the browser in which the user sees a tool's terminal and types into it.
 
-xterm shows the other end of a terminal that `login_run` owns. The tool does not wait for xterm, and
-without xterm the login works, but shows no window.
+xterm shows the other end of a terminal that `login_program` owns. The tool does not wait for xterm,
+and without xterm the login works, but shows no window.
 """
 
 from __future__ import annotations

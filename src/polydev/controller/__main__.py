@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import polydev
 from polydev.controller.cli.host_verbs import add_groups
 from polydev.controller.cli.verb import Run
-from polydev.controller.release import release_id
+from polydev.controller.release_id import release_id
 from polydev.errors import Error
 
 if TYPE_CHECKING:

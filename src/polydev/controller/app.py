@@ -29,11 +29,11 @@ from polydev.controller.api import (
     vms,
 )
 from polydev.controller.api.error_responses import problem_schemas
+from polydev.controller.app_services import Services, build_services
 from polydev.controller.cors import Cors
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests
 from polydev.controller.problems import answer_problem
-from polydev.controller.services import Services, build_services
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.web import router
 from polydev.controller.web.assets import Assets

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deploys.checkout import missing_part_error
-from polydev.deploys.describe import described_hosts
+from polydev.deploys.inventory_hosts import described_hosts
 from polydev.errors import ConfigError, Error
 
 PR_SET_PDEATHSIG = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from polydev.hosttool import backup, backup_scope, deadman, handover, restore, restore_job
+from polydev.hosttool import backup, backup_scope, deadman, release_handover, restore, restore_job
 from polydev.hosttool.backup_manifest import read_backup, require_intact
 from polydev.hosttool.backup_scope import scope_from
 from polydev.hosttool.paths import require_id
@@ -52,7 +52,7 @@ def start_restore(call: Call) -> object:
 
 def hand_over(call: Call) -> object:
     release = require_id(call.arguments.release)
-    return handover.hand_over(call.paths, call.systemd, release, call.limits)
+    return release_handover.hand_over(call.paths, call.systemd, release, call.limits)
 
 
 def deadman_arm(call: Call) -> object:

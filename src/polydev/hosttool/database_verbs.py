@@ -26,8 +26,8 @@ from polydev.hosttool.controller_program import (
 from polydev.hosttool.database_dump import COPY_ERROR, DUMP_NAME, exchange_folder
 from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Handover
 from polydev.hosttool.paths import require_id
+from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET
 from polydev.hosttool.verb import LIMITS, Call, HostVerb, argument, required
 from polydev.hosttool.verb_lock import lock_host

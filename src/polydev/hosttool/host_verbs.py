@@ -7,8 +7,8 @@ from polydev.hosttool import (
     apt_locks,
     disk_reserve,
     health_gate,
-    inspection,
     permissions,
+    plan_facts,
     polkit,
     setting_conflicts,
     slots,
@@ -39,7 +39,7 @@ def reserve_keep(call: Call) -> object:
 
 
 def look_at_host(call: Call) -> object:
-    return inspection.inspect_host(call, call.document())
+    return plan_facts.inspect_host(call, call.document())
 
 
 def apt_locked(call: Call) -> object:

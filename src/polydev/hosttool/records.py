@@ -1,6 +1,6 @@
 """Records of deployments, one file each; a rollback needs a record that succeeded.
 
-The host numbers a record when it is first written; see `sequence_numbers`.
+The host numbers a record when it is first written; see `deployment_counter`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 from polydev.durable import make_folder, read_json, write_json
 from polydev.host_layout import DEPLOYMENT_ID
 from polydev.hosttool import deployment_slice
+from polydev.hosttool.deployment_counter import next_number, number_of, order
 from polydev.hosttool.disk_reserve import use_reserve
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
-from polydev.hosttool.sequence_numbers import next_number, number_of, order
 from polydev.hosttool.verb import ID, Call, HostVerb
 
 STATUSES = ("running", "succeeded", "failed", "rolled-back", "rollback-failed", "interrupted")

@@ -9,8 +9,8 @@ from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import restore_dump
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_entries import PathEntry, entry_of, is_below
-from polydev.hosttool.handover import Handover
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.restore_files import PendingChanges
 from polydev.hosttool.sqlite_database import (
     content_sha256,

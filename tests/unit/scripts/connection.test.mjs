@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { PAUSES_SECONDS } from "../../../src/polydev/controller/web/static/pauses.js";
+import { PAUSES_SECONDS } from "../../../src/polydev/controller/web/static/retry_pauses.js";
 import { IDLE, STABLE_MILLISECONDS, next, words } from "../../../src/polydev/controller/web/static/session/connection.js";
 
 const START = 1_000_000;

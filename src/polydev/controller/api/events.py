@@ -13,10 +13,10 @@ from fastapi.responses import StreamingResponse
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.pagination import MAX_ID
 from polydev.controller.api.sessions import SessionId, session_for
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.token_watch import AccessEnd
 from polydev.controller.model import Caller, SessionNews
-from polydev.controller.services import Services
 from polydev.controller.states import SESSION_ENDS
 
 MEDIA_TYPE = "text/event-stream"

@@ -9,11 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import polydev
 from polydev.controller.api.error_responses import error_responses
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, AskingOperator
 from polydev.controller.health import HealthReport
 from polydev.controller.migrations import HEAD
 from polydev.controller.paths import HEALTH_PATH
-from polydev.controller.services import Services
 
 HEALTHY = {
     "status": "healthy",

@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.pagination import BEFORE, page_of
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.host.images import (
     DIGEST,
     StoredImage,
@@ -24,7 +25,6 @@ from polydev.controller.host.images import (
     stored_images,
 )
 from polydev.controller.machines.host_templates import templates_of
-from polydev.controller.services import Services
 from polydev.errors import ImageNotFound
 from polydev.image_diff import ImageDiff, diff
 from polydev.image_record import ImageRecord, Verification

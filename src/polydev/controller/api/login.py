@@ -13,10 +13,10 @@ from polydev.controller.api.request_bodies import SecretBody
 from polydev.controller.api.session_answers import SessionAnswer
 from polydev.controller.api.sessions import SessionId, answer_of, live_vm_of, session_for
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.machines.agent_answers import AgentLogin
 from polydev.controller.model import Session, Vm
-from polydev.controller.services import Services
 from polydev.errors import LoginFailed, LoginRefused, SessionError
 
 PREFIX = "/api/auth"

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocket
 
 from polydev.controller.api.sessions import session_for, uuid_of
+from polydev.controller.app_services import Services
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.auth.token_watch import AccessEnd
@@ -42,7 +43,6 @@ from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.metrics import RelayMetrics
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
-from polydev.controller.services import Services
 from polydev.errors import NotAllowed, NotAuthenticated, VmError
 from polydev.host_layout import VNC_PORT
 

@@ -9,9 +9,9 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.pool import pool_state
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.vms import Vms
 

@@ -10,9 +10,9 @@ from pydantic import ConfigDict, Field
 
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.host.blocking_call import NoAnswer
 from polydev.controller.host.processes import By, Kind, why_unavailable
-from polydev.controller.services import Services
 
 MOST_PROCESSES = 100
 EXAMPLE: dict[str, Any] = {

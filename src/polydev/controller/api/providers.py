@@ -12,8 +12,8 @@ from pydantic import ConfigDict, StringConstraints
 
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
-from polydev.controller.services import Services
 from polydev.errors import CredentialsNotFound
 from polydev.providers import Provider, by_any_name
 

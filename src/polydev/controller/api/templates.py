@@ -10,8 +10,8 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
-from polydev.controller.services import Services
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import ImageError
 from polydev.vm.template_store import Template

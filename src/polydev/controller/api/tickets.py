@@ -17,11 +17,11 @@ from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.request_bodies import RequestBody
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.model import Caller
 from polydev.controller.paths import screen_path, viewer_page
-from polydev.controller.services import Services
 from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired
 
 # From the answer to the connection that uses it.

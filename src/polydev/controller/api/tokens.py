@@ -10,9 +10,9 @@ from fastapi import APIRouter
 
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, AskingAdmin
 from polydev.controller.model import Token
-from polydev.controller.services import Services
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -14,10 +14,10 @@ from polydev.controller.accounting import USUAL_DAYS, Use, day_of, first_day, to
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.session_answers import QuotaAnswer, quota_answer
 from polydev.controller.api_model import ApiModel
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking, AskingOperator
 from polydev.controller.model import Role, User, now
 from polydev.controller.quotas import QuotaState, month_of
-from polydev.controller.services import Services
 from polydev.controller.store.usage import Days
 
 MOST_DAYS = 400

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from polydev.controller.host.history import START_KINDS, Row, rows
 from polydev.controller.host.history_cache import LastDay
-from polydev.controller.machines.bridge import BRIDGE
+from polydev.controller.machines.bridge_status import BRIDGE
 
 Number = float | int | None
 PLAIN = (

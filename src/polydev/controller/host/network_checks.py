@@ -16,7 +16,7 @@ from polydev.controller.host import network_watch
 from polydev.controller.host.blocking_call import TIMEOUT_SECONDS, BlockingCall, NoAnswer
 from polydev.controller.host.network_watch import declared_check, read_report, unread_check
 from polydev.controller.host.status import NetworkCheck, NetworkHealth, worst
-from polydev.controller.machines.bridge import BRIDGE
+from polydev.controller.machines.bridge_status import BRIDGE
 
 ROUTES = Path("/proc/net/route")
 ROUTES_V6 = Path("/proc/net/ipv6_route")

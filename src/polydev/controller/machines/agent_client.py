@@ -15,7 +15,7 @@ from polydev.controller.machines.agent_answers import (
     read_answer,
     refusal_reason,
 )
-from polydev.controller.machines.bridge import bridge_problem
+from polydev.controller.machines.bridge_status import bridge_problem
 from polydev.controller.sealing import compact_json
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
 from polydev.host_layout import AGENT_PORT

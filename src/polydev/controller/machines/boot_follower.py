@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
-from polydev.controller.machines.decisions import (
+from polydev.controller.machines.driver_dependencies import Dependencies
+from polydev.controller.machines.hypervisor import SlotState
+from polydev.controller.machines.vm_decisions import (
     Answer,
     agent_problem,
     stage_by_agent,
     with_details,
     wrong_vm,
 )
-from polydev.controller.machines.dependencies import Dependencies
-from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.model import Vm
 from polydev.vm.boot_stages import Stage

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.boot_progress import ConsoleParser
-from polydev.controller.machines.decisions import agent_problem, with_details
 from polydev.controller.machines.host_templates import WantedTemplate, templates_of, wanted_template
+from polydev.controller.machines.vm_decisions import agent_problem, with_details
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.errors import Error, VmError

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 
-from polydev.controller.machines.bridge import bridge_problem
+from polydev.controller.machines.bridge_status import bridge_problem
 from polydev.controller.relay.close_reasons import (
     BRIDGE_DOWN,
     VM_GONE,

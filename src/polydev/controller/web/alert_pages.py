@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.model import Alert, now
-from polydev.controller.services import Services
 from polydev.controller.store.webhook_log import Delivery
+from polydev.controller.web.css_classes import LEVELS, delivery_level
 from polydev.controller.web.formatting import clock_text, duration_text, time_text
-from polydev.controller.web.levels import LEVELS, delivery_level
 from polydev.controller.web.pages import Pages
 
 HISTORY = timedelta(days=7)

@@ -11,13 +11,13 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import operator_of
 from polydev.controller.host.blocking_call import NoAnswer
 from polydev.controller.host.cached_call import CachedCall
 from polydev.controller.host.charts import chart_columns
 from polydev.controller.host.history_cache import LastDay
 from polydev.controller.host.processes import why_unavailable
-from polydev.controller.services import Services
 from polydev.controller.web.compressed_content import Content
 from polydev.controller.web.dashboard_rows import process_rows
 from polydev.controller.web.dashboard_view import view_of
@@ -67,7 +67,7 @@ class Dashboard:
 
     async def _make_live(self) -> Content:
         parts, processes = await asyncio.gather(self.parts(), self._processes())
-        page = self._pages.part("dashboard/live.html", parts={**parts, "processes": processes})
+        page = self._pages.part("dashboard/htmx_updates.html", parts={**parts, "processes": processes})
         return Content.of(page.encode(), "text/html; charset=utf-8", ZIP_LEVEL)
 
     async def _processes(self) -> Markup:

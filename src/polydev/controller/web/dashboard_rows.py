@@ -11,6 +11,7 @@ from polydev.controller.host.overview import HealthFinding
 from polydev.controller.host.processes import Process
 from polydev.controller.host.status import InterfaceStatus, NetworkCheck, Status
 from polydev.controller.model import Alert, Session
+from polydev.controller.web.css_classes import LEVELS, Level
 from polydev.controller.web.formatting import (
     NOTHING,
     duration_text,
@@ -19,7 +20,6 @@ from polydev.controller.web.formatting import (
     size_text,
     time_attribute,
 )
-from polydev.controller.web.levels import LEVELS, Level
 from polydev.controller.web.texts import text
 
 STARTING = ("vm_creating", "vm_starting")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from polydev.controller.host.host_state import HostState
 from polydev.controller.host.status import Status
 from polydev.controller.machines.pool import PoolState
+from polydev.controller.web.css_classes import LEVELS, Level
 from polydev.controller.web.dashboard_bars import Bar, bars_of, slots_bar
 from polydev.controller.web.dashboard_rows import (
     AlertRow,
@@ -22,7 +23,6 @@ from polydev.controller.web.dashboard_rows import (
     slot_ports,
 )
 from polydev.controller.web.formatting import NOTHING, duration_text
-from polydev.controller.web.levels import LEVELS, Level
 from polydev.controller.web.texts import text
 
 

@@ -14,10 +14,10 @@ from polydev.controller.api.deployments import (
     deployment_detail,
     deployment_list,
 )
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
-from polydev.controller.services import Services
+from polydev.controller.web.css_classes import deployment_level
 from polydev.controller.web.formatting import NOTHING, duration_text, time_text
-from polydev.controller.web.levels import deployment_level
 from polydev.controller.web.pages import Pages
 
 SHOWN = 30

@@ -16,9 +16,9 @@ from polydev.controller.api.images import (
     image_diff,
     image_list,
 )
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.host.images import DIGEST
-from polydev.controller.services import Services
 from polydev.controller.web.formatting import NOTHING, size_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.errors import ImageError

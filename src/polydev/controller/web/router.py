@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from polydev.controller.services import Services
+from polydev.controller.app_services import Services
 from polydev.controller.web import (
     alert_pages,
     dashboard,

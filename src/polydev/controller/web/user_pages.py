@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polydev.controller.accounting import USUAL_DAYS, first_day
+from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.model import now
 from polydev.controller.quotas import month_of
-from polydev.controller.services import Services
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS
 from polydev.controller.web.formatting import hours_text, time_text
 from polydev.controller.web.pages import Pages

@@ -11,8 +11,8 @@ from polydev.controller.accounting import DAY, USUAL_DAYS, Use, day_of, first_da
 from polydev.controller.model import Token, User
 from polydev.controller.quotas import NEAR, QuotaState
 from polydev.controller.store.usage import Days
+from polydev.controller.web.css_classes import Level
 from polydev.controller.web.formatting import hours_text, size_text, time_text
-from polydev.controller.web.levels import Level
 
 TokenState = Literal["valid", "expired", "revoked"]
 

@@ -10,8 +10,8 @@ from polydev.controller.host.sample import VmSample
 from polydev.controller.model import Session, User, Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store.session_starts import StartKind, start_kind
+from polydev.controller.web.css_classes import Level
 from polydev.controller.web.formatting import duration_text, percent_text, size_text
-from polydev.controller.web.levels import Level
 
 SHORT = 8
 

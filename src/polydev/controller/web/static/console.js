@@ -2,7 +2,7 @@
 
 import { problemOf, showProblem } from "./app.js";
 import { MOST_CHARACTERS, plain } from "./console_lines.js";
-import { pauseSeconds } from "./pauses.js";
+import { pauseSeconds } from "./retry_pauses.js";
 
 const MOST_LINES = 2000;
 const TAIL = 200;

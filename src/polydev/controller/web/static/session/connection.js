@@ -7,7 +7,7 @@
 // reason      the close reason, or ""
 // until       while waiting: when the next attempt begins, in ms since 1970
 
-import { PAUSES_SECONDS } from "../pauses.js";
+import { PAUSES_SECONDS } from "../retry_pauses.js";
 
 export const STABLE_MILLISECONDS = 10_000;
 

@@ -2,7 +2,7 @@
 // can send a key in a header.
 
 import { Problem, problemOf } from "../app.js";
-import { pauseSeconds } from "../pauses.js";
+import { pauseSeconds } from "../retry_pauses.js";
 import { EventReader } from "./event_reader.js";
 
 /**

@@ -67,7 +67,7 @@ export class LoginPanel {
   /** Update the countdown; called each second. */
   showCompletion() {
     const { session } = this.page;
-    const seconds = completesInSeconds(session, Date.now() + this.page.deadline.skew);
+    const seconds = completesInSeconds(session, Date.now() + this.page.heartbeat.skew);
     element("login-completes").hidden = seconds === null;
     if (seconds !== null) element("login-clock").textContent = clock(seconds);
   }

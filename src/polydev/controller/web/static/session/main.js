@@ -5,17 +5,17 @@ import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
 import { SESSION_OVER } from "./connection.js";
 import { Cover } from "./cover.js";
-import { Deadline } from "./deadline.js";
+import { Heartbeat } from "./heartbeat.js";
 import { Events } from "./events.js";
-import { openKey } from "./key.js";
+import { openKey } from "./page_key.js";
 import { watchKeys } from "./keyboard.js";
-import { Link } from "./link.js";
+import { Link } from "./reconnect.js";
 import { ToolLogin } from "./tool_login.js";
-import { pauseSeconds } from "../pauses.js";
+import { pauseSeconds } from "../retry_pauses.js";
 import { Screen } from "./screen.js";
 import { isComing, isLive } from "./progress.js";
 import { onWake } from "./wake.js";
-import { viewOf } from "./view.js";
+import { viewOf } from "./cover_view.js";
 
 const config = JSON.parse(document.getElementById("session-config").textContent);
 const t = textsOf("session-texts");
@@ -53,7 +53,7 @@ class Page {
       start: () => this.startAnother(),
     });
     this.login = new ToolLogin(this, t, config.tools);
-    this.deadline = new Deadline(this, t, config.limits);
+    this.heartbeat = new Heartbeat(this, t, config.limits);
     this.clipboard = this.clipboardWithPanel();
     watchKeys(this.screen, {
       onReleased: () => this.bar.takeKeyboard(),
@@ -177,7 +177,7 @@ class Page {
     this.events.end();
     this.link.end();
     this.login.end();
-    this.deadline.end();
+    this.heartbeat.end();
   }
 
   /** Reconnect after sleep or a network outage, which close connections. */
@@ -200,7 +200,7 @@ class Page {
     const view = viewOf({ ...this, connection: this.link.state }, Date.now());
     this.cover.show(view);
     this.bar.show(view);
-    this.deadline.show(view);
+    this.heartbeat.show(view);
     this.login.panel.showCompletion();
   }
 }

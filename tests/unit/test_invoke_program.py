@@ -9,7 +9,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from polydev.program import Verbs
+from polydev.invoke_program import Verbs
 
 
 @task(positional=["vm"])

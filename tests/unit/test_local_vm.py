@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev import local
+from polydev import local_vm
 from polydev.errors import VmError, VmTimeout
 from polydev.image.store import ImageStore
 from polydev.settings import Settings
@@ -58,7 +58,7 @@ def test_running_vm_is_kept(
         store=tmp_path / "store", cache=tmp_path / "cache", state=tmp_path / "state"
     )
     (settings.state / "local").mkdir(parents=True)
-    vm = local.LocalVm(vm_id="local", image_digest=DIGEST, pid=1, config=CONFIG)
+    vm = local_vm.LocalVm(vm_id="local", image_digest=DIGEST, pid=1, config=CONFIG)
     (settings.state / "local/vm.json").write_text(vm.model_dump_json())
     left, now = iter(answers), 0.0
 
@@ -77,13 +77,13 @@ def test_running_vm_is_kept(
     def stop(machine: Machine) -> None:
         raise Replaced
 
-    monkeypatch.setattr(local, "agent_health", ask)
+    monkeypatch.setattr(local_vm, "agent_health", ask)
     monkeypatch.setattr(Machine, "alive", lambda machine: True)
     monkeypatch.setattr(Machine, "cpu_sample", sample)
     monkeypatch.setattr(Machine, "stop", stop)
     store = ImageStore(settings.store)
     if keeps:
-        assert local.bring_up(DIGEST, settings, store, lambda stage: None) == (vm, False)
+        assert local_vm.bring_up(DIGEST, settings, store, lambda stage: None) == (vm, False)
     else:
         with pytest.raises(Replaced):
-            local.bring_up(DIGEST, settings, store, lambda stage: None)
+            local_vm.bring_up(DIGEST, settings, store, lambda stage: None)

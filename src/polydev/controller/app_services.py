@@ -26,7 +26,7 @@ from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.console_stream import Consoles
-from polydev.controller.machines.driver import Driver
+from polydev.controller.machines.driver_loop import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics
@@ -34,7 +34,7 @@ from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
 from polydev.controller.relay.viewers import Viewers
-from polydev.controller.release import release_id
+from polydev.controller.release_id import release_id
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts

@@ -7,7 +7,7 @@ const MOST_BEAT_SECONDS = 60;
 // A hidden warning is shown again then.
 const LAST_SECONDS = 60;
 
-export class Deadline {
+export class Heartbeat {
   constructor(page, t, limits) {
     this.page = page;
     this.t = t;

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.describe import described_hosts
 from polydev.deploys.host_data import check_host_data
+from polydev.deploys.inventory_hosts import described_hosts
 from polydev.errors import ConfigError
 from polydev.run import run
 
@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_pyinfra_is_not_started() -> None:
     program = (
-        "import sys; from pathlib import Path; from polydev.deploys import __main__, describe; "
-        "describe.described_hosts(Path('inventory/production.example.py')); "
+        "import sys; from pathlib import Path; "
+        "from polydev.deploys import __main__, inventory_hosts; "
+        "inventory_hosts.described_hosts(Path('inventory/production.example.py')); "
         "print([each for each in sys.modules if each.startswith(('pyinfra', 'gevent'))])"
     )
     assert run([sys.executable, "-c", program], cwd=ROOT).stdout.strip() == "[]"

@@ -13,12 +13,12 @@ import os
 
 from polydev.agent.browser import show
 from polydev.agent.login_flow import LoginFlow
-from polydev.agent.login_process import CHUNK_BYTES, LoginProcess
 from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state, state_text
 from polydev.agent.login_terminal import Window
 from polydev.agent.providers import GuestProvider, provider_of, tool_environment
 from polydev.agent.settings import AgentSettings, settings_from_arguments
 from polydev.agent.systemd import notify
+from polydev.agent.tool_process import CHUNK_BYTES, LoginProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from polydev.controller.machines.boot_queue import (
     memory_shortage,
 )
 from polydev.controller.machines.cleanup import Cleanup, SlotLocks
-from polydev.controller.machines.dependencies import Dependencies
+from polydev.controller.machines.driver_dependencies import Dependencies
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.hypervisor_timeouts import HypervisorWithTimeouts
 from polydev.controller.machines.intervals import Intervals

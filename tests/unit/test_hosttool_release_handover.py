@@ -7,7 +7,7 @@ import os
 import pytest
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.handover import Handover, failing_line
+from polydev.hosttool.release_handover import Handover, failing_line
 from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from tests.unit.hosttool_host import NEW, OLD, Host

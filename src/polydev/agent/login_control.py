@@ -1,8 +1,8 @@
 """The agent's side of logins: have systemd start a tool's login, and report how far it is.
 
 It is imported with the first request about a login. The login runs in the unit
-polydev-login@PROVIDER.service, whose program is `login_run`. The agent reads the state that this
-program writes, and writes codes into the FIFO that it reads.
+polydev-login@PROVIDER.service, whose program is `login_program`. The agent reads the state that
+this program writes, and writes codes into the FIFO that it reads.
 """
 
 from __future__ import annotations
