@@ -129,8 +129,8 @@ class Fault:
 
 FAULTS = (
     Fault("controller-exits", controller_that_exits, ("handover", "the new release has a bug")),
-    Fault("controller-answers-503", controller_that_answers_503, ("handover", "not healthy")),
-    Fault("controller-falls-ill", controller_that_falls_ill, ("not as it should be", "503")),
+    Fault("controller-answers-503", controller_that_answers_503, ("handover", "unhealthy")),
+    Fault("controller-falls-ill", controller_that_falls_ill, ("failed the health gate", "503")),
     Fault("socket-cannot-listen", socket_that_cannot_listen, ("master-controller.socket",)),
     Fault("operation-fails", failing_operation, (SLOW_UNIT, "bad option at line")),
     Fault("migration-fails", failing_migration, ("migrat", "half of the migration is done")),

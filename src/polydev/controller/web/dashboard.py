@@ -67,7 +67,8 @@ class Dashboard:
 
     async def _make_live(self) -> Content:
         parts, processes = await asyncio.gather(self.parts(), self._processes())
-        page = self._pages.part("dashboard/htmx_updates.html", parts={**parts, "processes": processes})
+        parts = {**parts, "processes": processes}
+        page = self._pages.part("dashboard/htmx_updates.html", parts=parts)
         return Content.of(page.encode(), "text/html; charset=utf-8", ZIP_LEVEL)
 
     async def _processes(self) -> Markup:
