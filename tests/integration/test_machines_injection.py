@@ -194,7 +194,7 @@ def test_what_its_owner_stored_meanwhile_stays(tmp_path: Path) -> None:
     ("kind", "words", "stale"),
     [
         (FinickyVm, "token expired", True),
-        (OldImageVm, "takes no credentials", False),
+        (OldImageVm, "does not accept credentials", False),
         (UpsetVm, "credentials cannot be reached", None),
     ],
 )
