@@ -1,4 +1,4 @@
-"""pyinfra's entry: pyinfra inventory/lab.py deploy.py"""
+"""The deployment that pyinfra runs: pyinfra inventory/lab.py deploy.py"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lab that ./inv lab.up starts; POLYDEV_LAB names another one than `dev`."""
+"""Inventory of the lab that ./inv lab.up starts: `dev`, or the one that POLYDEV_LAB names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every host unless its own inventory says otherwise."""
+"""Values of every host, unless its own inventory has others."""
 
 from __future__ import annotations
 

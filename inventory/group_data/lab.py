@@ -1,4 +1,4 @@
-"""A lab is small, and tests ask it for more, and more often, than a user may."""
+"""Values of labs: small hosts with high rate limits, since tests send many requests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _lab = find(os.environ.get("POLYDEV_LAB", "dev"), Settings.from_environment())
 slots = 8
 journal_max_mib = 64
 deadman_seconds = 20
-# The lab is this machine's alone, and reached from here without a proxy.
+# Only this machine reaches the lab, without a proxy.
 controller_listen = "0.0.0.0:4000"
-# Made once for each lab, and gone with it.
+# Each lab has its own key, which is removed with the lab.
 secrets = {FILE: str(ensure_key(_lab.folder))} if _lab else {}
-del _lab  # what is left is data
+del _lab  # pyinfra takes all that is left as data
 controller: dict[str, Any] = {
     "rate": {
         "requests_per_second": 1000,

@@ -287,5 +287,5 @@ def test_a_checkout_that_cannot_be_set_up_says_who_can(tree: Tree) -> None:
     refused = tree.start("check")
     assert (refused.status, refused.stdout) == (1, "")
     said = refused.stderr.splitlines()
-    assert said[-2] == f"inv: cannot set things up in {tree.root}"
+    assert said[-2] == f"inv: cannot write to {tree.root}/.inv"
     assert said[-1].startswith("inv: next: ")
