@@ -1,4 +1,4 @@
-"""Work done in a process of another user, as on a host, where a VM and the controller are two."""
+"""Run a function in a process of another user, as a VM and the controller are on a host."""
 
 from __future__ import annotations
 

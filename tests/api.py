@@ -1,4 +1,4 @@
-"""The API asked over ASGI, without a server, by callers of every kind."""
+"""An API client over ASGI, without a server, for callers of every role."""
 
 from __future__ import annotations
 

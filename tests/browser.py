@@ -1,4 +1,4 @@
-"""One Chromium, in one event loop, for all tests of pages in a process: its start takes a second.
+"""One Chromium, in one event loop, for all tests of pages in a process: a start takes a second.
 
 @in_browser
 async def test_of_a_page() -> None:

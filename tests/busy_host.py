@@ -1,4 +1,4 @@
-"""A host with people on it, for the operators' pages: users, sessions in every state, use, quotas.
+"""A host in use, for the operators' pages: users, sessions in every state, usage, quotas.
 
 Names and texts that a user or a guest chooses have markup in them where a test wants that.
 """

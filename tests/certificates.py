@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of their own, and a server's certificate by it."""
+"""Certificates for tests: an authority, and server certificates that it signs."""
 
 from __future__ import annotations
 

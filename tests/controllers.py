@@ -1,4 +1,4 @@
-"""A controller that really serves, on a host of fake VMs, with a user and an operator who ask."""
+"""A real controller process on a host of fake VMs, with a user and an operator."""
 
 from __future__ import annotations
 

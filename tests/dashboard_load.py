@@ -1,4 +1,4 @@
-"""So many dashboards that are open at once, each asking as the page does.
+"""A load of many open dashboards, with the requests that the page sends.
 
     .venv/bin/python -m tests.dashboard_load PID URL TOKEN [CLIENTS [SECONDS]]
 

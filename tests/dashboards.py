@@ -1,4 +1,4 @@
-"""The host's page as a person sees it: a controller with a day of samples, and real Chromium."""
+"""The host's page in a real Chromium, on a controller with a day of samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Databases for tests: a real PostgreSQL server of their own, and files of SQLite.
+"""Databases for tests: a real PostgreSQL server for the run, and SQLite files.
 
 A test module that wants them says `pytest_plugins = ["tests.databases"]`; `tests.stores` has what
 it opens them with. The server listens on a socket in its own folder only, is started by the first

@@ -1,4 +1,4 @@
-"""What a power cut would keep: the order in which files are synced and get their names."""
+"""Check the order in which files are synced and renamed: what survives a power cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recorder of what is brought to the disk, in which order: what a power cut may undo.
+"""A recorder of the order in which changes reach the disk: what a power cut may undo.
 
 Names that are given by a rename must stand for what is on the disk already, and the folder that
 has the name must be brought to the disk afterwards, as it must be for links and after removals. So

@@ -1,4 +1,4 @@
-"""A driver with a host of fake VMs under it, at a pace that needs no patience."""
+"""A driver on a host of fake VMs, with short intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller as a process of its own, on fake VMs: `python -m tests.fake_service FOLDER`.
+"""The controller as a separate process, on fake VMs: `python -m tests.fake_service FOLDER`.
 
 It prints one line of JSON with its port and the users' tokens, and serves until its standard input
 is closed. Everything but the hypervisor is the real thing, so its memory and its descriptors are

@@ -1,4 +1,4 @@
-"""VMs without a machine: their console is a file, their ports are real sockets on loopback.
+"""Fake VMs: their console is a file, their ports are real sockets on loopback.
 
 Each kind is named by how it fails. A VM boots as far as its `boot` goes and then further only
 by `reach`, so that a test, and not time, says how fast it is.

@@ -1,4 +1,4 @@
-"""A guest's screen, as a page in a web browser shows it on a canvas."""
+"""Read a guest's screen from the canvas of a page in a web browser."""
 
 from __future__ import annotations
 

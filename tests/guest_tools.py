@@ -1,4 +1,4 @@
-"""Providers as a guest has them, for tests of what runs in there: files of the same shape."""
+"""Provider files as in a guest, for tests of programs that run there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lab that is deployed to, for all tests that need one: it is made once, and changed in turn."""
+"""The deployed lab that tests share: made once, and changed by one test at a time."""
 
 from __future__ import annotations
 

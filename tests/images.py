@@ -1,4 +1,4 @@
-"""Images of a few bytes that nobody boots, and records by which an image counts as verified."""
+"""Images of a few bytes that are never booted, with records that count as verified."""
 
 from __future__ import annotations
 

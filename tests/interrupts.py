@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run of tests, whatever the test does that it comes to. A plugin of pytest."""
+"""A pytest plugin: Ctrl-C ends the run, whatever the present test does with it."""
 
 from __future__ import annotations
 

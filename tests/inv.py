@@ -1,4 +1,4 @@
-"""./inv as users run it: a real process, with a store and a state of the test's own."""
+"""Run ./inv as users do: a real process, with its own store and state."""
 
 from __future__ import annotations
 

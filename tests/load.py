@@ -1,4 +1,4 @@
-"""A steady load of requests, half on connections that stay open, and what became of each."""
+"""A steady load of requests, half on kept connections, with a count of the results."""
 
 from __future__ import annotations
 

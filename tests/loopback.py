@@ -1,4 +1,4 @@
-"""A web server on loopback for the tests of clients, which answers as a test says."""
+"""A web server on loopback, for tests of clients; the test chooses its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators' verbs, as somebody calls them who names a host by its inventory."""
+"""Call operators' verbs with the inventory of a host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages: who may see which, and browsers that are signed in, without a browser."""
+"""Pages without a browser: requests of signed-in browsers, and who may see which page."""
 
 from __future__ import annotations
 

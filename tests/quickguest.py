@@ -1,4 +1,4 @@
-"""What runs in a quick VM: its initrd, file by file, and its kernel's command line. Pure.
+"""The contents of a quick VM: its initrd, file by file, and its kernel command line. Pure.
 
 The initrd stays the root. Its init is a script for busybox, whose `nc` starts a script for
 each connection; all they know, they have from the kernel's command line.

@@ -1,4 +1,4 @@
-"""The quickest image that really boots, for tests that start VMs by the hundred.
+"""The fastest image that really boots, for tests that start hundreds of VMs.
 
 It is the golden image's kernel with an initrd of busybox, which stays the root: it brings up
 the VM contract's address, says on the console how far it is in the words of the golden image

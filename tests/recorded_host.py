@@ -1,4 +1,4 @@
-"""A host with images, deployments, alerts and webhooks on record, for the pages of these.
+"""A host with records of images, deployments, alerts and webhooks, for the pages of these.
 
 Texts that a build, an operator or a guest chooses have markup in them.
 """

@@ -1,4 +1,4 @@
-"""Sessions with screens: the whole application on a real port, and VMs that a test speaks for."""
+"""Sessions with screens: the whole application on a real port, with VMs that a test controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deployed host's sessions as its users and operators have them: over HTTP, with tokens."""
+"""Sessions of a deployed host as users and operators use them: over HTTP, with tokens."""
 
 from __future__ import annotations
 

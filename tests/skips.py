@@ -1,4 +1,4 @@
-"""In CI a skipped test is a failed one: nobody reads there what was not looked at."""
+"""A pytest plugin: in CI a skipped test fails, since nobody would notice it there."""
 
 from __future__ import annotations
 

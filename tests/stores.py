@@ -1,4 +1,4 @@
-"""The store of a database, as tests use it: every repository, on a clock that they move."""
+"""The store of a database for tests: every repository, with a clock that the test moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs of ./inv as its parser sees them. Asked once: Invoke takes the help out as it reads."""
+"""The verbs of ./inv as its parser has them; read once, since Invoke returns the help only once."""
 
 from __future__ import annotations
 

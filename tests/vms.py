@@ -1,4 +1,4 @@
-"""A host of VMs without a machine under it: settings, an image store, and a hypervisor.
+"""A host of fake VMs: settings, an image store, and a hypervisor.
 
     async with fake_hosts(tmp_path) as host:
         settings = Settings(**host.settings_values)

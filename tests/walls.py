@@ -1,4 +1,4 @@
-"""Processes with the properties of a unit, without being it: what such a one may do is tried."""
+"""Run a program with the properties of a unit, to try what the unit may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages in a real Chromium: a browser, its users' pages, and what a person would see in them.
+"""Pages in a real Chromium: a browser, its users' pages, and what is visible on them.
 
     async with sites(tmp_path, packed_assets) as site, page_of(site.browser) as page:
         session = await site.session()

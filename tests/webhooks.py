@@ -1,4 +1,4 @@
-"""What tests of webhooks share: a store, what is written in it, and endpoints' words."""
+"""Shared parts of the tests of webhooks: a store, its contents, and endpoints."""
 
 from __future__ import annotations
 

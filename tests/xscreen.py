@@ -1,4 +1,4 @@
-"""A real screen for a VM that a test speaks for: TigerVNC's X server, as in the golden image.
+"""A real screen for a fake VM: TigerVNC's X server, as in the golden image.
 
 async with x_screens(folder) as screen:
     session = await made.session(screen)

@@ -1,4 +1,4 @@
-"""How long a VM takes until its three ports answer, seen from outside."""
+"""Measure how long a VM takes until its three ports answer."""
 
 from __future__ import annotations
 

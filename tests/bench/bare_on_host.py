@@ -1,4 +1,4 @@
-"""A bare resume, which sessions' starts are measured against: QEMU alone, and no controller.
+"""Measure a bare resume, for comparison with session starts: QEMU alone, without a controller.
 
 It runs on a host as root, in a network of its own. Each line on stdin is one thing to do:
 

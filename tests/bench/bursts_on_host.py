@@ -1,4 +1,4 @@
-"""Many sessions that start at once: how late the last one is, and what they cost while they run.
+"""Measure many sessions that start at once: the last start, and the cost while they run.
 
 `./inv bench.burst` sends it to a host, whose controller's Python runs it as root:
 

@@ -1,4 +1,4 @@
-"""Costs of clones on a host that has nothing else to do: memory of their own, and CPU.
+"""Measure clones on an idle host: their own memory, and their CPU time.
 
 `./inv bench.clones` sends it to a host, whose controller's Python runs it as root:
 

@@ -1,4 +1,4 @@
-"""Ratios within one run, never a bound on seconds; images and trees made once for all of them.
+"""Shared parts of benches: ratios within one run instead of seconds, and images made once.
 
 The plain image takes one processor two minutes. It is made beside the benches that take turns or
 count CPU time, which need no more than the other one; all others begin when it is there.

@@ -1,4 +1,4 @@
-"""What the golden image is measured against: the same things, made and left as Debian does it.
+"""Plain equivalents to compare the golden image with: the same parts, as Debian makes them.
 
 One mmdebstrap run with Debian's own kernel and initramfs, beside it the same npm packages, one
 mkfs with its defaults; nothing excluded, masked, disabled or trimmed. noVNC and websockify, which

@@ -1,4 +1,4 @@
-"""Screens without a VM: a process that replays what a VNC server says, and a client that listens.
+"""Screens without a VM: a process that replays a VNC server's data, and a client that reads it.
 
 python -m tests.bench.rfb FD...     listening sockets, as descriptors
 """

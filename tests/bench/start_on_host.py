@@ -1,4 +1,4 @@
-"""How long it takes until a session's screen answers, beside a bare resume of the same template.
+"""Measure the time until a session's screen answers, and a bare resume of the same template.
 
 `./inv bench.start` sends it to a host, whose controller's Python runs it as root:
 

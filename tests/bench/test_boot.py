@@ -1,4 +1,4 @@
-"""The tuned image's boot against an untuned one's, and golden.verify against a bare boot.
+"""Bench: boot of the tuned image against an untuned one, and golden.verify against a bare boot.
 
 All three run under the same accelerator, with the same QEMU arguments but for kernel, initrd
 and kernel command line.

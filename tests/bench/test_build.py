@@ -1,4 +1,4 @@
-"""golden.build: against a plain build of the same things, and against itself."""
+"""Bench: golden.build against a plain build of the same things, and against itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A day of charts is drawn nearly as quickly as an hour: the CPU time of the page's scripts."""
+"""Bench: charts of a day against charts of an hour, by the CPU time of the page's scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""./inv deploy: a host as it should be against one from nothing, a new agent against an image."""
+"""Bench: ./inv deploy to a current host against a new one, a new agent against a new image."""
 
 from __future__ import annotations
 

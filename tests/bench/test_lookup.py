@@ -1,4 +1,4 @@
-"""A session is found as quickly among 100,000 as among 100, on both databases.
+"""Bench: finding a session among 100,000 against finding one among 100, on both databases.
 
 So is what the controller asks all the time. Few and many lie in databases of their own, on one
 server, and are asked in turns.

@@ -1,4 +1,4 @@
-"""The relay against Debian's websockify: the same screens, the same client, in one run."""
+"""Bench: the relay against Debian's websockify, with the same screens and client, in one run."""
 
 from __future__ import annotations
 

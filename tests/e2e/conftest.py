@@ -1,4 +1,4 @@
-"""./inv for the tests of one file, and their web browser."""
+"""Shared fixtures: ./inv for the tests of one file, and a web browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job, as a user does it: ./inv up, the desktop in a web browser, the VM's end.
+"""The main job of a user: ./inv up, the desktop in a web browser, the end of the VM.
 
 The browser is a real Chromium; all that it knows of the guest is the picture in noVNC's canvas
 and the keys and clicks that go into it. POLYDEV_E2E_SCREENSHOT names a file for a screenshot.

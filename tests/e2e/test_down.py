@@ -1,4 +1,4 @@
-"""The end of the main job: ./inv down, after all tests that look at what ./inv up left running."""
+"""The end of the main job: ./inv down, after all tests that use what ./inv up started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A login from its beginning to its end, as a person does it who sees the page and the VM's screen.
+"""A whole login, as a user does it with the page and the VM's screen.
 
 The provider is a real one, beside the lab. The tool is the tests' own, in a golden image of its
 own. What the VM asks of the provider goes through the walls of a deployed host.

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: real processes of ./inv, each ending with one clear message."""
+"""Errors of verbs: real processes of ./inv, each ending with one clear message."""
 
 from __future__ import annotations
 

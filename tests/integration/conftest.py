@@ -1,4 +1,4 @@
-"""What tests with real processes share: an ssh to this machine; that they leave nothing behind."""
+"""Shared fixtures: an ssh to this machine, and a check that tests leave nothing behind."""
 
 from __future__ import annotations
 

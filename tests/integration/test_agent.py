@@ -1,4 +1,4 @@
-"""The agent as a real process, in front of a desktop whose parts are fakes on loopback sockets.
+"""The agent as a real process, with a fake desktop on loopback sockets.
 
 Waiting is done on what the agent itself says: its READY=1 on a notify socket, its lines on a
 console that is a FIFO, its replies. The times that appear only end a test that hangs.

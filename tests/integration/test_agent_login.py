@@ -1,4 +1,4 @@
-"""The runner of a login as a process, with tools that are small scripts and a browser's socket."""
+"""The login runner as a process, with small scripts as tools and a fake browser's socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions by the API of a controller that really serves, on VMs that only look like some."""
+"""Sessions over the API of a real controller process, on fake VMs."""
 
 from __future__ import annotations
 

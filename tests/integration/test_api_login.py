@@ -1,4 +1,4 @@
-"""Logins by the API of a controller that really serves: codes, receipts, sealed and stored ones."""
+"""Logins over the API of a real controller process: codes, receipts, sealed and stored ones."""
 
 from __future__ import annotations
 

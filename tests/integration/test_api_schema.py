@@ -1,4 +1,4 @@
-"""The API against its own description: made-up requests to a server that really serves."""
+"""The API against its own schema: generated requests to a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest without a test console, looked at: by its agent's answer and its console's text alone."""
+"""Boot of a guest without a test console, seen by its agent's answer and its console alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building for real: nothing twice, nothing half, the same bytes however it went.
+"""Real builds: no work twice, no partial results, the same bytes every time.
 
 What is expensive is made once: the `image` fixture has the browser VM's image, and builds that
 are disturbed take its lowest layers from the shared cache. A child builds; an audit hook in it

@@ -1,4 +1,4 @@
-"""What a recipe names stays in the image: layers are really made, on a base full of links.
+"""A recipe changes nothing outside of the image: real layers, on a base full of links.
 
 The base is a busybox tree whose links lead, by their absolute paths, to a folder of the build
 machine that every test looks at afterwards. Each way of a recipe to write or remove is tried.

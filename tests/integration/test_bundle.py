@@ -1,4 +1,4 @@
-"""Bundles made for real, and a release installed from one as on a host: without any index."""
+"""Real release bundles, and a release installed from one as on a host: without a package index."""
 
 from __future__ import annotations
 

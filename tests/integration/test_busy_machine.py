@@ -1,4 +1,4 @@
-"""On a busy machine a VM is slow, which is not taken for a fault of its image.
+"""On a busy machine a VM is slow, which is not blamed on its image.
 
 Real VMs with the smallest guest: all threads of QEMU share one CPU with processes that never
 rest, so the VM gets a known part of it at most.

@@ -1,4 +1,4 @@
-"""The API's client against a web server: what it asks, and what it says when that fails."""
+"""The API's client against a web server: its requests, and its messages when they fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host's controller over SSH, through an ssh of the test's own: copies of its database."""
+"""A host's controller over a fake ssh: copies of its database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a login's URL: what is asked, what is said on the way, when it ends."""
+"""Waiting for a login's URL: requests, progress messages, and the end."""
 
 from __future__ import annotations
 

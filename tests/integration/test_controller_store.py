@@ -1,4 +1,4 @@
-"""What the store keeps, on real SQLite and PostgreSQL."""
+"""The store on real SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

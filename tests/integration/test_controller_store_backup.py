@@ -1,4 +1,4 @@
-"""Copies of both databases: whole, of one moment, and put back whole or not at all."""
+"""Copies of both databases: complete, consistent, and restored completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several at once on one database, over connections of their own, as processes have them."""
+"""Concurrent changes of one database, over separate connections as processes have them."""
 
 from __future__ import annotations
 

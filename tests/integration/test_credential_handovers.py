@@ -1,4 +1,4 @@
-"""Credentials of logins on both databases: one value a session, one holder, a log of all of it."""
+"""Handovers of credentials on both databases: one per session, one holder, all of it logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key of credentials on a real host: a lab's own, kept over changes, and rotated over SSH."""
+"""The credentials key on a real host: kept over deployments, and rotated over SSH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored credentials on both databases: sealed wherever they lie, whole whoever writes at once."""
+"""Stored credentials on both databases: always sealed, and complete under concurrent writes."""
 
 from __future__ import annotations
 

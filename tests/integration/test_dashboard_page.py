@@ -1,4 +1,4 @@
-"""The host's page in Chromium: colours, live figures, charts, exports, an absent controller."""
+"""The host's page in Chromium: colours, live figures, charts, exports, a missing controller."""
 
 from __future__ import annotations
 

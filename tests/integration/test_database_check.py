@@ -1,4 +1,4 @@
-"""What is wrong with a PostgreSQL is told before anything depends on it, and what to do."""
+"""Problems of a PostgreSQL server are reported before anything depends on it, with a hint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host deployed from nothing: as declared, stays so, says where it does not, is mended."""
+"""Deployment of a new host: as declared, without drift, and repaired where it was changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands for a host, through an ssh of the test's own: what it is asked runs on this machine."""
+"""Commands for a host over a fake ssh, which runs them on this machine."""
 
 from __future__ import annotations
 

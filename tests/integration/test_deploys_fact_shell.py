@@ -1,4 +1,4 @@
-"""The shell that stays open for a plan's questions, as a real one."""
+"""The shell that stays open for the facts of a plan, as a real process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor: the probe as a host runs it, a lab that is well, and one that is not."""
+"""The doctor: its probe as a host runs it, on a healthy lab and on one with problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faulty images are refused: in time, with the cause named, and the golden link stays.
+"""Faulty images are refused in time, with the cause, and the golden link does not change.
 
 Each fault is a recipe in tests/faults, a variant of sound.yaml there: the browser VM with
 stand-ins for its providers, so that nothing but the fault is wrong with it. Faults that have

@@ -1,4 +1,4 @@
-"""Releases made of real wheels: by pip, or with packages copied from another release."""
+"""Releases of real wheels: installed by pip, or with packages copied from another release."""
 
 from __future__ import annotations
 

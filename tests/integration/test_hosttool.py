@@ -1,4 +1,4 @@
-"""The packed host tool under the system's Python, with real processes that die at it."""
+"""The packed host tool under the system's Python, with real processes that are killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""./inv in a tree of its own: real bash, but apt, dpkg, Python and pip are fakes that log calls.
+"""./inv in a temporary checkout: real bash, but apt, dpkg, Python and pip are fakes that log calls.
 
 Nothing here reaches a network or this machine's packages.
 """

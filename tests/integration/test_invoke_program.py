@@ -1,4 +1,4 @@
-"""The process of ./inv at Ctrl-C: while it loads, and once its verb runs."""
+"""Ctrl-C in the process of ./inv: while it loads, and while its verb runs."""
 
 from __future__ import annotations
 

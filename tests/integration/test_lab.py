@@ -1,4 +1,4 @@
-"""Labs for real: booted, logged in to, started anew, killed, interrupted, ended."""
+"""Real labs: booted, logged in to, restarted, killed, interrupted, ended."""
 
 from __future__ import annotations
 

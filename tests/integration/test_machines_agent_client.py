@@ -1,4 +1,4 @@
-"""Asking agents that are not there, or are not what they should be."""
+"""Requests to agents that do not answer, or answer wrongly."""
 
 from __future__ import annotations
 

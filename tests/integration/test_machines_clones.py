@@ -1,4 +1,4 @@
-"""VMs that are resumed from a template under the driver, and those that boot instead."""
+"""VMs that the driver resumes from a template, and those that boot instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-ins that other tests rely on: they are what they say."""
+"""The fakes that other tests rely on behave as described."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A VM's life under the driver, from its start to its release, and each way to fail in it."""
+"""A VM's lifecycle under the driver, from its start to its release, and each way to fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logins of fake VMs' tools, from the first question to the end of their sessions."""
+"""Logins of fake VMs' tools, from the first request to the end of their sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VMs that nobody uses are paused, and run on as soon as somebody needs them."""
+"""Unused VMs are paused, and resumed as soon as somebody needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool under the driver: filled, taken from, mended, by whoever leads."""
+"""The pool under the driver: filled, used, repaired, by whichever process leads."""
 
 from __future__ import annotations
 

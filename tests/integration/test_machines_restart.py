@@ -1,4 +1,4 @@
-"""A driver ended anywhere: whoever drives next goes on, and nothing is left over or lost."""
+"""A driver that ends at any point: the next one continues, and nothing is left over or lost."""
 
 from __future__ import annotations
 

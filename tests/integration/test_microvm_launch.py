@@ -1,4 +1,4 @@
-"""The program of a VM's unit, with a stand-in for QEMU and a socket in systemd's place."""
+"""The program of a VM's unit, with a fake QEMU and a socket in place of systemd."""
 
 from __future__ import annotations
 

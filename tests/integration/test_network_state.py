@@ -1,4 +1,4 @@
-"""The VMs' network changed by hand: each change is named, and mended, also under a running VM.
+"""Changes of the VMs' network by hand: each is reported and repaired, also under a running VM.
 
 In namespaces of this machine (`tests/netns.py`); `test_deploy.py` does it by drift and deploy.
 """

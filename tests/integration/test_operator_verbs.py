@@ -1,4 +1,4 @@
-"""Operators' verbs against a real host: its controller through SSH, its users, its journal."""
+"""Operators' verbs on a real host: its controller through SSH, its users, its journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL whose defaults give roles everything, as Supabase's do: our tables stay ours."""
+"""PostgreSQL whose defaults grant all to other roles, as Supabase's do: our tables stay ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image store under real processes: killed anywhere, two at once, holding an image.
+"""The image store under real processes: killed at any point, concurrent, holding an image.
 
 A child runs one verb of the store. An audit hook in it counts what it asks of the file system
 and, at a chosen one, kills or stops the process there, so that every moment can be reached

@@ -1,4 +1,4 @@
-"""Each provider's real tool logs in, as its file in golden/providers says, and leaves what it says.
+"""Logins of the providers' real tools, by their files in golden/providers.
 
 The servers are stand-ins, since the providers' own would want an account; docs/providers.md has
 what that leaves open.

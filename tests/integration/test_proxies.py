@@ -1,4 +1,4 @@
-"""Behind the real nginx and Caddy, by the lines of docs/controller.md: screens, events, callers."""
+"""The controller behind real nginx and Caddy, configured as docs/controller.md says."""
 
 from __future__ import annotations
 

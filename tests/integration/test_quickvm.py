@@ -1,4 +1,4 @@
-"""The quick VM in all its variants: they boot side by side, and each fails as it says."""
+"""The quick VM in all its variants: they boot in parallel, and each fails as described."""
 
 from __future__ import annotations
 

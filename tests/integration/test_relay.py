@@ -1,4 +1,4 @@
-"""The relay with real sockets: whole application, real clients, VMs that a test speaks for."""
+"""The relay with real sockets: the whole application, real clients, VMs that a test controls."""
 
 from __future__ import annotations
 

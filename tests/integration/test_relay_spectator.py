@@ -1,4 +1,4 @@
-"""Read-only viewers and others at a real VNC server: whose keys, pointer and texts arrive."""
+"""Read-only and other viewers of a real VNC server: whose keys, pointer and clipboard arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Viewers that come with one-time tickets, as the pages' do."""
+"""Viewers with one-time tickets, as the pages use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One viewer and its VM over sockets of this machine, each as slow and as silent as a test says."""
+"""One viewer and its VM over local sockets, as slow and as silent as a test says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollback brings everything back, and neither it nor a deployment loses a request."""
+"""Rollback restores everything, and neither it nor a deployment loses a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes really started: what they say, and that none outlives its time or an interrupt.
+"""Real processes: their output, and that none outlives its timeout or an interrupt.
 
 A process is seen to have ended by the pipe that it held open: its reader gets to the end.
 """

@@ -1,4 +1,4 @@
-"""Migrations on both databases: they make what the tables say, all of it or nothing."""
+"""Migrations on both databases: they make the tables of the model, completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screenshots over the API: a real port, and VMs whose screens a test speaks for."""
+"""Screenshots over the API: a real port, and VMs with screens that a test controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hundreds of sessions, begun and ended by several users at once, cost the controller nothing.
+"""Hundreds of concurrent sessions, started and ended, leave nothing behind in the controller.
 
 The VMs are fake, so that a session takes no CPU but the controller's; test_sessions.py does the
 same with fewer sessions on VMs that boot.

@@ -1,4 +1,4 @@
-"""How long starts of sessions took, by how their VM came, on both databases."""
+"""Durations of session starts, by the source of the VM, on both databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy of SQLite in PostgreSQL: the same rows, numbers that go on, and all of it or nothing."""
+"""Copying SQLite to PostgreSQL: the same rows, sequences that continue, all of it or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""systemd over a D-Bus of the test's own: jobs and their ends, over connections that break."""
+"""systemd over a private D-Bus: jobs and their ends, over connections that break."""
 
 from __future__ import annotations
 

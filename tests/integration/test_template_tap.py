@@ -1,4 +1,4 @@
-"""The network of whoever makes templates: one TAP, however many templates it makes."""
+"""The network of the template maker: one TAP, for any number of templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a unit's fact asks, as the shells of hosts answer it.
+"""The commands of the unit facts, run by the shells of different hosts.
 
 The dash of Debian 13 and bash say that a file is newer than one that is not there; the dash of
 Debian 12 says that it is not.

@@ -1,4 +1,4 @@
-"""What users used is counted once, whoever counts and whatever ends meanwhile."""
+"""Usage is counted once, whichever process counts and whatever ends meanwhile."""
 
 from __future__ import annotations
 

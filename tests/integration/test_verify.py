@@ -1,4 +1,4 @@
-"""The image that `./inv up` verified by a cold boot and all specs, and what was kept of that."""
+"""The image that `./inv up` verified by a cold boot and all specs, and the stored evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verification that is killed: its VM ends with it, and the image can be used at once."""
+"""A killed verification: its VM ends with it, and the image can be used at once."""
 
 from __future__ import annotations
 

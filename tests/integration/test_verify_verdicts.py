@@ -1,4 +1,4 @@
-"""Which faults a verification puts down to the image, and which to a machine that is too busy."""
+"""Verdicts of verifications: faults of the image against a machine that is too busy."""
 
 from __future__ import annotations
 

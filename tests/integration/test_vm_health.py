@@ -1,4 +1,4 @@
-"""The agent's health asked from outside: what is made of each answer, and of none."""
+"""Requests for an agent's health: the result of each answer, and of none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets of VMs go by the bridge, translated, in IPv4, or not at all: real packets, without a lab.
+"""Packets of VMs pass the bridge, in IPv4 and with NAT, or not at all; real packets, without a lab.
 
     guest  eth0 172.16.0.2 -- tap0 [slot-2] -- br-vm -- the small host -- wan -- stranger 1.2.3.2
 

@@ -1,4 +1,4 @@
-"""QEMU that does not start, played by a program of its name."""
+"""A QEMU that does not start, as a fake program of its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""axe-core looks at each state of the pages for users, in both colour schemes and on a phone."""
+"""Accessibility of the users' pages by axe-core, in both colour schemes and on a phone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of other sites in a real browser: what they can do to who is signed in here.
+"""Pages of other sites in a real browser: what they can do to a signed-in user.
 
 The controller is at 127.0.0.1, the other site at localhost: to a browser these are two sites.
 """

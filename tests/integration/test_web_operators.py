@@ -1,4 +1,4 @@
-"""The operators' pages of sessions, VMs and users, as a person uses them in a real Chromium."""
+"""The operators' pages of sessions, VMs and users, in a real Chromium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators' pages of images, deployments and alerts, as a person uses them in Chromium."""
+"""The operators' pages of images, deployments and alerts, in a real Chromium."""
 
 from __future__ import annotations
 

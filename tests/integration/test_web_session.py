@@ -1,4 +1,4 @@
-"""A session's page in a real browser, at a real VNC server: what a person sees and types there."""
+"""A session's page in a real browser, with a real VNC server: display and typing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may look at a session's page: by a link, in a frame, by a copied address."""
+"""Access to a session's page: by a link, in a frame, by a copied address."""
 
 from __future__ import annotations
 

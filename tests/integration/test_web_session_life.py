@@ -1,4 +1,4 @@
-"""The life of a session as its page tells it: it boots, is used, dies, expires, is ended."""
+"""The states of a session on its page: it boots, is used, fails, expires, is ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The login of a session's tool beside its screen; what guests and tools say is text."""
+"""The login of a session's tool beside its screen; texts of guests and tools are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session's page on a network that breaks, at a controller that restarts, and after sleep."""
+"""A session's page when the network breaks, the controller restarts, or the computer slept."""
 
 from __future__ import annotations
 

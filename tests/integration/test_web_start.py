@@ -1,4 +1,4 @@
-"""The start page in a real browser: what may be started, what is there, and what goes wrong."""
+"""The start page in a real browser: starting sessions, lists of sessions and logins, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The receiver that docs/webhooks.md shows, as a process, with what a host really sends it."""
+"""The receiver of docs/webhooks.md as a process, with real requests of a host."""
 
 from __future__ import annotations
 

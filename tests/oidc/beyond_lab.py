@@ -1,4 +1,4 @@
-"""The provider as VMs of a lab reach it: at an address of the internet, which leads to it.
+"""Make the provider reachable from VMs of a lab, by an address of the internet.
 
     VM -- br-vm -- [lab] provider 1.2.3.1 -- 1.2.3.2 eth0 [Node]
 

@@ -1,4 +1,4 @@
-"""What several unit tests start from."""
+"""Shared fixtures of unit tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host of pyinfra's fake connector: it answers what a test says, and nothing happens."""
+"""A host of pyinfra's fake connector: it gives the answers of a test, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host for the tests of the host tool: files below a folder, and a systemd that only pretends."""
+"""A host for tests of the host tool: files below a folder, and a fake systemd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of the agent's checks: what is read, how long, and what is said where it fails."""
+"""Connections of the agent's checks: how much is read, how long, and the messages of failures."""
 
 from __future__ import annotations
 

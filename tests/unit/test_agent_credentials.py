@@ -1,4 +1,4 @@
-"""A tool's credentials file below a home whose user may have put anything in its place."""
+"""A tool's credentials file, in a home whose user may have replaced it by anything."""
 
 from __future__ import annotations
 

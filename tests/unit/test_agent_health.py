@@ -1,4 +1,4 @@
-"""How checks, units and facts become one answer, how often they are asked, who waits for whom."""
+"""The agent's health answer: how checks, units and facts are combined, and how often they run."""
 
 from __future__ import annotations
 

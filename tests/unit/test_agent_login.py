@@ -1,4 +1,4 @@
-"""The login of a tool without a tool: terminal text, URLs, states, and the course of a login."""
+"""A tool's login with a fake tool: terminal text, URLs, states, and the course of a login."""
 
 from __future__ import annotations
 

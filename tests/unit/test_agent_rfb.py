@@ -1,4 +1,4 @@
-"""RFB's opening and the WebSocket around it, against servers that are lists of bytes."""
+"""The RFB handshake and the WebSocket around it, against servers that are lists of bytes."""
 
 from __future__ import annotations
 

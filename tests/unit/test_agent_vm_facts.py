@@ -1,4 +1,4 @@
-"""What the agent reads from /proc, and what it says on the console."""
+"""The agent's facts from /proc, and its lines on the console."""
 
 from __future__ import annotations
 

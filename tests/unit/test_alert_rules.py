@@ -1,4 +1,4 @@
-"""When alerts are raised and cleared: limits, hysteresis, patience, and what could not be seen."""
+"""Raising and clearing alerts: limits, hysteresis, delays, and conditions that are unknown."""
 
 from __future__ import annotations
 

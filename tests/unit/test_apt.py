@@ -1,4 +1,4 @@
-"""What is read of apt's answers, with apt itself stood in for."""
+"""Parsing of apt's output, with a fake apt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest says of itself, what that means, and when following its boot ends."""
+"""Following a guest's boot: its messages, their meaning, and when following ends."""
 
 from __future__ import annotations
 

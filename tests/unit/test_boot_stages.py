@@ -1,4 +1,4 @@
-"""Boot stages and panics, read from what real serial consoles said."""
+"""Boot stages and panics, read from the output of real serial consoles."""
 
 from __future__ import annotations
 

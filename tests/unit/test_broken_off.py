@@ -1,4 +1,4 @@
-"""Work that breaks off leaves nothing: no file half made, no descriptor, no lock, no umask."""
+"""Work that is interrupted leaves nothing: no partial file, descriptor, lock or umask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a release is made of, and which wheels its lock asks for."""
+"""The contents of a release, and the wheels that its lock file names."""
 
 from __future__ import annotations
 

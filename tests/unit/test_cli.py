@@ -1,4 +1,4 @@
-"""The edge: what a verb prints where, and how it ends."""
+"""Output and exit status of verbs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's client: which addresses and tokens it takes, which id is meant, what lines it shows."""
+"""The API's client: addresses and tokens, beginnings of ids, and lines of output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller's command line over SSH: what a failure there is here."""
+"""The controller's command line over SSH: how its failures are reported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor's probe asks of a host's systemd."""
+"""The doctor's probe: its questions to a host's systemd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lab's users: made once, reused while they count, mended where they no longer do."""
+"""A lab's users: made once, reused while they are valid, repaired when they are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A controller through SSH: what is said where ssh does not get there."""
+"""A controller through SSH: the messages when ssh cannot connect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A template made on a host, as the operator asks for it: what is asked, and how it is judged."""
+"""A template made on a host for the operator: the commands, and how their result is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of measured clones and bursts."""
+"""Reports of measured clones and bursts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole command lines of programs that are started on the way: none of their words is idle.
+"""Whole command lines of the programs that are started, so that no option gets lost.
 
 An option that is left out is seldom missed by a test of what comes of it: `--ignore-scripts`,
 `--require-hashes`, `-n`. So each line stands here as a person would type it.

@@ -1,4 +1,4 @@
-"""The API's calls: what each answers, and whom it refuses."""
+"""The API's calls: their answers, and who may call them."""
 
 from __future__ import annotations
 

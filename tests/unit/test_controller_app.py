@@ -1,4 +1,4 @@
-"""The API asked over ASGI: health, errors, request ids, limits, metrics."""
+"""The API over ASGI: health, errors, request ids, limits, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asks: JWTs of a secret or of an identity provider, operators' tokens, and all wrong ones."""
+"""Authentication: JWTs of a secret or an identity provider, operators' tokens, and invalid ones."""
 
 from __future__ import annotations
 

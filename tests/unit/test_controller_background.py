@@ -1,4 +1,4 @@
-"""Work beside the answering: begun again when it fails, ended whole."""
+"""Background work: restarted when it fails, and ended completely."""
 
 from __future__ import annotations
 

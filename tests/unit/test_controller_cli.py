@@ -1,4 +1,4 @@
-"""`master-controller user|token|database`: what each prints, stores and refuses."""
+"""`master-controller user|token|database`: their output, effects and refusals."""
 
 from __future__ import annotations
 

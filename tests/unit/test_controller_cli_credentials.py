@@ -1,4 +1,4 @@
-"""`master-controller credentials rotate`, and a start with a key that is none."""
+"""`master-controller credentials rotate`, and a start with an invalid key."""
 
 from __future__ import annotations
 

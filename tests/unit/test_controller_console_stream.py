@@ -1,4 +1,4 @@
-"""The console's file: its last lines, and what is added to it."""
+"""The console's file: its last lines, and lines that are added to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls from web pages of other origins: none by default, and those of the configuration."""
+"""Requests from pages of other origins: none by default, else those that are configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials over the API: whose they are, what is taken, and where they are never seen."""
+"""Credentials over the API: their owner, what is accepted, and where they must never appear."""
 
 from __future__ import annotations
 

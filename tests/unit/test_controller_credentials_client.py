@@ -1,4 +1,4 @@
-"""The operator's side: keys made once for a lab, and a rotation asked for over SSH."""
+"""The operator's side of credentials: a lab's key, made once, and a rotation over SSH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sealing: what opens where, and what a key is."""
+"""Sealing of credentials: which key opens what, and which keys are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrations: to the head, all or nothing, and what connections are set to."""
+"""Migrations: to the newest, all or nothing; and the settings of connections."""
 
 from __future__ import annotations
 

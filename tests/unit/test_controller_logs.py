@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line from whoever logs, and no secret in it."""
+"""Logs: one JSON object per line, of every logger, without secrets."""
 
 from __future__ import annotations
 

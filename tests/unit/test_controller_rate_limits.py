@@ -1,4 +1,4 @@
-"""How often a caller may ask."""
+"""Rate limits of callers."""
 
 from __future__ import annotations
 

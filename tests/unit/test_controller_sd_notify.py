@@ -1,4 +1,4 @@
-"""What systemd says by the environment. Sockets themselves are an integration test's."""
+"""systemd's environment variables; an integration test has the sockets themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each of the controller's settings comes from, and what a wrong one is told."""
+"""Sources of the controller's settings, and the messages about wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store's promises under any order of steps, on a file of SQLite; and its words."""
+"""Invariants of the store under any order of steps, on SQLite; and its texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a session as pure code."""
+"""The states of a session as pure code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to the database end by themselves, whatever becomes of who asks."""
+"""Database queries run to their end, even if their caller is cancelled."""
 
 from __future__ import annotations
 

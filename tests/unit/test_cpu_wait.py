@@ -1,4 +1,4 @@
-"""What a VM lost because it waited for a CPU, and what deadlines make of it."""
+"""The time that a VM waited for a CPU, and its effect on deadlines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host's page: figures in words, colours, columns of charts, and what must stay text."""
+"""The host's page: formats of figures, colours, columns of charts, and escaping of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A warning where a host was deployed from a commit that this checkout does not contain."""
+"""The warning about a host whose deployed commit this checkout does not contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of deployments: one form, here and on the host."""
+"""Ids of deployments: one form, here and on the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lock that is held is waited for, for as long as was said."""
+"""Waiting for a held lock, for as long as requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pyinfra's process seen from outside: what its lines mean, and what its silence does."""
+"""pyinfra's process from outside: the meaning of its lines, and a process that says nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which state a host is in and which it can go back to: by what happened, never by order."""
+"""The state of a host and the states to go back to, from records in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A change of one host, whole or undone, on connections named by how they behave."""
+"""A change of one host, complete or undone, on connections named by how they behave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a checkout that changes while it is deployed."""
+"""The message about a checkout that changes while it is deployed."""
 
 from __future__ import annotations
 

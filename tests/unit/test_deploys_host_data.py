@@ -1,4 +1,4 @@
-"""What an inventory says of a host: what is taken, and how what is wrong is named."""
+"""Values of hosts in an inventory: which are valid, and how errors name the wrong ones."""
 
 from __future__ import annotations
 

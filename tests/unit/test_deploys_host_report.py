@@ -1,4 +1,4 @@
-"""What a plan makes of the host tool's answers, and of a host that has another tool or none."""
+"""Plans from the host tool's answers, also on a host with another host tool or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inventories as files: what pyinfra would pass over, or answer with a traceback."""
+"""Inventory files with errors that pyinfra would ignore, or report by a traceback."""
 
 from __future__ import annotations
 

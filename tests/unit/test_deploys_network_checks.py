@@ -1,4 +1,4 @@
-"""Networks of an inventory: compared with each other at once, and with the host's at plan."""
+"""Checks of an inventory's networks: against each other, and in a plan against the host's."""
 
 from __future__ import annotations
 

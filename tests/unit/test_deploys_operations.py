@@ -1,4 +1,4 @@
-"""Operations on a host that is made up: what they run, and nothing where all is right."""
+"""Operations on a fake host: their commands, and none if the host is as declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""apt's locks: who holds them, and how a deployment waits; with real processes and real locks."""
+"""apt's locks: their holders, and how a deployment waits; with real processes and real locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why rsync could not send: the host is asked for its room afterwards."""
+"""Failures of rsync: afterwards the host is asked for its free space."""
 
 from __future__ import annotations
 

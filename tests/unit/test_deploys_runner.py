@@ -1,4 +1,4 @@
-"""deploy.py through pyinfra's API, on hosts of its fake connector: plan, go, every event."""
+"""deploy.py through pyinfra's API, on hosts of its fake connector: plan, deployment, events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys of an inventory that say how a host is reached."""
+"""The SSH settings of an inventory."""
 
 from __future__ import annotations
 

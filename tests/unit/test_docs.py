@@ -1,4 +1,4 @@
-"""Documents: made of code where they can be, naming what is there, and readable."""
+"""Documents: generated where possible, with names that exist, and readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor gathers of a machine and of a host, also where nothing of it is there."""
+"""The doctor's facts about a machine and a host, also where everything is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host sets a guest's clock over a channel that is as slow as the guest."""
+"""Setting a guest's clock from the host, over a channel as slow as the guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guests' paths: where they lead in a tree, asked of the kernel too; what lands where."""
+"""Guests' paths: where they lead in a tree, compared with the kernel; which paths collide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shell of boots that test, with a socket of the test's own for the guest."""
+"""The guest shell of verifications, with a socket of the test in place of the guest."""
 
 from __future__ import annotations
 

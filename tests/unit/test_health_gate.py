@@ -1,4 +1,4 @@
-"""The health gate: what it asks, and what it makes of the answers."""
+"""The health gate: its checks, and how it judges their results."""
 
 from __future__ import annotations
 

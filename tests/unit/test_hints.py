@@ -1,4 +1,4 @@
-"""Commands in messages: they exist, and they mean the host that the verb was about."""
+"""Commands in messages: they exist, and they name the host of the verb."""
 
 from __future__ import annotations
 

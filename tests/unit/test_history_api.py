@@ -1,4 +1,4 @@
-"""The history over the API: samples with starts of sessions, and files of CSV and JSON."""
+"""The history over the API: samples, session starts, and CSV and JSON files."""
 
 from __future__ import annotations
 

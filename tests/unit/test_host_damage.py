@@ -1,4 +1,4 @@
-"""A release or an image that somebody changed by hand on the host is told of and made anew."""
+"""A release or an image that was changed by hand on the host is reported and replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host's figures: psutil's into our shapes, limits, parts that fail or hang."""
+"""The host's figures: conversion from psutil, limits, parts that fail or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The history as rows: rates, starts of sessions, columns, and what a file must not hold."""
+"""The history as rows: rates, session starts, columns, and escaping in files."""
 
 from __future__ import annotations
 

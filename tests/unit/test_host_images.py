@@ -1,4 +1,4 @@
-"""The host's image store: what arrives, what is golden, what may go."""
+"""The host's image store: uploads, the golden link, and which images are removed."""
 
 from __future__ import annotations
 

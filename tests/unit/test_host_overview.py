@@ -1,4 +1,4 @@
-"""Whether a host is well: what is found, how bad it is, and that it is told once."""
+"""The host's overview: its findings, their severity, and that each is reported once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of the host: what /proc says of them, whose they are, and which use most."""
+"""Processes of the host: parsing of /proc, their owners, and the largest ones."""
 
 from __future__ import annotations
 

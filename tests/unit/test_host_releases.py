@@ -1,4 +1,4 @@
-"""Releases of the controller on the host: which stay, what is listed of one."""
+"""Releases of the controller on the host: which are kept, and the listing of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a VM that starts now is made of: templates, images and promotions in a store."""
+"""The source of a VM that starts now: templates, images and promotions in a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users of a host as declared, and what sets back what somebody changed by hand."""
+"""Users of a host as declared, and how changes by hand are undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backup holds, what it refuses, when it counts, and how damage to it is told."""
+"""Backups: their contents, refusals, when they are valid, and how damage is reported."""
 
 from __future__ import annotations
 

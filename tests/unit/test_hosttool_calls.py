@@ -1,4 +1,4 @@
-"""Each verb of the host tool: what it calls with what, and what it holds meanwhile."""
+"""Each verb of the host tool: the functions it calls, and the locks it holds meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of databases: told without their passwords, and what is wrong with one."""
+"""Database URLs: shown without their passwords, and errors in them."""
 
 from __future__ import annotations
 

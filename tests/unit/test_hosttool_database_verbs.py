@@ -1,4 +1,4 @@
-"""The host tool's verbs about the database, with a controller's program that only pretends.
+"""The host tool's verbs about the database, with a fake program of the controller.
 
 tests/integration/test_hosttool_database.py has the real one, and PostgreSQL.
 """

@@ -1,4 +1,4 @@
-"""Operations of a deployment: permitted, and ended before anything is taken back."""
+"""A deployment's operations in a slice: permitted, and ended before anything is undone."""
 
 from __future__ import annotations
 

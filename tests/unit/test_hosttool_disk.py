@@ -1,4 +1,4 @@
-"""What the host tool gives a name is on the disk before, and the name is soon after.
+"""The host tool syncs files before it names them, and syncs the names soon after.
 
 The kill tests look at processes that end; here the machine may lose its power too.
 """

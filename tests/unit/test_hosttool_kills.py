@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, every verb of the host tool ends where it should."""
+"""Every verb of the host tool, killed at any moment and run again, completes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long `lock hold` keeps a lock."""
+"""The time for which `lock hold` keeps a lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rights to write to what root trusts: others' are found and taken away."""
+"""Write permissions on files that root trusts: those of others are found and removed."""
 
 from __future__ import annotations
 

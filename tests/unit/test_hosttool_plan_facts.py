@@ -1,4 +1,4 @@
-"""All that a plan asks of a host by one call; the schema that a release need not be asked about."""
+"""The host tool's answers for a plan, by one call; the schema of a release without asking it."""
 
 from __future__ import annotations
 

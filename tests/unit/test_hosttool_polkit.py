@@ -1,4 +1,4 @@
-"""What polkit lets users of ours do, and the rules of others that are about them."""
+"""polkit's permissions of our users, and rules of others that concern them."""
 
 from __future__ import annotations
 

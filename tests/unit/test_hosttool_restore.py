@@ -1,4 +1,4 @@
-"""Backup, mess, restore: the host is what it was, and whoever has to learn of it does."""
+"""Backup, changes, restore: the host is as before, and services are told."""
 
 from __future__ import annotations
 

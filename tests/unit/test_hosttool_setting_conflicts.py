@@ -1,4 +1,4 @@
-"""Which lines of other files undo ours at the next start, and how they are taken out."""
+"""Lines of other files that would undo ours at the next boot, and how they are disabled."""
 
 from __future__ import annotations
 

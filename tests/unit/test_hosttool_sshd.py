@@ -1,4 +1,4 @@
-"""The SSH daemon's settings compared with the declared ones; a real sshd is asked on labs."""
+"""The SSH daemon's settings against the declared ones; tests on labs have a real sshd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of others change units of ours."""
+"""Files of others that change our units."""
 
 from __future__ import annotations
 

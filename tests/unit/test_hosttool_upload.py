@@ -1,4 +1,4 @@
-"""The shell that puts a file in its place on a host, run for real in folders of the test."""
+"""The shell script that uploads a file to a host, run in folders of the test."""
 
 from __future__ import annotations
 

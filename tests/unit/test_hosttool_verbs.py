@@ -1,4 +1,4 @@
-"""Records, lock, dead-man, listing, the command line, the packed file."""
+"""The host tool: records, lock, dead-man, listing, command line, packed file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VMs while their host goes back: those that run go on, and none comes that has ended."""
+"""VMs during a restore of their host: running ones continue, ended ones do not come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A build before its first layer: images that are there already, and a disk that is full."""
+"""A build before its first layer: existing images, and a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The VM that an image's folder makes."""
+"""The VM configuration that an image's folder gives."""
 
 from __future__ import annotations
 

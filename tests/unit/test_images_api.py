@@ -1,4 +1,4 @@
-"""What operators are told of images and deployments, over the API, from real files."""
+"""Operators' images and deployments over the API, from real files."""
 
 from __future__ import annotations
 

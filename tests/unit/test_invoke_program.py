@@ -1,4 +1,4 @@
-"""Command lines that cannot be: what is said, and what is to be done."""
+"""Usage errors of ./inv: the message and the hint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel's parts that need no kernel: finding the ELF, reading and ordering modules."""
+"""Kernel code that needs no kernel: finding the ELF, reading and ordering modules."""
 
 from __future__ import annotations
 

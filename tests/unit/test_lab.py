@@ -1,4 +1,4 @@
-"""The lab's pure parts: names, addresses, what is laid over the root, command lines."""
+"""The lab's pure parts: names, addresses, files over the root, command lines."""
 
 from __future__ import annotations
 

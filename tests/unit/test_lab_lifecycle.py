@@ -1,4 +1,4 @@
-"""The order in which a lab is made, started, saved, reset and ended, and what is locked meanwhile.
+"""The order of steps that make, start, save, reset and end a lab, and the locks they hold.
 
 What starts and ends containers is stood in for; tests/integration/test_lab.py has real ones.
 """

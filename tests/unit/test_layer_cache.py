@@ -1,4 +1,4 @@
-"""How a layer's packages are installed: into its tree, and nowhere else."""
+"""Installation of a layer's packages: into its tree, and nowhere else."""
 
 from __future__ import annotations
 

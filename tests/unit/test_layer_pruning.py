@@ -1,4 +1,4 @@
-"""Which cached layers a prune takes: those that no image of any store needs."""
+"""Pruning of cached layers that no image of any store needs."""
 
 from __future__ import annotations
 

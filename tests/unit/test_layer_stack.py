@@ -1,4 +1,4 @@
-"""Folders that a layer made anew: which of them hide files on purpose.
+"""Folders that a layer created again: which of them hide files on purpose.
 
 Whether overlayfs marks a new folder as opaque depends on how the kernel has it; what becomes of a
 mark is the same everywhere. `test_build_inside.py` stacks layers that were really built.

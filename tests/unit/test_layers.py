@@ -1,4 +1,4 @@
-"""What a layer's id depends on, and what it does not: plans of a small recipe, nothing built."""
+"""The inputs of a layer's id: plans of a small recipe, nothing built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who listens where: real sockets of this machine, and tables as the kernel writes them."""
+"""Listening sockets and their owners: real sockets, and tables as the kernel writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether `up` keeps the VM that runs: one that is slow on a busy machine, but none that hangs."""
+"""When `up` keeps the running VM: if it is slow on a busy machine, but not if it hangs."""
 
 from __future__ import annotations
 

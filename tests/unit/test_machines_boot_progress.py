@@ -1,4 +1,4 @@
-"""How far a boot has come, read from a console that comes in pieces, and by when it must."""
+"""Boot progress, read from a console that arrives in pieces, and its deadlines."""
 
 from __future__ import annotations
 

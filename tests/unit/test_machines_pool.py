@@ -1,4 +1,4 @@
-"""How the pool is filled and drained, by what a host has."""
+"""Filling and draining the pool by the resources of a host."""
 
 from __future__ import annotations
 

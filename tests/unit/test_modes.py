@@ -1,4 +1,4 @@
-"""Modes of files and folders at each moment: nobody else may read or change them meanwhile."""
+"""Modes of files and folders at each moment: nobody else may read or change them."""
 
 from __future__ import annotations
 

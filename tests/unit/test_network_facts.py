@@ -1,4 +1,4 @@
-"""What `ip` says of a network as declared, and of one that somebody changed: pure values.
+"""Parsing of `ip` for a network as declared, and for one that was changed by hand. Pure.
 
 tests/integration/test_network_state.py makes the same changes to a kernel.
 """

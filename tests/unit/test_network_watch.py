@@ -1,4 +1,4 @@
-"""The watch's report of the network: read, judged as health and as alerts."""
+"""The network watch's report: reading, and its effect on health and alerts."""
 
 from __future__ import annotations
 

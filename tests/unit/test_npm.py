@@ -1,4 +1,4 @@
-"""What of npm's many words is the cause of a failure."""
+"""Finding the cause of a failure in npm's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came before what is decided by the host's counter, whatever the operators' clocks say.
+"""The order of deployments comes from the host's counter, whatever the operators' clocks say.
 
 The verbs run against the real host tool, on a host that is a folder. `TIMES` are what the
 operators' clocks say at each of three deployments.

@@ -1,4 +1,4 @@
-"""Progress on a terminal, and where nobody looks at bars."""
+"""Progress on a terminal and in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Providers as files: what is accepted, what the guest gets, and each refusal's file and key."""
+"""Provider files: which are valid, what the guest gets, and the file and key of each error."""
 
 from __future__ import annotations
 

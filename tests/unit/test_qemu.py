@@ -1,4 +1,4 @@
-"""A VM's value and the words that QEMU and its kernel get for it."""
+"""The command lines of QEMU and the kernel from a VM's configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick image from made-up parts: its name, its record, what its guest is told."""
+"""The quick image from fake parts: its name, its record, and its guest's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes as files: what is accepted, and that every refusal names its file and key."""
+"""Recipe files: which are valid, and the file and key of each error."""
 
 from __future__ import annotations
 

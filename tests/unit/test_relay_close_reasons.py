@@ -1,3 +1,5 @@
+"""Close codes and reasons of viewers, masked addresses, and the metrics of viewers."""
+
 from __future__ import annotations
 
 from datetime import datetime, timezone

@@ -1,3 +1,5 @@
+"""WebSocket frames: headers, fragments, pings, and violations of the protocol."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""One timer for whoever wants to be called now and then."""
+"""One timer for all that want to be called at intervals."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The filter of read-only viewers: messages that pass, and those that are dropped."""
+
 from __future__ import annotations
 
 import struct

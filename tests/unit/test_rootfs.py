@@ -1,4 +1,4 @@
-"""How the root filesystem is asked for: its size, mkfs's arguments, debugfs's commands."""
+"""Commands that make the root filesystem: its size, mkfs's arguments, debugfs's commands."""
 
 from __future__ import annotations
 

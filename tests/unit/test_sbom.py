@@ -1,4 +1,4 @@
-"""The bill of materials of a made-up image."""
+"""The bill of materials of a fake image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specs of images say in words what is wrong with the image."""
+"""Messages of image specs: they name what is wrong with the image."""
 
 from __future__ import annotations
 

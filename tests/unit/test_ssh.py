@@ -1,4 +1,4 @@
-"""The words with which programs of this machine reach a host."""
+"""Command lines of ssh and rsync to a host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of measured starts."""
+"""Reports of measured starts."""
 
 from __future__ import annotations
 

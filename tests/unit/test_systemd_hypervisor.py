@@ -1,4 +1,4 @@
-"""VMs as units: what the hypervisor of a host asks of systemd, and which files it keeps."""
+"""VMs as systemd units: the hypervisor's calls to systemd, and the files that it keeps."""
 
 from __future__ import annotations
 

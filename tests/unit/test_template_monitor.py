@@ -1,4 +1,4 @@
-"""What QEMU is told when a template is saved or loaded, and the guest when it gets the time."""
+"""Monitor commands that save and load a template, and the guest's command to set its clock."""
 
 from __future__ import annotations
 

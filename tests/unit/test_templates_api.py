@@ -1,4 +1,4 @@
-"""What administrators are told of templates, and what the verbs make of it."""
+"""Operators' templates over the API, and the output of the verbs."""
 
 from __future__ import annotations
 

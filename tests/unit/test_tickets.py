@@ -1,4 +1,4 @@
-"""Tickets and the keys of pages: they let in once, to one session, and a spectator to less."""
+"""Tickets and page keys: valid once, for one session, with fewer rights for spectators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller's certificate and key: what is refused before a host has them, and at a start."""
+"""The certificate and key of the controller: invalid ones fail a deployment and a start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer's tree on a temporary folder: scrubbed, listed; listings merged as overlayfs would."""
+"""A layer's tree in a temporary folder: cleaned, listed; listings merged as overlayfs does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sees what users used, and what a user is told whose quota is used up."""
+"""Usage over the API: who may see it, and the answer to a user whose quota is used up."""
 
 from __future__ import annotations
 

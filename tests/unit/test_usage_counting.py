@@ -1,4 +1,4 @@
-"""What a session used of its VM between two readings, and the quotas of that."""
+"""A session's usage between two readings of its VM, and the quotas on it."""
 
 from __future__ import annotations
 

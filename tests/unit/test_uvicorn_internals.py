@@ -1,4 +1,4 @@
-"""What the controller uses of uvicorn's inner parts is written down, and uvicorn still has it."""
+"""The private parts of uvicorn that the controller uses are listed, and still exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of values that pydantic refuses."""
+"""Messages about values that pydantic rejects."""
 
 from __future__ import annotations
 

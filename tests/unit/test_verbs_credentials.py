@@ -1,4 +1,4 @@
-"""credentials.log: what was done with a user's credentials."""
+"""credentials.log: the log of a user's credentials."""
 
 from __future__ import annotations
 

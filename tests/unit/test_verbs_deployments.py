@@ -1,4 +1,4 @@
-"""deployments: one line for each, and all that is known of one."""
+"""deployments: one line for each, and the details of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that change hosts, from a folder that is no checkout, or with options that are wrong."""
+"""Verbs that change hosts, outside of a checkout or with wrong options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""open and health: links into a controller's pages, a browser where there is one, words."""
+"""open, health: links to a controller's pages, the browser, and the text of health."""
 
 from __future__ import annotations
 

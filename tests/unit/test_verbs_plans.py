@@ -1,4 +1,4 @@
-"""Plans as text: in full where they are short, by concern where they are long."""
+"""Plans as text: in full if short, by concern if long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""host.logs: which part of the journal is asked for."""
+"""host.logs: the requested part of the journal."""
 
 from __future__ import annotations
 

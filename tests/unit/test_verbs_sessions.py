@@ -1,4 +1,4 @@
-"""Verbs of sessions: what they ask the controller for, and what they print."""
+"""Verbs of sessions: their requests to the controller, and their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""usage: what users used, in the units of their quotas."""
+"""usage: users' usage, in the units of their quotas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""webhooks, webhook.resend and webhook.try: what they ask, what they print, how they end."""
+"""webhooks, webhook.resend, webhook.try: requests, output, exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KVM or TCG, as a host wrote it down, and why."""
+"""The choice of KVM or TCG, its record on a host, and its reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be done next for a VM, and what its agent's words mean."""
+"""The driver's decisions: the next step for a VM, and the meaning of its agent's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a VM of a slot is to be: written by one program, read by another."""
+"""The launch file of a slot's VM: written by one program, read by another."""
 
 from __future__ import annotations
 

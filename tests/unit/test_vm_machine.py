@@ -1,4 +1,4 @@
-"""A VM's process from outside, with a program of the test's own in QEMU's place."""
+"""A VM's process from outside, with a fake program in place of QEMU."""
 
 from __future__ import annotations
 

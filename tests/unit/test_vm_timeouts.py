@@ -1,4 +1,4 @@
-"""Time limits hold whatever the work does that they are set to."""
+"""Time limits hold whatever the limited work does."""
 
 from __future__ import annotations
 

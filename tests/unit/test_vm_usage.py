@@ -1,4 +1,4 @@
-"""What a VM uses, read from files laid out as the kernel has them."""
+"""A VM's usage, read from files laid out as the kernel has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operators' pages say of VMs, sessions and users, as values."""
+"""Texts of VMs, sessions and users on the operators' pages, as values."""
 
 from __future__ import annotations
 

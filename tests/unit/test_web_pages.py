@@ -1,4 +1,4 @@
-"""Headers of pages, their files, and their texts."""
+"""The pages' headers, files and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages' scripts decide without a page, by the Node that comes with our lock file."""
+"""Functions of the pages' scripts without a page, run by the Node of our lock file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Browsers signed in by a token, a JWT or a link; what their cookies let through, and what not."""
+"""Sign-in of browsers by a token, a JWT or a link, and what their cookies permit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks' pure parts: signatures, secrets, addresses, the schedule; and what is configured."""
+"""Webhooks' pure parts: signatures, secrets, addresses, schedule, configuration."""
 
 from __future__ import annotations
 

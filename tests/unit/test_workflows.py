@@ -1,4 +1,4 @@
-"""GitHub's workflows: valid, built of verbs that exist, and careful with what they are given."""
+"""GitHub's workflows: valid, with verbs that exist, and safe with untrusted input."""
 
 from __future__ import annotations
 

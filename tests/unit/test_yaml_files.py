@@ -1,4 +1,4 @@
-"""YAML files: what is refused, and with which line."""
+"""YAML files: which are refused, and the line that the error names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host of their own, for tests that run beside those of the host that `./inv up` deploys.
+"""A second host, for tests that run in parallel with those of the host of `./inv up`.
 
 Each lane of tests/conftest.py that has files here has one.
 """

@@ -1,4 +1,4 @@
-"""What goes wrong in a deployment: the former release serves on, and the record says why.
+"""Failures of a deployment: the previous release continues, and the record says why.
 
 Each fault is a change of the checkout that is deployed from, or something done to the host or
 to the operator's process half-way. Afterwards the host is listed to be exactly as before.

@@ -1,4 +1,4 @@
-"""A host whose controller moves to PostgreSQL with all it has, is upgraded there, and taken back.
+"""A controller that moves to PostgreSQL with all its data, is upgraded there, and moved back.
 
 A real server on this machine serves it, at the lab's gateway and for the lab's address only.
 """

@@ -1,4 +1,4 @@
-"""What a VM reaches, probed from inside two namespaces that stand for VMs.
+"""The network isolation of VMs, probed from inside two namespaces in place of VMs.
 
     probe-2  eth0 172.16.0.2 -- tap0 [slot-2] -- br-vm -- the host -- our machine
     probe-3  eth0 172.16.0.2 -- tap0 [slot-3] -- br-vm       |

@@ -1,4 +1,4 @@
-"""Sessions on a deployed host, on VMs that boot: what users see, and what went wrong before.
+"""Sessions on a deployed host, on VMs that boot: their normal course, and past failures.
 
 e2e/test_desktop.py has one on a VM of the golden image.
 """

@@ -1,4 +1,4 @@
-"""A template on a deployed host: made behind walls, and handed to who starts VMs."""
+"""A template on a deployed host: made in a sandbox, and handed to the starter of VMs."""
 
 from __future__ import annotations
 

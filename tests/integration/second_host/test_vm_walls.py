@@ -1,4 +1,4 @@
-"""What a VM's process may do, tried by a process that runs with the VM unit's own properties."""
+"""The sandbox of a VM's process, tried by a process with the properties of the VM's unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What specs of a deployed host share: the host's own account of what it should be.
+"""Shared parts of specs of a deployed host: the host's own values of what it should be.
 
     pytest --hosts=ssh://deploy@ADDRESS --sudo tests/spec/host
 

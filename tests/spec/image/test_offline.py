@@ -1,4 +1,4 @@
-"""The image at rest: what must lie in the root filesystem, and what must not."""
+"""The image at rest: files that the root filesystem must and must not have."""
 
 from __future__ import annotations
 
