@@ -64,7 +64,7 @@ class BuiltImage(Camel):
 
 
 class SpecOutcome(Camel):
-    """What one spec said of the image.
+    """The result of one spec.
 
     seconds  duration, s
     message  why it failed or was skipped
@@ -233,7 +233,7 @@ class ChangesOfFiles(Camel):
 
 
 class ImageDifference(Camel):
-    """What differs from image `old` to image `new`.
+    """The differences from image `old` to image `new`.
 
     old, new                     the digests
     contentChangeBytes           bytes, negative where it shrank
@@ -270,7 +270,7 @@ class OrphanProcess(Camel):
 
 
 class PrunedImages(Camel):
-    """What was removed, or would be with `--dry-run`.
+    """Things that were removed, or would be with `--dry-run`.
 
     removed         digests of images
     leftovers       folders that dead builds left
@@ -368,7 +368,7 @@ class LabAddresses(Camel):
 
 
 class UpAnswer(LabAddresses, Addresses):
-    """What runs now. The lab's fields are missing with `--no-lab`.
+    """The VM and the lab that run now. The lab's fields are missing with `--no-lab`.
 
     image       digest
     built       whether this call built it
@@ -397,7 +397,7 @@ class UpAnswer(LabAddresses, Addresses):
 
 
 class WhereAnswer(LabAddresses):
-    """What runs now. Fields of what does not run are missing.
+    """The VM and the lab that run now. Fields of one that does not run are missing.
 
     running     whether the VM on this machine runs
     image       digest
@@ -427,7 +427,7 @@ class WhereAnswer(LabAddresses):
 
 
 class DownAnswer(Camel):
-    """What was ended."""
+    """Whether the VM and the lab were ended."""
 
     ended: bool
     lab_ended: bool
@@ -491,7 +491,7 @@ class PlannedOperation(Camel):
 
 
 class PlanOfHost(Camel):
-    """What a deployment would change: of `drift`, and with `--plan` of `deploy`, `database.move`.
+    """The changes that a deployment would make; the answer of `drift`, and of `--plan`.
 
     changes   how many operations would change something
     warnings  such as tokens that would cross the internet in plain text
@@ -619,7 +619,7 @@ class CredentialsKey(Camel):
 
 
 class RotatedCredentials(Camel):
-    """How many credentials were treated how.
+    """Counts of credentials.
 
     sealed      sealed again with the first key
     current     were sealed with it before
@@ -634,7 +634,7 @@ class RotatedCredentials(Camel):
 
 
 class AlertTrial(Camel):
-    """What came of a test alert.
+    """The result of a test alert.
 
     target  its place in `alert-urls`
     said    the error; null if it was sent
@@ -725,7 +725,7 @@ class DatabaseCopy(Camel):
 
 
 class RestoredDatabase(Camel):
-    """What the database holds now.
+    """The contents of the database now.
 
     database      `sqlite` or `postgresql`
     revision      of its schema
@@ -750,7 +750,7 @@ class MovedDatabase(DeploymentRecord):
 
 
 class StartBench(Snake):
-    """How long starts take. `pool`, `clone`, `cold`: how the VM came; `bare`: a bare resume.
+    """Durations of starts. `pool`, `clone`, `cold`: how the VM came; `bare`: a bare resume.
 
     bare_resume_seconds, pool_start_seconds  median, s; likewise the others
     bare_resume_p95_seconds                  95th percentile, s; likewise the others
@@ -782,7 +782,7 @@ class StartBench(Snake):
 
 
 class CloneBench(Snake):
-    """What clones cost: medians of `--count` VMs of each kind, null where there were none.
+    """The costs of clones: medians of `--count` VMs of each kind, null where there were none.
 
     Memory is what a VM's process has written, nothing of the template.
 
@@ -808,8 +808,8 @@ class CloneBench(Snake):
 
 
 class BurstBench(Snake):
-    """How late the last of many sessions is. A host with a pool is held against one start from it,
-    another against as many bare resumes one after another.
+    """The delay of the last of many sessions. With a pool it is compared with one start from the
+    pool, else with as many bare resumes one after another.
 
     size, refused                      sessions started at once, and those of them without a VM
     kinds                              how each VM came: `pool`, `clone` or `cold`

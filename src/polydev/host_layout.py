@@ -1,4 +1,4 @@
-"""Where things lie on a host, and the addresses, ports and names that several programs use there.
+"""Paths on a host, and the addresses, ports and names that several programs use there.
 
 This module imports the standard library only, so that every program can have it: the controller,
 the operator's side, and the host tool, which carries it in its file. The agent and the doctor's

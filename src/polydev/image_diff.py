@@ -143,7 +143,7 @@ def _setting_changes(old: ImageRecord, new: ImageRecord) -> list[SettingChange]:
 
 
 def _settings(record: ImageRecord) -> dict[str, str]:
-    """What was chosen for the image, apart from what is in it."""
+    """Return the choices for the image, apart from its contents."""
     return {
         "recipe": record.recipe,
         "kernel": record.kernel_version,

@@ -1,4 +1,4 @@
-"""Where things lie in an image store, and in the folder of one image.
+"""Paths in an image store, and in the folder of one image.
 
     images/<digest>/         one image; it appears and disappears by one rename
         rootfs.ext4, vmlinux, initrd.img, cmdline        what a VM boots from
@@ -52,7 +52,7 @@ def promotion_file(store: Path, number: int) -> Path:
 
 
 def golden_target(number: int) -> str:
-    """What the golden link contains when a promotion is the golden one."""
+    """Return the content of the golden link when a promotion is the golden one."""
     return f"{PROMOTIONS}/{number:06d}/{ROOTFS}"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class ByteStream(Protocol):
-        """What a protocol needs of a connection; `expected` names the bytes in errors."""
+        """The parts of a connection that a protocol needs; `expected` names the bytes in errors."""
 
         name: str
 

@@ -169,7 +169,7 @@ class Transaction:
 
     @property
     def patience_seconds(self) -> float:
-        """How long to wait for the host: its dead-man timer may have to revert what shut us out."""
+        """Time to wait for the host: its dead-man timer may have to revert what shut us out."""
         return self.host.deadman_seconds + 60
 
     def _patiently(self, ask: Callable[[], T], say: Say) -> T:

@@ -169,7 +169,7 @@ def slot_texts(site: HostData) -> list[str]:
 
 
 def guest_network() -> list[str]:
-    """What that program takes from `polydev.host_layout`."""
+    """Return the values of the guests' network from `polydev.host_layout`."""
     return [GUEST_ADDRESS, GUEST_GATEWAY, GATEWAY_MAC, *map(str, GUEST_PORTS)]
 
 

@@ -1,4 +1,4 @@
-"""Which process holds a lock of apt or dpkg; asked without taking the lock."""
+"""Find the process that holds a lock of apt or dpkg, without taking the lock."""
 
 from __future__ import annotations
 

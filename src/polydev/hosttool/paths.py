@@ -76,7 +76,7 @@ class Paths:
 
     @property
     def pending(self) -> Path:
-        """What restores have changed and no unit was restarted for yet."""
+        """Changes by restores that no unit was restarted for yet."""
         return self.home / "restore-pending.json"
 
     @property

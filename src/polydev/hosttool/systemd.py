@@ -32,7 +32,7 @@ class UnitStatus:
 
 @dataclass(frozen=True)
 class UnitTimeouts:
-    """How long a unit may take to start, and how long to finish its work."""
+    """Time limits for a unit to start, and to finish its work."""
 
     start_seconds: float = 90.0
     drain_seconds: float = 90.0

@@ -39,7 +39,7 @@ BUSY_WAITED_SECONDS = 10.0
 
 @dataclass
 class Boot:
-    """What is known of a boot so far.
+    """A boot in progress.
 
     timings     seconds from QEMU's start to each stage
     """

@@ -71,7 +71,7 @@ def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
 
 @dataclass(frozen=True)
 class _Change:
-    """How a layer's tree must change to be stacked.
+    """The changes that a layer's tree needs to be stacked.
 
     landed     the place of each path
     opaque     folders that still hide what is below them

@@ -76,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def guest(request: pytest.FixtureRequest) -> Ports:
-    """Where the VM's ports can be reached from outside."""
+    """The addresses of the VM's ports from outside."""
     given = request.config.getoption("--guest-ports")
     if not given:
         pytest.skip("needs --guest-ports")

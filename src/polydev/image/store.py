@@ -54,7 +54,7 @@ class ListedImage(RecordModel):
 
 
 class GoldenChange(RecordModel):
-    """What a promotion or a rollback did: `digest` is golden now, `was` before it."""
+    """Result of a promotion or a rollback: `digest` is golden now, `was` before it."""
 
     number: int
     digest: str
@@ -68,7 +68,7 @@ class KeptImage(RecordModel):
 
 
 class Pruned(RecordModel):
-    """What a prune removed, or would remove; `leftovers` are folders of builds that were killed."""
+    """Result of a prune, or of a dry run; `leftovers` are folders of builds that were killed."""
 
     removed: list[str]
     kept: list[KeptImage]
@@ -108,7 +108,7 @@ class ImageStore:
         return sorted(name for name in names if re.fullmatch(r"[0-9a-f]{64}", name))
 
     def record(self, digest: str) -> ImageRecord:
-        """What is known of an image."""
+        """Return the record of an image."""
         if not self.path(digest).is_dir():
             raise ImageError(f"no image {digest[:12]} in {self.root}", LIST_HINT)
         return image_folder.read_record(self.path(digest))

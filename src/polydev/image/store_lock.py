@@ -23,7 +23,7 @@ NAME_PAUSE_SECONDS = 0.01
 
 
 class Actor(RecordModel):
-    """Who does something: a user of a machine, and the process."""
+    """The user and the process that change a store."""
 
     user: str
     host: str

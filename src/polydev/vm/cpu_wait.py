@@ -1,4 +1,4 @@
-"""How long a VM waited for a CPU, and what that means for a deadline. Pure.
+"""The time that a VM waited for a CPU, and its effect on deadlines. Pure.
 
 The kernel counts for each thread how long it ran, and how long it was ready to run but had to
 wait. Deadlines are meant for a machine without other work, so the time that a VM waited does not
@@ -70,7 +70,7 @@ class CpuWait:
 
     @property
     def undisturbed_seconds(self) -> float:
-        """How long this would have taken on a machine without other work."""
+        """Return how long this would have taken on a machine without other work."""
         return self.seconds - self.waited_seconds
 
     @property
@@ -84,7 +84,7 @@ class CpuWait:
 
     @property
     def slowdown(self) -> float:
-        """How many times longer than on a quiet machine work took, within limits."""
+        """Return how many times longer work took than on a quiet machine, within limits."""
         return 1 / max(1 - self.share, 1 / LONGEST_FACTOR)
 
     def over(self, seconds: float) -> CpuWait:

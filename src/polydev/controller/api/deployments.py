@@ -84,7 +84,7 @@ class DeploymentList(ApiModel):
 
 
 class WayBackAnswer(ApiModel):
-    """How to restore the host's state before a deployment.
+    """The way to restore the host's state before a deployment.
 
     to          the deployment that the host goes back to
     command     the command for the operator's machine; null if there is none, for the `reason`

@@ -55,7 +55,7 @@ SESSION_EXAMPLE: dict[str, Any] = {
 
 
 class ReceiptAnswer(ApiModel):
-    """What a resumed VM's guest reports of itself after it got its identity.
+    """The report of a resumed VM's guest after it got its identity.
 
     Only the guest and its host know the secret. `random` is the first random number of its kernel
     after that.
@@ -72,7 +72,7 @@ class ReceiptAnswer(ApiModel):
 
 
 class BootProgress(ApiModel):
-    """How the VM started. `timings` are seconds from its start to each stage.
+    """The start of the VM. `timings` are seconds from its start to each stage.
 
     template        the template that it was resumed from; null if it boots
     bootsBecause    why it boots although this host resumes VMs

@@ -28,7 +28,7 @@ DaysBack = Annotated[
 
 
 class UseAnswer(ApiModel):
-    """What was used.
+    """Amounts used.
 
     vmSeconds   time in which VMs ran; paused time does not count
     receivedBytes, sentBytes    network traffic of the VMs

@@ -67,7 +67,7 @@ class RateLimiter:
 
 
 class StreamLimit:
-    """How many streams each user reads: events of sessions, and consoles that they follow."""
+    """Limit of the streams that a user reads: events of sessions, and consoles."""
 
     def __init__(self, most_per_user: int) -> None:
         self._most = most_per_user

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: their description, and the database."""
+"""Shared parts of the command line's verbs: their description, and the database."""
 
 from __future__ import annotations
 

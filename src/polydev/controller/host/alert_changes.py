@@ -1,4 +1,4 @@
-"""Which alerts to raise and to clear now: hysteresis, and conditions that must last first. Pure."""
+"""Decide which alerts to raise and clear: hysteresis, and conditions that must last. Pure."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ LASTING: frozenset[Rule] = frozenset(
 
 @dataclass(frozen=True)
 class Observation:
-    """What a rule found about one subject.
+    """The finding of a rule about one subject.
 
     raises  the alert that this calls for
     keeps   the alert that may stay if there is one, as severe or more; this is the hysteresis

@@ -41,7 +41,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class WayBack:
-    """How to restore the host's state before a deployment.
+    """The way to restore the host's state before a deployment.
 
     command     to run on the operator's machine; None where that is impossible, with the `reason`
     """
@@ -113,7 +113,7 @@ def _read(file: Path) -> Deployment:
 
 
 class NewestRecord(NamedTuple):
-    """What `newest_failed` needs of a record; these sort in the order of deployments.
+    """The parts of a record that `newest_failed` needs; these sort in the order of deployments.
 
     `number` is the host's; older records have none (0), and their ids begin with the time.
     """

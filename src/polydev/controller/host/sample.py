@@ -19,7 +19,7 @@ HELD_STATES = (*LIVE_VM_STATES, "stopping")
 
 
 class VmSample(FrozenModel):
-    """What one VM used; null where it could not be measured."""
+    """The usage of one VM; null where it could not be measured."""
 
     vm_id: str
     slot: int
@@ -32,7 +32,7 @@ class VmSample(FrozenModel):
 
 
 class SlotCounts(FrozenModel):
-    """How many slots there are, and how many are held by a VM.
+    """The number of slots, and of those that a VM holds.
 
     pooled  of those held: by a VM of the pool, which waits for a session
     primed  of those pooled: by a VM that is paused and ready, so that a session starts at once

@@ -1,4 +1,4 @@
-"""What one VM uses, read from its unit's cgroup, its folder and its slot's network port."""
+"""Read the usage of one VM from its unit's cgroup, its folder and its slot's network port."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _asked: dict[tuple[int, int | None, Path], BlockingCall[VmUsage]] = {}
 
 
 class VmUsage(ApiModel):
-    """What a VM uses; null where it could not be measured, and `unavailable` says why.
+    """The usage of a VM; null where it could not be measured, and `unavailable` says why.
 
     cpu_seconds     since its process was started
     cpu_percent     of all the host's cores together, just now

@@ -15,7 +15,7 @@ MOST_LEEWAY_SECONDS = 3600
 
 
 class JwtSettings(Section):
-    """Whose JWTs are accepted, besides those signed with `jwt_secret`."""
+    """The issuer whose JWTs are accepted, besides those signed with `jwt_secret`."""
 
     jwks_url: str | None = Field(default=None, pattern="^https?://")
     audience: str | None = Field(default=None, min_length=1)

@@ -12,7 +12,7 @@ from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
 
 
 class Quota(Section):
-    """What a user may use in a day or month of UTC; then no further session starts. 0: no limit.
+    """A user's limits for a day or month of UTC; beyond them no session starts. 0: no limit.
 
     Traffic is what the user's VMs receive and send.
     """

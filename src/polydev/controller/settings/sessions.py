@@ -13,7 +13,7 @@ WATCHED_SECONDS = 10.0
 
 
 class SessionLimits(Section):
-    """How many sessions a user may have, and how long a session lives.
+    """Limits of the number of a user's sessions and of their lifetime.
 
     idle_seconds    after its last viewer or heartbeat
     max_seconds     at most, however it is used

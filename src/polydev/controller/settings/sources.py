@@ -1,4 +1,4 @@
-"""Where settings come from besides the file: environment variables, and secrets of systemd.
+"""Sources of settings besides the file: environment variables, and secrets of systemd.
 
 A variable is POLYDEV_CONTROLLER_<KEY>, with two underscores between levels. A secret is a file in
 $CREDENTIALS_DIRECTORY (systemd's LoadCredential=), named like its key with hyphens: `jwt_secret` is

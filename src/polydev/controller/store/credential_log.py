@@ -34,7 +34,7 @@ WEBHOOKS: Mapping[CredentialEventKind, EventType] = {
 
 @dataclass(frozen=True)
 class EventActor:
-    """Who caused an event; `user_id` is None where that was not a user."""
+    """The actor that caused an event; `user_id` is None if it was not a user."""
 
     by: CredentialActor
     user_id: str | None = None

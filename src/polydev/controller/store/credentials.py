@@ -65,7 +65,7 @@ class StoredCredentials:
 
 @dataclass(frozen=True)
 class ResealCounts:
-    """How many credentials were sealed again with the first key, or not.
+    """Counts of credentials that were sealed again with the first key, or not.
 
     current     were sealed with the first key already
     locked      can be opened with no key of the host

@@ -1,4 +1,4 @@
-"""When sessions expire, and why. Pure."""
+"""Rules of when sessions expire, and why. Pure."""
 
 from __future__ import annotations
 

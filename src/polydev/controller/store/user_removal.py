@@ -31,7 +31,7 @@ _sessions, _vms = tables.sessions.c, tables.vms.c
 
 @dataclass(frozen=True)
 class Removed:
-    """How many rows were deleted with a user."""
+    """Counts of rows that were deleted with a user."""
 
     sessions: int = 0
     tokens: int = 0

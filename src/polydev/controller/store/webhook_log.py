@@ -53,7 +53,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What an endpoint has not received: how many deliveries wait, since when they have been
+    """Deliveries that an endpoint has not received: how many wait, since when they have been
     failing, and how many failed for good lately.
     """
 

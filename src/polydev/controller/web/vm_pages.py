@@ -139,7 +139,7 @@ def stages_of(vm: Vm) -> list[tuple[str, float]]:
 
 
 def times_of(vm: Vm) -> list[tuple[str, str]]:
-    """When what became of the VM; the first of each pair is the name of a text."""
+    """Return the times of a VM's changes; the first of each pair is the name of a text."""
     known = {
         "created": vm.created_at,
         "started": vm.started_at,

@@ -1,4 +1,4 @@
-"""When to try a delivery again, as Standard Webhooks recommends. Pure."""
+"""Choose when to try a delivery again, as Standard Webhooks recommends. Pure."""
 
 from __future__ import annotations
 
