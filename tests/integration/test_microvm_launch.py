@@ -312,7 +312,7 @@ def test_what_is_no_key_is_refused(holder: Path, question: bytes) -> None:
         client.connect(str(holder))
         client.sendall(question)
         client.shutdown(socket.SHUT_WR)
-        assert client.recv(100) == b"refused that is no key of a template"
+        assert client.recv(100) == b"refused the request is not the key of a template"
 
 
 def test_a_user_who_says_nothing_keeps_no_other_waiting(holder: Path) -> None:

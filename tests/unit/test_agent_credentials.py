@@ -48,7 +48,7 @@ def test_what_is_written_is_read_and_removed(tmp_path: Path) -> None:
 LARGE = json.dumps({**CREDENTIALS, "more": "x" * credentials_file.MAX_BYTES})
 PUT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link": (lambda file: file.symlink_to("/etc/passwd"), "a link"),
-    "a fifo": (lambda file: os.mkfifo(file), "no file of its user"),
+    "a fifo": (lambda file: os.mkfifo(file), "not a regular file of its user"),
     "a folder": (lambda file: file.mkdir(), "Is a directory"),
     "too much": (lambda file: file.write_text(LARGE), "more than 65536 bytes"),
     "no json": (lambda file: file.write_text("{"), "not JSON"),

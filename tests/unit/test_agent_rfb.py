@@ -61,7 +61,7 @@ def test_a_server_that_lets_viewers_in_is_well(script: bytes, version: str, sent
         (b"RFB 003.003\n\0\0\0\0" + REFUSAL, "scripted turns viewers away: go on"),
         (b"RFB 003.008\n\0" + REFUSAL, "scripted turns viewers away: go on"),
         (b"RFB 003.008\n\x01\x01\0\0\0\x01" + REFUSAL, "scripted turns viewers away: go on"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "scripted says b'SSH-2.0-Open', which is no RFB greeting"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "scripted says b'SSH-2.0-Open', which is not an RFB greeting"),
         (b"RFB 003.008\n", "no its RFB security types"),
         (b"RFB", "no an RFB greeting"),
     ],

@@ -48,7 +48,7 @@ def test_it_hides_no_file_that_its_layer_did_not_know(below: Stack) -> None:
 
 
 def test_one_that_does_both_is_refused(below: Stack) -> None:
-    with pytest.raises(LayerConflict, match="/opt/app is made anew by the layer"):
+    with pytest.raises(LayerConflict, match="/opt/app was replaced by the layer"):
         _revealed({"opt/app", "srv"}, below, seen(below))
 
 

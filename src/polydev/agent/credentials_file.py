@@ -73,7 +73,7 @@ def _data(home: str, path: str) -> bytes:
         with open(os.open(name, flags, dir_fd=folder), "rb", buffering=0) as file:
             state = os.fstat(file.fileno())
             if not S_ISREG(state.st_mode) or state.st_uid != os.geteuid():
-                raise CheckFailed(f"~/{path} is no file of its user")
+                raise CheckFailed(f"~/{path} is not a regular file of its user")
             data = b""
             while len(data) <= MAX_BYTES and (chunk := file.read(MAX_BYTES + 1 - len(data))):
                 data += chunk
@@ -118,7 +118,7 @@ def _member(value: object, dotted_key: str) -> object:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 @contextmanager

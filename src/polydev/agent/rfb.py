@@ -24,7 +24,7 @@ def open_rfb(stream: ByteStream) -> str:
     """Do the handshake and return the server's version, such as "RFB 003.008"."""
     greeting = stream.read_exactly(GREETING_BYTES, "an RFB greeting")
     if not is_greeting(greeting):
-        raise CheckFailed(f"{stream.name} says {greeting!r}, which is no RFB greeting")
+        raise CheckFailed(f"{stream.name} says {greeting!r}, which is not an RFB greeting")
     version = greeting.decode().strip()
     if version >= "RFB 003.007":
         _choose_security(stream, version)

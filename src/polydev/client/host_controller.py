@@ -71,7 +71,7 @@ class HostController:
     def _exchange(
         self, *words: str, stdin: IO[bytes], copy: IO[bytes] | None = None
     ) -> dict[str, Any]:
-        """Run a database verb; return its answer, one line. What follows is written to `copy`."""
+        """Run a database verb; return its answer, one line. The rest is written to `copy`."""
         with tempfile.TemporaryFile() as said:
             argv = self.target.argv(TOOL, "database", *words)
             process = spawn(argv, stdin=stdin, stdout=PIPE, stderr=said)

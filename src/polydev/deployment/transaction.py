@@ -200,7 +200,7 @@ class Transaction:
         for found in records_of(self.connection):
             if found.id == self.record.id and found.status != "running":
                 raise LockHeld(
-                    f"{self.host.name}: somebody else had the lock meanwhile: "
+                    f"{self.host.name}: another deployment held the lock meanwhile: "
                     f"{found.reason or found.status}",
                     "./inv deployments shows what was done",
                 )

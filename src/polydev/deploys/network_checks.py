@@ -102,7 +102,9 @@ def _of_bridge(bridge: IPv4Interface) -> Iterator[Problem]:
     elif found := _first_overlap(network, NEVER):
         words = f"overlaps {found}, which is {NEVER[found]}; take a private network"
     elif not any(network.subnet_of(each) for each in PRIVATE):
-        words = "is no private network; take a part of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
+        words = (
+            "is not a private network; use a part of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
+        )
     else:
         return
     yield "bridge_address", f"{network} {words}"

@@ -30,7 +30,7 @@ from polydev.hosttool.units import TEMPLATE_HOLDER, TEMPLATE_MAKER
 from polydev.vm.qemu import QEMU
 
 POLKIT_FILE = "/etc/polkit-1/rules.d/50-polydev.rules"
-# What QEMU needs beside the guest's memory and the cache of translated code.
+# Memory of QEMU itself, without the guest's memory and the cache of translated code.
 QEMU_MIB = 512
 
 

@@ -1,7 +1,7 @@
 """The host's counter, which orders records, backups and releases.
 
 Each of them gets the next number when it is made. Clocks do not decide: the operator's may be
-wrong, and the host's may jump. What earlier versions made has no number.
+wrong, and the host's may jump. Records of earlier versions have no number.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class PathEntry:
 
 
 def entry_from(document: dict[str, Any]) -> PathEntry:
-    """Raises KeyError or ValueError for what is no entry."""
+    """Return the entry that a document describes. Raises KeyError or ValueError."""
     return PathEntry(
         path=Path(document["path"]),
         kind=document["kind"],

@@ -429,7 +429,7 @@ def foreign_links(facts: Facts) -> list[str]:
     return [each.removeprefix("interface ") for each in found]
 
 
-# What `ip -json` and sysctl say, as lines
+# Output of `ip -json` and sysctl, as lines
 
 
 def _state(link: Json, forwards: str | None = None) -> Lines:

@@ -26,7 +26,7 @@ OUT = "# polydev: "
 ALIASES = {"net.ipv4.conf.all.forwarding": "net.ipv4.ip_forward"}
 JOURNAL, NETWORK = "systemd/journald.conf.d", "systemd/network"
 SYSCTL, TMPFILES = "sysctl.d", "tmpfiles.d"
-# What a `.link` file may change on our links, and conditions that none of our links meets.
+# Settings of `.link` files that would change our links, and conditions that none of them meets.
 LINK_CHANGES = ("Name", "MTUBytes", "MACAddress")
 NEVER_MET = ("MACAddress", "PermanentMACAddress", "Path", "Property")
 # Letters of tmpfiles.d(5) whose path is a pattern, and those that act recursively.

@@ -175,7 +175,7 @@ class _Builder:
                 # Those that only lost their lower layers are later in the order.
                 made = {key: future.result() for key, future in futures.items() if future in ended}
             except BaseException:
-                # What is wrong with one layer ends the others: nobody waits for them any more.
+                # An error in one layer ends the others, since nobody waits for them any more.
                 pool.shutdown(wait=False, cancel_futures=True)
                 end_waited_for()
                 raise

@@ -124,7 +124,7 @@ def _revealed(opaque: set[str], below: Stack, seen: set[str]) -> frozenset[str]:
     for folder, both in hides.items():
         if both == {True, False}:
             raise LayerConflict(
-                f"/{folder} is made anew by the layer, and other layers have files there"
+                f"/{folder} was replaced by the layer, but other layers have files there"
             )
     return frozenset(folder for folder, both in hides.items() if both == {False})
 

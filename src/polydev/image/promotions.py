@@ -56,7 +56,7 @@ class Promotions:
     def golden(self) -> Promotion | None:
         """The promotion that the golden link names; None before the first one.
 
-        Raises ImageError if the link is none of ours or its promotion cannot be read.
+        Raises ImageError if the link is not one of ours or its promotion cannot be read.
         """
         link = self.golden_link
         hint = f"move {link} out of the way, then promote an image"
@@ -68,7 +68,7 @@ class Promotions:
             raise ImageError(f"{link} is not a link to a promotion", hint) from error
         number = promotion_number(target)
         if number is None:
-            raise ImageError(f"{link} leads to {target}, which is no promotion", hint)
+            raise ImageError(f"{link} leads to {target}, which is not a promotion", hint)
         return self.read(number)
 
     def read(self, number: int) -> Promotion:

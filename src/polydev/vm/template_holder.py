@@ -92,7 +92,7 @@ class TemplateHolder:
 
     async def _descriptors(self, question: bytes) -> tuple[int, ...]:
         if not KEY.fullmatch(question):
-            raise VmError("that is no key of a template")
+            raise VmError("the request is not the key of a template")
         key = question.decode()
         async with self._loading:
             self._let_go()

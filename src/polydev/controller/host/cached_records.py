@@ -20,7 +20,7 @@ def cached_reader(
     """Return a function that reads and parses a file, and keeps the newest `most_kept` results.
 
     It raises what `parse` raises, OSError, and ValueError for a file of more than `most_bytes`.
-    Whoever changes such a file must replace it as a whole.
+    Changes of such a file must replace it as a whole.
     """
 
     @lru_cache(most_kept)

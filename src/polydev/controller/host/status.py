@@ -1,7 +1,7 @@
 """The status of the host's parts, as the operators' endpoints answer it, and its levels.
 
-In bytes, percent from 0 to 100, degrees Celsius and seconds. What cannot be measured is null, with
-the status `unknown` and the reason in `detail`.
+In bytes, percent from 0 to 100, degrees Celsius and seconds. Values that cannot be measured are
+null, with the status `unknown` and the reason in `detail`.
 """
 
 from __future__ import annotations

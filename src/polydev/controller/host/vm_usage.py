@@ -20,7 +20,7 @@ from polydev.vm.untrusted_files import open_untrusted_folder
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-# Where cgroup version 2 is mounted beside version 1.
+# Mount point of cgroup version 2 beside version 1.
 CGROUPS_OF_BOTH = CGROUPS / "unified"
 CPU_SPAN_SECONDS = 0.25
 BLOCK_BYTES = 512

@@ -23,7 +23,7 @@ from polydev.errors import Error
 
 log = structlog.stdlib.get_logger(__name__)
 
-# What a VM takes while it is primed: adding one must not make another one end.
+# Memory of a VM while it is primed. Without this reserve, priming could make the host end VMs.
 VM_MIB = 256
 MIB = 1 << 20
 FIRST_PAUSE_SECONDS = 5.0

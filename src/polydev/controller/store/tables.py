@@ -189,7 +189,7 @@ credentials = sa.Table(
 # For the foreign key, when sessions are deleted.
 sa.Index("credentials_of_session", credentials.c.session_id)
 
-# What was done with credentials, by whom. No foreign key: sessions are deleted sooner.
+# Log of credentials: actions and actors. No foreign key, since sessions are deleted sooner.
 credential_events = sa.Table(
     "credential_events",
     metadata,
