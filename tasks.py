@@ -212,8 +212,9 @@ def check(context: Context, fix: bool = False) -> None:
     commands += [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]]
     commands.append(["lint-imports"])
     for name, *words in commands:
-        print(f"{name} {' '.join(words)}", flush=True)
+        print(" ".join([name, *words]), flush=True)
         run_lines([tools / name, *words], lambda line: print(" ", line, flush=True), cwd=ROOT)
+    print("all checks passed")
 
 
 @task(
