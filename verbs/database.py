@@ -94,7 +94,8 @@ def move(
     """Move a host's database from SQLite to PostgreSQL, with all rows.
 
     This deploys the controller with the database of the secret database-url. The controller stops
-    for some seconds while every row is copied and compared; VMs continue. rollback leads back.
+    for some seconds while every row is copied and compared; VMs continue. ./inv rollback returns
+    to SQLite.
     """
     from polydev.deployment import changes
     from polydev.progress import Steps
@@ -102,7 +103,7 @@ def move(
     if to != "postgresql":
         raise ConfigError(
             f"cannot move a database to {to}" if to else "--to is missing",
-            "use ./inv database.move --to postgresql; ./inv rollback leads back to SQLite",
+            "use ./inv database.move --to postgresql; ./inv rollback returns to SQLite",
         )
     require_ready(wait)
     project, described = described_host(inventory, host)

@@ -201,14 +201,14 @@ class TestDamage:
     def test_image_that_is_gone(self, host: Host) -> None:
         host.backup()
         (host.store / "images" / ("a" * 64) / "rootfs.ext4").unlink()
-        assert "leads to no image" in refused("backup-damaged", host)
+        assert "points to no image" in refused("backup-damaged", host)
 
     def test_promotion_that_names_another_image(self, host: Host) -> None:
         host.backup()
         host.image(7, "c" * 64)
         (host.store / "promotions" / "000001").unlink()
         (host.store / "promotions" / "000007").rename(host.store / "promotions" / "000001")
-        assert "leads to cccc" in refused("backup-damaged", host)
+        assert "points to cccc" in refused("backup-damaged", host)
 
     def test_way_in_does_not_need_what_is_damaged_elsewhere(self, host: Host) -> None:
         host.backup()

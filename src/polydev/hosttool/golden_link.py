@@ -59,9 +59,9 @@ def image_of(store: Path, target: str) -> str:
 def golden_damage(store: Path, golden: GoldenTarget) -> list[str]:
     found = image_of(store, golden.target)
     if not found:
-        return [f"{store / golden.target} leads to no image; it led to {golden.image[:12]}"]
+        return [f"{store / golden.target} points to no image; it pointed to {golden.image[:12]}"]
     if found != golden.image:
-        return [f"{store / golden.target} leads to {found[:12]}, not to {golden.image[:12]}"]
+        return [f"{store / golden.target} points to {found[:12]}, not to {golden.image[:12]}"]
     return []
 
 
@@ -96,7 +96,7 @@ def golden_digest(store: Path) -> str | None:
 
 
 def golden_leads_to(store: Path, digest: str | None) -> bool:
-    """Whether the golden link leads to this image, through all links in between."""
+    """Whether the golden link points to this image, through all links in between."""
     rootfs = image_path(store, str(digest)) / ROOTFS
     return rootfs.is_file() and (store / GOLDEN_LINK).resolve() == rootfs.resolve()
 

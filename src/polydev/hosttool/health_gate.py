@@ -131,11 +131,13 @@ def image_check() -> HealthCheck:
     golden = golden_digest(STORE)
     if golden is None:
         is_link = os.path.lexists(STORE / GOLDEN_LINK)
-        detail = "the golden link leads to no promotion" if is_link else "no golden image yet"
+        detail = (
+            "the golden link does not point to a promotion" if is_link else "no golden image yet"
+        )
         return HealthCheck("image", not is_link, detail)
     there = (STORE / "images" / golden / ROOTFS).is_file()
     if there and not golden_leads_to(STORE, golden):
-        return HealthCheck("image", False, f"the golden link does not lead to {golden[:12]}")
+        return HealthCheck("image", False, f"the golden link does not point to image {golden[:12]}")
     return HealthCheck("image", there, f"golden {golden[:12]}" + ("" if there else " is not there"))
 
 

@@ -68,7 +68,7 @@ class Promotions:
             raise ImageError(f"{link} is not a link to a promotion", hint) from error
         number = promotion_number(target)
         if number is None:
-            raise ImageError(f"{link} leads to {target}, which is not a promotion", hint)
+            raise ImageError(f"{link} points to {target}, which is not a promotion", hint)
         return self.read(number)
 
     def read(self, number: int) -> Promotion:
