@@ -419,8 +419,9 @@ def main() -> None:
     from tasks import namespace
 
     for file, text in documents(namespace.to_contexts(), namespace).items():
+        is_new = not file.exists() or file.read_text() != text
         file.write_text(text)
-        print(file.relative_to(ROOT))
+        print(f"{file.relative_to(ROOT)}: {'written' if is_new else 'unchanged'}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from polydev.controller.host.sample_loop import SampleLoop, unsent_folder
 from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import measure_vm
 from polydev.controller.model import now
-from polydev.controller.settings import AlertRules, ControllerSettings, Sampling
+from polydev.controller.settings import AlertSettings, ControllerSettings, Sampling
 from tests.api import JWT_SECRET, Served, StillHypervisor, served
 from tests.stores import NETWORK, lay_migrated, run_async
 
@@ -361,7 +361,7 @@ async def mail_sink() -> AsyncIterator[MailSink]:
 class TestThisMachine:
     @run_async
     async def test_its_figures(self) -> None:
-        told = await SystemMonitor(AlertRules()).system()
+        told = await SystemMonitor(AlertSettings()).system()
         assert told.unavailable == {}
         assert told.cpu.cores == os.cpu_count()
         assert told.cpu.usage is not None
@@ -428,7 +428,7 @@ async def test_a_full_disk_is_told_of_once_and_so_is_its_end(
             update={
                 "alert_urls": SecretStr(hook.url),
                 # Whatever this machine is busy with.
-                "alert": AlertRules(warning_percent=94, critical_percent=100, for_seconds=0),
+                "alert": AlertSettings(warning_percent=94, critical_percent=100, for_seconds=0),
                 "samples": Sampling(every_seconds=0.05),
             }
         )

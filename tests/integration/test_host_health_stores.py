@@ -22,7 +22,7 @@ from polydev.controller.host.alert_outbox import AlertMessage, Outbox
 from polydev.controller.host.alert_sender import AlertSender
 from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sample_loop import SampleLoop
-from polydev.controller.settings import AlertRules, ControllerSettings, Sampling
+from polydev.controller.settings import AlertSettings, ControllerSettings, Sampling
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.host_samples import HostSamples
 from polydev.controller.store.sessions import NewSession, Sessions
@@ -146,7 +146,7 @@ class Host:
         self.sent: list[AlertMessage] = []
         self.deployments = folder / "deployments"
         self.deployments.mkdir()
-        self.settings = ControllerSettings(slots=(2, 3), vm_network=NETWORK, alert=AlertRules())
+        self.settings = ControllerSettings(slots=(2, 3), vm_network=NETWORK, alert=AlertSettings())
         self.vms = Vms(database, self.settings.session, clock)
         self.sessions = Sessions(database, self.settings.session, clock)
         self.sampler = self.begin()

@@ -36,17 +36,17 @@ from polydev.controller.host.deployments import newest_failed
 from polydev.controller.host.sample import Sample, SlotCounts, Workload
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.model import Severity, Vm
-from polydev.controller.settings import AlertRules, WebhookEndpoint, WebhookSettings
+from polydev.controller.settings import AlertSettings, WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import Backlog
 
-LIMITS = AlertRules()  # 70, 90, 5 below, for 30 s
+LIMITS = AlertSettings()  # 70, 90, 5 below, for 30 s
 START = datetime(2026, 11, 21, tzinfo=timezone.utc)
 
 
 class Watch:
     """The rules over time: what stands, and what is pending."""
 
-    def __init__(self, limits: AlertRules = LIMITS) -> None:
+    def __init__(self, limits: AlertSettings = LIMITS) -> None:
         self.limits = limits
         self.standing: dict[Key, Severity] = {}
         self.pending: dict[Key, PendingChange] = {}
@@ -151,7 +151,7 @@ class TestPercent:
             assert watch.see({"cpu": Unknown("no answer")}) == []
 
     def test_without_patience_at_once(self) -> None:
-        assert Watch(AlertRules(for_seconds=0)).cpu(75, 10) == ["warning", None]
+        assert Watch(AlertSettings(for_seconds=0)).cpu(75, 10) == ["warning", None]
 
     def test_what_stood_before_a_restart_is_not_raised_again(self) -> None:
         watch = Watch()

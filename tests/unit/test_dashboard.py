@@ -33,7 +33,7 @@ from polydev.controller.host.status import (
     status_of_percent,
 )
 from polydev.controller.model import now
-from polydev.controller.settings import AlertRules, Sampling
+from polydev.controller.settings import AlertSettings, Sampling
 from polydev.controller.store.session_starts import SessionStart
 from polydev.controller.web import dashboard
 from polydev.controller.web.dashboard_bars import bars_of
@@ -52,7 +52,7 @@ def system(
     disks: Sequence[DiskStatus] = (),
     temperature: TemperatureStatus | None = None,
 ) -> SystemStatus:
-    status = "unknown" if cpu is None else status_of_percent(cpu, AlertRules())
+    status = "unknown" if cpu is None else status_of_percent(cpu, AlertSettings())
     return SystemStatus(
         status="healthy",
         cpu=CpuStatus(status=status, usage=cpu, cores=4, detail="broken" if cpu is None else None),

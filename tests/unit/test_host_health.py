@@ -37,9 +37,9 @@ from polydev.controller.host.system_reader import (
     temperature_figures,
     with_rates,
 )
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import AlertSettings
 
-LIMITS = AlertRules()
+LIMITS = AlertSettings()
 NETWORK = IPv4Network("192.168.100.0/24")
 UP = SimpleNamespace(isup=True, flags="up,broadcast,running,multicast")
 DOWN = SimpleNamespace(isup=False, flags="broadcast,multicast")
@@ -71,9 +71,8 @@ class TestStatus:
         assert status_of_percent(percent, LIMITS) == status
 
     def test_limits_are_the_settings(self) -> None:
-        assert (
-            status_of_percent(50, AlertRules(warning_percent=40, critical_percent=45)) == "critical"
-        )
+        limits = AlertSettings(warning_percent=40, critical_percent=45)
+        assert status_of_percent(50, limits) == "critical"
 
     def test_worst(self) -> None:
         assert worst(["healthy", "critical", "warning"]) == "critical"

@@ -16,7 +16,7 @@ from polydev.controller.host.alert_rules import (
     gone_message,
 )
 from polydev.controller.model import Severity
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import AlertSettings
 
 Key = tuple[str, str]  # rule and subject
 _RANKS: Mapping[Severity | None, int] = {None: 0, "warning": 1, "critical": 2}
@@ -63,7 +63,7 @@ def changes_due(
     pending: Mapping[Key, PendingChange],
     observed: Observed,
     at: datetime,
-    limits: AlertRules,
+    limits: AlertSettings,
 ) -> tuple[list[AlertChange], dict[Key, PendingChange]]:
     """Return the changes to make now, and those that must last longer first."""
     changes: list[AlertChange] = []

@@ -24,7 +24,7 @@ from polydev.controller.host.status import (
 )
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.model import Severity
-from polydev.controller.settings import WARM_PERCENT, AlertRules, WebhookSettings
+from polydev.controller.settings import WARM_PERCENT, AlertSettings, WebhookSettings
 from polydev.controller.store.webhook_log import Backlog
 
 Rule = Literal[
@@ -109,7 +109,7 @@ def gone_message(rule: str, subject: str) -> str:
     }.get(rule, f"{subject} no longer exists")
 
 
-def observe_sample(sample: Sample, workload: Workload | None, limits: AlertRules) -> Observed:
+def observe_sample(sample: Sample, workload: Workload | None, limits: AlertSettings) -> Observed:
     """Apply all rules about a sample. `workload` is None where the database did not answer."""
     return {
         "cpu": [percent_observation("CPU", HOST, sample.cpu, limits)],
@@ -120,7 +120,7 @@ def observe_sample(sample: Sample, workload: Workload | None, limits: AlertRules
     }
 
 
-def _disks(sample: Sample, limits: AlertRules) -> Findings:
+def _disks(sample: Sample, limits: AlertSettings) -> Findings:
     if "disk" in sample.unavailable:
         return Unknown(sample.unavailable["disk"])
     prefix = disk_key("")
@@ -134,13 +134,13 @@ def _disks(sample: Sample, limits: AlertRules) -> Findings:
     ]
 
 
-def _temperature(sample: Sample, limits: AlertRules) -> Findings:
+def _temperature(sample: Sample, limits: AlertSettings) -> Findings:
     if "temperature" in sample.unavailable:
         return Unknown(sample.unavailable["temperature"])
     return [temperature_observation(sample.temperature, sample.temperature_critical, limits)]
 
 
-def _observe_workload(sample: Sample, workload: Workload | None, limits: AlertRules) -> Observed:
+def _observe_workload(sample: Sample, workload: Workload | None, limits: AlertSettings) -> Observed:
     slots = sample.slots
     if workload is None or slots is None:
         unknown = Unknown("the database did not answer")
@@ -156,7 +156,7 @@ def _observe_workload(sample: Sample, workload: Workload | None, limits: AlertRu
 
 
 def percent_observation(
-    what: str, subject: str, value: float | None, limits: AlertRules
+    what: str, subject: str, value: float | None, limits: AlertSettings
 ) -> Observation:
     """Observe a share of the host. One that cannot be measured (None) keeps the alert it has."""
     subject, message = subject[:MOST_SUBJECT_CHARACTERS], percent_text(what, value)
@@ -171,7 +171,7 @@ def percent_observation(
 
 
 def temperature_observation(
-    celsius: float | None, critical_celsius: float | None, limits: AlertRules
+    celsius: float | None, critical_celsius: float | None, limits: AlertSettings
 ) -> Observation:
     """Observe the hottest sensor; one without a critical value raises nothing.
 
@@ -195,7 +195,7 @@ def _severity(status: Status) -> Severity | None:
     return status if status == "warning" or status == "critical" else None
 
 
-def failed_boots_observation(failed: int, limits: AlertRules) -> Observation:
+def failed_boots_observation(failed: int, limits: AlertSettings) -> Observation:
     """Observe VMs that failed lately; an alert stays until fewer than half as many are left."""
     return Observation(
         HOST,
@@ -206,7 +206,7 @@ def failed_boots_observation(failed: int, limits: AlertRules) -> Observation:
     )
 
 
-def not_resumed_observation(booted: int, reason: str, limits: AlertRules) -> Observation:
+def not_resumed_observation(booted: int, reason: str, limits: AlertSettings) -> Observation:
     """Observe VMs that booted although they should have been resumed from a template."""
     severity: Severity | None = "warning" if booted else None
     lately = _minutes(limits.failed_boots_seconds)
@@ -243,7 +243,7 @@ def no_slots_observation(total: int, held: int) -> Observation:
     return Observation(HOST, message, float(total - held), severity, severity)
 
 
-def unhealthy_vms_observation(failing: int, failed: int, limits: AlertRules) -> Observation:
+def unhealthy_vms_observation(failing: int, failed: int, limits: AlertSettings) -> Observation:
     """Observe VMs that fail their checks now, and those that were ready and failed lately."""
     severity: Severity | None = "warning" if failing + failed else None
     lately = _minutes(limits.failed_boots_seconds)

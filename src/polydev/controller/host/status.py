@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from polydev.controller.model import Alert, Severity
-from polydev.controller.settings import WARM_PERCENT, AlertRules
+from polydev.controller.settings import WARM_PERCENT, AlertSettings
 
 Status = Literal["healthy", "warning", "critical", "unknown"]
 # The most urgent one last.
@@ -137,7 +137,7 @@ class AlertsReport(FrozenModel):
     history: list[AlertReport]
 
 
-def status_of_percent(percent: float, limits: AlertRules) -> Status:
+def status_of_percent(percent: float, limits: AlertSettings) -> Status:
     """Return the status of a percentage; the critical limit itself is still a warning."""
     if percent > limits.critical_percent:
         return "critical"

@@ -23,7 +23,7 @@ from polydev.controller.host.status import (
     TemperatureStatus,
     worst,
 )
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import AlertSettings
 
 # CPU time is counted in hundredths of a second: over less than this a percentage is inaccurate.
 SHORTEST_SPAN_SECONDS = 0.5
@@ -38,7 +38,7 @@ class SystemMonitor:
     """Measures percentages and rates since the previous call, so a process has one of these."""
 
     def __init__(
-        self, limits: AlertRules, timeout_seconds: float = blocking_call.TIMEOUT_SECONDS
+        self, limits: AlertSettings, timeout_seconds: float = blocking_call.TIMEOUT_SECONDS
     ) -> None:
         self._limits = limits
         self._timeout_seconds = timeout_seconds

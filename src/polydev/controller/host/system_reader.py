@@ -21,7 +21,7 @@ from polydev.controller.host.status import (
     status_of_percent,
     status_of_temperature,
 )
-from polydev.controller.settings import AlertRules
+from polydev.controller.settings import AlertSettings
 
 CPUINFO = Path("/proc/cpuinfo")
 LOOPBACK = "lo"
@@ -35,7 +35,7 @@ NO_CRITICAL_VALUE = "the sensor has no critical value, so the temperature cannot
 NO_SENSOR = "this host has no temperature sensor, as is usual for a virtual machine"
 
 
-def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertRules) -> CpuStatus:
+def cpu_figures(usage: float, cores: int | None, model: str, limits: AlertSettings) -> CpuStatus:
     return CpuStatus(status=status_of_percent(usage, limits), usage=usage, cores=cores, model=model)
 
 
@@ -60,7 +60,7 @@ def _percent(part: float, whole: float) -> float:
     return round(min(max(100.0 * part / whole, 0.0), 100.0), 1) if whole > 0 else 0.0
 
 
-def memory_figures(memory: Any, limits: AlertRules) -> MemoryStatus:
+def memory_figures(memory: Any, limits: AlertSettings) -> MemoryStatus:
     used = memory.total - memory.available
     percent = _percent(used, memory.total)
     return MemoryStatus(
@@ -87,7 +87,7 @@ def real_filesystems(physical: Sequence[Any], everything: Iterable[Any]) -> list
     return sorted(by_device.values(), key=lambda each: str(each.mountpoint))
 
 
-def disk_figures(partition: Any, usage: Any, limits: AlertRules) -> DiskStatus:
+def disk_figures(partition: Any, usage: Any, limits: AlertSettings) -> DiskStatus:
     """Return a filesystem's status; like in `df`, `percent` excludes what only root may use."""
     percent = _percent(usage.used, usage.used + usage.free)
     return DiskStatus(

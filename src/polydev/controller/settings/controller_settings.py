@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from polydev.controller.settings import secrets
 from polydev.controller.settings.access import JwtSettings, WebSettings, checked_origins
 from polydev.controller.settings.limits import ConnectionLimits, Quotas, RateLimits
-from polydev.controller.settings.monitoring import AlertRules, Sampling
+from polydev.controller.settings.monitoring import AlertSettings, Sampling
 from polydev.controller.settings.section import MOST_DAYS, MOST_SECONDS
 from polydev.controller.settings.sessions import LoginSettings, SessionLimits
 from polydev.controller.settings.sources import (
@@ -103,7 +103,7 @@ class ControllerSettings(BaseSettings):
     identity: JwtSettings = JwtSettings()
     web: WebSettings = WebSettings()
     samples: Sampling = Sampling()
-    alert: AlertRules = AlertRules()
+    alert: AlertSettings = AlertSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     jwt_secret: SecretStr | None = None

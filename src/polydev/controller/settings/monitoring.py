@@ -20,7 +20,7 @@ class Sampling(Section):
     keep_seconds: Seconds = 24 * 3600
 
 
-class AlertRules(Section):
+class AlertSettings(Section):
     """Percent at which an alert is raised, and how far below it must come to be cleared.
 
     Limits of the temperature are fixed percent of the sensor's critical value.
