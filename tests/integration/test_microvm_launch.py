@@ -206,7 +206,7 @@ def test_what_is_missing_is_said_to_both(slot: Slot, gone: str, words: str) -> N
 def test_a_slot_that_names_no_vm(slot: Slot) -> None:
     (slot.root / "2/current").unlink()
     assert slot.launch().wait(SECONDS) == 1
-    assert f"{slot.root}/2 names no VM" in slot.said("journal")
+    assert f"{slot.root}/2 does not name a VM" in slot.said("journal")
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def verify(
     and leaves the record as it was, if the machine was too busy for a verdict.
     """
     if not specs.is_dir():
-        raise ConfigError(f"no specs at {specs}", "run this in a whole checkout")
+        raise ConfigError(f"no specs at {specs}", "run this in a complete checkout")
     record = store.record(digest)
     evidence = settings.state / "verify" / digest[:12]
     shutil.rmtree(evidence, ignore_errors=True)

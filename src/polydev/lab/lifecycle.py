@@ -108,7 +108,9 @@ def reset(name: str, settings: Settings) -> Lab:
     """
     with _made(name, settings) as lab:
         if not lab.saved.is_dir():
-            raise LabError(f"no files of lab {name} were saved", "save them first")
+            raise LabError(
+                f"no files of lab {name} were saved", "save them first, by polydev.lab.save"
+            )
         _stop(lab)
         _collect_packages(lab, settings)
         shutil.rmtree(lab.upper)
@@ -198,7 +200,7 @@ def _clear(lab: Lab) -> None:
     if not _is_ours(lab):
         raise LabError(
             f"another lab {lab.name} runs on this machine: {link_owner(lab)}",
-            "choose another name, or end that one",
+            "choose another name, or end that lab",
         )
     kill(lab)
     if any(link_of(lab.address).overlaps(each) for each in networks_in_use()):

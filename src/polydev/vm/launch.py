@@ -63,7 +63,7 @@ def launch(slot: Path, accelerator: Accelerator, systemd: str = "") -> NoReturn:
         (folder / QEMU_LOG).unlink(missing_ok=True)
         log = (folder / QEMU_LOG).open("xb", buffering=0)
     except OSError as error:
-        raise VmError(f"{slot} names no VM: {error}") from error
+        raise VmError(f"{slot} does not name a VM: {error}") from error
     try:
         _launch(folder, accelerator, log, systemd)
     except (Error, OSError) as error:

@@ -149,7 +149,7 @@ async def give_identity(
     try:
         return await within(seconds, _exchange(place, identity), "the guest's answer")
     except (OSError, EOFError, ValueError) as error:
-        raise VmError(f"the guest took no identity: {error}") from error
+        raise VmError(f"the guest did not accept its identity: {error}") from error
 
 
 async def set_clock(place: Path, seconds: float = ANSWER_SECONDS) -> None:

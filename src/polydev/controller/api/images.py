@@ -204,7 +204,7 @@ async def image_list(services: Services, limit: int, before: str | None = None) 
 
 
 async def image_detail(services: Services, digest: str) -> ImageDetail:
-    """Raises ImageNotFound."""
+    """Return an image with its record. Raises ImageNotFound."""
     store = services.settings.image_store
     found = await asyncio.to_thread(stored_images, store)
     image = await asyncio.to_thread(stored_image, store, digest)
@@ -213,7 +213,7 @@ async def image_detail(services: Services, digest: str) -> ImageDetail:
 
 
 async def image_diff(services: Services, old: str, new: str) -> ImageDiff:
-    """Raises ImageNotFound, and ImageUnreadable where a record cannot be read."""
+    """Compare two images. Raises ImageNotFound, and ImageUnreadable if a record cannot be read."""
     store = services.settings.image_store
     before = await asyncio.to_thread(readable_record, store, old)
     return diff(before, await asyncio.to_thread(readable_record, store, new))

@@ -117,7 +117,7 @@ def add_templates(router: APIRouter, services: Services) -> None:
 async def templates_answer(
     settings: ControllerSettings, hypervisor: Hypervisor | None
 ) -> TemplatesAnswer:
-    """Raises VmError."""
+    """Return the host's templates and the state of a build. Raises VmError."""
     if hypervisor is None:
         return _none(settings, "this host has no slots for VMs")
     try:

@@ -73,7 +73,7 @@ class HostStateReader:
         self.latest = CachedCall(self._take, FRESH_SECONDS)
 
     async def _take(self) -> HostState:
-        """Raises the database's errors."""
+        """Collect the state now. Raises the database's errors."""
         settings = self._settings
         system, network, health, templates = await asyncio.gather(
             self._host.system(), self._network(), self._health.report(), self._templates()

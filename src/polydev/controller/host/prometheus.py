@@ -30,7 +30,7 @@ VM_COUNTERS: tuple[tuple[str, str, str], ...] = (
 
 
 class Latest(Protocol):
-    """Has the newest sample, or None before the first one."""
+    """Source of the newest sample; None before the first one."""
 
     latest: Sample | None
     standing: list[Alert]

@@ -74,7 +74,7 @@ class Screenshots:
 
 
 def check_has_screen(vm: Vm) -> None:
-    """Raises SessionExpired or NoScreen if the VM shows no screen now."""
+    """Raise SessionExpired or NoScreen if the VM shows no screen now."""
     if vm.state not in LIVE_VM_STATES:
         raise SessionExpired("the VM has ended", "start another session")
     if vm.paused_at is not None:

@@ -173,7 +173,7 @@ class SystemdHypervisor:
         return VmError(f"{unit} did not start: {why}", f"journalctl -u {unit}")
 
     def _remove(self, slot: int, vm_id: str, keep_logs: bool) -> None:
-        """Raises FilesLeft if something could not be removed; other VMs cannot reach it then."""
+        """Remove a VM's files. Raises FilesLeft if some are left, which other VMs cannot reach."""
         folder = self._folder(slot, vm_id)
         if self._current_vm(slot) == vm_id:
             folder.with_name(CURRENT).unlink(missing_ok=True)

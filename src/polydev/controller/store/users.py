@@ -55,7 +55,7 @@ class Users:
         return user_of(row) if row else None
 
     async def get(self, user_id: str) -> User:
-        """Raises UserNotFound."""
+        """Return a user. Raises UserNotFound."""
         user = await self.find(user_id)
         if user is None:
             raise no_user(user_id)
@@ -87,7 +87,7 @@ class Users:
         return found[0]
 
     async def rename(self, user_id: str, name: str) -> User:
-        """Raises UserNotFound."""
+        """Change a user's name. Raises UserNotFound."""
         statement = sa.update(tables.users).where(tables.users.c.id == user_id).values(name=name)
         async with self._database.writing() as connection:
             await connection.execute(statement)
@@ -131,7 +131,7 @@ class Users:
             return {row["id"]: user_of(row) for row in found.mappings()}
 
     async def set_role(self, user_id: str, role: Role) -> User:
-        """Raises UserNotFound."""
+        """Change a user's role. Raises UserNotFound."""
         statement = sa.update(tables.users).where(tables.users.c.id == user_id).values(role=role)
         async with self._database.writing() as connection:
             await connection.execute(statement)
