@@ -206,7 +206,7 @@ Scenario = Callable[[Served], Awaitable[None]]
 
 @dataclass(frozen=True)
 class ApiHost:
-    """What the application is configured with; its database is migrated."""
+    """The configuration of the application, with a migrated database."""
 
     settings: ControllerSettings
     hypervisor: StillHypervisor
@@ -243,7 +243,7 @@ def api_host(migrated: Path, folder: Path, **words: Any) -> ApiHost:
 
 
 def empty_assets(folder: Path) -> Path:
-    """What pages load of others, by name only: no test without a browser reads it."""
+    """Names of the files of others that pages load; tests without a browser do not read them."""
     for place in load_yaml(OWN.parent / "vendor.yaml"):
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ async def _people(host: BusyHost) -> None:
 
 
 async def use_days(host: BusyHost, name: str, hours: float, seed: int = 0) -> None:
-    """What a user used today, and on some of the 29 days before."""
+    """The usage of a user today, and on some of the 29 days before."""
     today, gib = day_of(now()), 2**30
     used = {}
     for ago in range(30):

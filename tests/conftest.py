@@ -231,7 +231,7 @@ def node_modules(settings: Settings) -> Path:
 
 @pytest.fixture(scope="session")
 def packed_assets(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages load of others, as the controller's wheel has it."""
+    """Files of others that the pages load, as the controller's wheel has them."""
     packed = tmp_path_factory.mktemp("packed")
     web_assets.pack(ROOT, node_modules, packed)
     return packed

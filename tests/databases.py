@@ -133,7 +133,7 @@ def running_server(address: str | None = None, hba: str = HBA) -> Iterator[Postg
 
 
 def _as_unprivileged(folder: Path) -> list[str]:
-    """What a command line begins with: it ends with us, and does not run as root."""
+    """The beginning of a command line whose process ends with us and is not root's."""
     dies_with_us = ["setpriv", "--pdeathsig", "INT"]
     if os.geteuid() != 0:
         return dies_with_us

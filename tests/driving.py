@@ -92,7 +92,7 @@ def logins_of(
     agent: AgentClient,
     clock: Clock,
 ) -> LoginStores:
-    """What a driver follows logins with."""
+    """Return the stores with which a driver follows logins."""
     keys, after = keyring_of(settings.credentials_key), settings.login.complete_after_seconds
     return LoginStores(
         agent,
@@ -155,7 +155,7 @@ class World:
             await agent.close()
 
     def logins(self, agent: AgentClient) -> LoginStores:
-        """What a driver follows logins with."""
+        """Return the stores with which a driver follows logins."""
         logins = logins_of(self.settings, self.database, self.sessions, agent, self.clock)
         return replace(logins, rotates=lambda _: self.rotates)
 

@@ -442,7 +442,7 @@ class HeldVm(FakeVm):
 
 
 class LyingVm(FakeVm):
-    """What its agent hands over is `lie`; it says that there is nothing where that is None."""
+    """Its agent hands over `lie`, or says that there is nothing if that is None."""
 
     lie: object = None
 

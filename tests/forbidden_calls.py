@@ -128,7 +128,7 @@ class Ring:
 
 
 def directly() -> dict[str, str]:
-    """What became of each call, tried in the working directory."""
+    """Return the result of each call, tried in the working directory."""
     Path("file").touch()
     clone = ctypes.create_string_buffer(CLONE_ARGS_BYTES)
     struct.pack_into("Q", clone, 0, CLONE_NEWUSER)

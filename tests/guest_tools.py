@@ -39,7 +39,7 @@ def provider(name: str = "claude", **changes: Any) -> GuestProvider:
 
 
 def kept_by(tool: GuestProvider) -> CredentialsFile:
-    """What is known of its credentials."""
+    """The description of its credentials."""
     assert tool.credentials is not None
     return tool.credentials
 

@@ -17,7 +17,7 @@ PATH = "/api/auth/health"
 
 @dataclass
 class Load:
-    """What came of the requests so far: answers by release, and failures in words."""
+    """Results of the requests so far: answers by release, and failures as text."""
 
     answers: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)

@@ -33,7 +33,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered: with `parts` their chunks, each as soon as it is there, as the body.
+    """An answer: with `parts` their chunks, each as soon as it is there, as the body.
 
     `raw` is sent as it is, in place of everything else, and the connection ends after it.
     """

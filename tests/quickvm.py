@@ -50,7 +50,7 @@ ROOTFS_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Parts:
-    """What a quick image is made of; modules by file name, in the order to load them."""
+    """The parts of a quick image; modules by file name, in the order to load them."""
 
     kernel: Path
     kernel_version: str

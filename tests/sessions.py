@@ -151,7 +151,7 @@ class Operated:
 
 
 def controller(host: DeployedHost, words: str) -> Any:
-    """What `master-controller WORDS` answers on the host."""
+    """Return the answer of `master-controller WORDS` on the host."""
     return json.loads(host.inside(CONTROLLER.format(words=words)))
 
 
@@ -179,7 +179,7 @@ print(connection.getresponse().read().decode())
 
 
 def inside_vm(service: Operated, address: str) -> dict[str, Any]:
-    """What the agent at `address` says to its host."""
+    """Return the answer of the agent at `address` to its host."""
     said = service.host.inside(shlex.join(["python3", "-c", ASK_HEALTH, address]))
     found: dict[str, Any] = json.loads(said)
     return found

@@ -26,7 +26,7 @@ def confining_properties(unit: str, slot: int) -> list[str]:
 
 
 def said_with(host: DeployedHost, properties: list[str], *argv: str) -> str:
-    """What a process with these properties says."""
+    """Return the output of a process with these properties."""
     words = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait"]
     words += [f"--property={each}" for each in properties]
     return host.inside(shlex.join([*words, *argv]))

@@ -58,7 +58,7 @@ Play = Callable[..., None]
 
 
 class Told:
-    """What a page's console and its requests told of that is wrong; see `page_of`."""
+    """Errors of a page's console and of its requests; see `page_of`."""
 
     def __init__(self, expects_network_errors: bool) -> None:
         self.expects_network_errors = expects_network_errors
@@ -198,7 +198,7 @@ async def until_other_picture(page: Page, before: str) -> None:
 
 
 async def violations(page: Page, node_modules: Path, *, ignored: Sequence[str] = ()) -> list[str]:
-    """What axe-core finds wrong with the page as it is now."""
+    """Return the problems that axe-core finds on the present page."""
     # A page's policy forbids scripts of others; a debugger's are none of the page.
     source = (node_modules / "axe-core/axe.min.js").read_text()
     await page.evaluate(source)

@@ -11,7 +11,7 @@ from tests.xscreen import first_of, pumped
 
 
 class Wire:
-    """What is between a browser and the service: it can be cut, and lead to another service."""
+    """The connection of a browser to a service: it can be cut, or lead to another service."""
 
     def __init__(self, to_port: int) -> None:
         self.to_port = to_port

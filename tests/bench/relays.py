@@ -53,7 +53,7 @@ class Bench:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """What a process and its children have used so far."""
+    """Return the CPU time of a process and its children so far."""
     used = [each.cpu_times() for each in (process, *process.children(recursive=True))]
     return sum(each.user + each.system for each in used)
 

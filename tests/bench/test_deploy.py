@@ -79,7 +79,7 @@ def timed(host: DeployedHost) -> Timed:
 
 
 def sent_bytes(log: Path) -> tuple[int, int]:
-    """What a deployment's log says of its image: bytes sent, bytes that it takes on the disk."""
+    """Return the image's figures in a deployment's log: bytes sent, bytes on the disk."""
     events = [json.loads(line) for line in log.read_text().splitlines()]
     texts = (str(event.get("text")) for event in events)
     found = [re.search(r"sent (\d+) of (\d+) bytes", text) for text in texts]

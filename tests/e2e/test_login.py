@@ -77,7 +77,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Journey:
-    """What the person got in the end, and the disk that their VM wrote to, gone by then."""
+    """The result of the login, and the former disk of the VM."""
 
     session: dict[str, Any]
     stored: dict[str, Any]

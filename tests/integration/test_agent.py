@@ -581,7 +581,7 @@ def state(status: str, url: str | None = None, detail: str = "") -> str:
 
 
 class Logins:
-    """What systemd and the logins' runners do for the agent, and what it asked of them."""
+    """A fake of systemd and of login runners, with the agent's requests to them."""
 
     def __init__(self, desktop: Desktop) -> None:
         self.folder = desktop.folder / "logins"

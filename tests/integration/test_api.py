@@ -380,6 +380,6 @@ def test_logs_of_whole_lives_hold_no_token_and_no_address(
 
 
 def _network_of(said: str) -> str:
-    """What the masked addresses begin with."""
+    """Return the beginning of the masked addresses."""
     (prefix,) = set(re.findall(r"http://(\d+\.\d+\.\d+)\.x:8080", said))
     return str(prefix)

@@ -167,7 +167,7 @@ def undisturbed(
     settings: Settings,
     image: ImageRecord,
 ) -> dict[str, Any]:
-    """What the small recipe gives when nothing goes wrong."""
+    """Return the result of the small recipe without interruptions."""
     folder = tmp_path_factory.mktemp("undisturbed")
     return workplace(folder, small_recipe, settings, image).build()
 

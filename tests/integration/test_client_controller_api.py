@@ -210,7 +210,7 @@ def test_a_stream_is_told_as_it_comes_and_its_pauses_have_no_limit(
 
 
 def test_a_stream_without_chunks_is_told_as_it_comes() -> None:
-    """What ends with its connection, as behind proxies that speak HTTP/1.0."""
+    """An answer that ends with its connection, as behind proxies that speak HTTP/1.0."""
     seen = Event()
 
     def raw() -> Iterator[bytes]:

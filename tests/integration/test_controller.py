@@ -34,7 +34,7 @@ DEADLINE_SECONDS = 120
 
 @dataclass
 class Host:
-    """What systemd has on a host: the listening socket, the configuration, the database."""
+    """systemd's part on a host: the listening socket, the configuration, the database."""
 
     folder: Path
     listening: socket.socket

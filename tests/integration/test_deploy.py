@@ -412,7 +412,7 @@ class TestAsDeclared:
 
 @dataclass(frozen=True)
 class Mended:
-    """What was said of a host edited by hand, and what a deployment then did to it."""
+    """The reports about a host edited by hand, and the effects of the deployment after that."""
 
     drift: Completed
     drift_json: Completed
@@ -467,7 +467,7 @@ def edit(deployed: DeployedHost, edits: tuple[Edit, ...]) -> None:
 
 
 def without_new(listing: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is not made under another name: not the links to the image and to the release."""
+    """Return the listing without the links to the image and the release."""
     links = ("/golden-rootfs.ext4", "/current")
     return [entry for entry in listing if not str(entry["path"]).endswith(links)]
 
@@ -704,7 +704,7 @@ while data := os.read(queue, 4096):
 
 @contextmanager
 def watched(host: DeployedHost) -> Iterator[Callable[[], str]]:
-    """What another user of the host sees meanwhile."""
+    """Watch the host as another user; yield a function that returns what the user saw."""
     seen = "/run/watcher-saw"
     program = shlex.quote(WATCHER)
     nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"

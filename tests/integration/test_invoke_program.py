@@ -25,7 +25,7 @@ def work(context: Context) -> None:
 
 
 def work(folder: Path, tasks: str, signals: str = "--default-signal=INT") -> Completed:
-    """What ./inv does with these verbs."""
+    """Run ./inv with these verbs."""
     (folder / "tasks.py").write_text(tasks)
     inv = [sys.executable, "-m", "polydev", "--search-root", str(folder)]
     return run(["env", signals, *inv, "work"], check=False, timeout_seconds=60)

@@ -71,7 +71,7 @@ def own(settings: Settings) -> Iterator[Callable[[str], Lab]]:
 
 
 def machines_network() -> dict[str, object]:
-    """What this machine's network is, but for links of labs: others may be running."""
+    """Return this machine's network without links of labs, since others may be running."""
     links = json.loads(run(["ip", "-json", "address"]).stdout)
     routes = json.loads(run(["ip", "-json", "route", "show", "table", "all"]).stdout)
     forwarding = Path("/proc/sys/net/ipv4/ip_forward").read_text()

@@ -92,7 +92,7 @@ class _Around:
 
 
 async def live_until_end(world: World, session: Session, ends: tuple[str, ...]) -> None:
-    """What a user does: waits for the VM, and ends the session."""
+    """Act as a user: wait for the VM, and end the session."""
 
     async def look() -> bool:
         found = await world.sessions.get(session.id)

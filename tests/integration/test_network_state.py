@@ -267,7 +267,7 @@ def mend_bridge(host: SmallHost) -> None:
 
 @pytest.fixture(scope="module")
 def said(host: SmallHost) -> Iterator[list[dict[str, object]]]:
-    """What is said of all edits at once."""
+    """Yield the reported differences after all edits together."""
     assert host.differences() == []
     host.inside("set -e\n" + "\n".join(each.command for each in EDITS))
     said = host.tell("network", "check")["differences"]

@@ -208,7 +208,7 @@ def killed_everywhere(store: ImageStore, verb: str, argument: str | Path) -> Ite
 
 
 def golden(store: ImageStore) -> str:
-    """What the link names, once that is known to be a whole image that passed."""
+    """Return the image that the link names, after a check that it is complete and verified."""
     folder = store.golden_link.resolve(strict=True).parent
     assert store.golden_link.resolve() == store.path(folder.name) / ROOTFS
     require_promotable(folder, store.record(folder.name))

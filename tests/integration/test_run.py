@@ -52,7 +52,7 @@ class Pipe:
 
 @pytest.fixture(autouse=True)
 def interrupts() -> Iterator[None]:
-    """Whoever runs the tests in the background has interrupts ignored."""
+    """Tests that run in the background start with interrupts ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -33,7 +33,7 @@ pytest_plugins = ["tests.databases"]
 
 
 async def look(url: str, asked: Any) -> Any:
-    """What a function says of the database that has a synchronous connection."""
+    """Return the result of a function that takes a synchronous connection to the database."""
     engine = create_engine(url)
     try:
         async with engine.begin() as connection:

@@ -138,7 +138,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
 
 
 def heard(host: SmallHost, interface: str, *commands: str) -> list[str]:
-    """What arrives at an interface after these commands and before the truth, sent last."""
+    """Return the packets that arrive at an interface after the commands, up to the last one."""
     return host.inside(python(HEAR, interface, "; ".join(commands))).splitlines()
 
 

@@ -30,7 +30,7 @@ CREDENTIALS = b'{"a":1}'
 
 
 def hand_overs(site: Site, complete_after_seconds: float = 3600) -> CredentialHandovers:
-    """What the driver keeps credentials with, of a site that has none."""
+    """Return the driver's store of credentials, on a site that has none."""
     services = site.made.services
     keys = keyring_of(services.settings.credentials_key)
     return CredentialHandovers(services.database, keys, complete_after_seconds)

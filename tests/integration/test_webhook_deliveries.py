@@ -42,7 +42,7 @@ AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 
 
 def sender(store: Store, **urls: str) -> Deliveries:
-    """What sends from a store to endpoints."""
+    """Return the sender of a store to endpoints."""
     endpoints = tuple(WebhookEndpoint(name=name, url=url) for name, url in urls.items())
     settings = WebhookSettings(endpoints=endpoints, timeout_seconds=20, at_once=3)
     webhooks = WebhookQueue(store.database, store.clock)
@@ -363,7 +363,7 @@ async def test_an_endpoint_that_names_no_time_is_tried_as_usual() -> None:
 
 @run_async
 async def test_a_host_that_no_name_stands_for_is_a_failed_attempt() -> None:
-    """What its letters stand for is found out only when something is sent."""
+    """The host name is decoded only when something is sent."""
     async with open_client(1, 20) as client:
         reply = await post(client, checked_url("https://xn--a.example/"), {}, "{}", 20, AT)
     assert (reply.status, reply.said) == (None, "its host name is not valid")

@@ -40,7 +40,7 @@ DONE_COLOUR, FAILED_COLOUR = "#206020", "#602020"
 
 
 class Failed(Exception):
-    """What the user is told, in words."""
+    """An error with a message for the user."""
 
 
 def ask(url: str, form: dict[str, str] | None = None, token: str = "") -> dict[str, Any]:

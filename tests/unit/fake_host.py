@@ -61,7 +61,7 @@ class FakeHost:
 
 
 def placed_input(command: Any) -> str:
-    """What a command that puts a file in its place reads; empty for any other command."""
+    """Return the input of a command that uploads a file; empty for any other command."""
     return str(command.connector_arguments.get("_stdin", ""))
 
 

@@ -424,7 +424,7 @@ def bare_host(root: Path) -> Host:
 
 
 def deploy(host: Host, config: str = "1", release: str = OLD, image: str = "a" * 64) -> None:
-    """What a deployment changes, all of it at once."""
+    """Make all changes of a deployment at once."""
     etc = host.root / "etc"
     put(etc / "polydev" / "firewall.nft", f"table inet polydev {{ }} # {config}\n")
     put(etc / "polydev" / "dns.conf", f"cache-size={config}\n", 0o640)

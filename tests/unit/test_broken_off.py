@@ -34,7 +34,7 @@ class Broken(Exception):
 
 
 def descriptors() -> list[str]:
-    """What is open, but for the folder that is read for that."""
+    """Return the open descriptors, without that of the folder that lists them."""
     paths = Path("/proc/self/fd").iterdir()
     return sorted(os.readlink(path) for path in paths if path.is_symlink() and path.exists())
 

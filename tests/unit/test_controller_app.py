@@ -73,7 +73,7 @@ def app(settings: ControllerSettings, database: Path, monkeypatch: pytest.Monkey
 
 
 def as_operator(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks is one; the gate is tested with the API's calls."""
+    """Make every caller an operator; test_controller_api.py tests access."""
 
     async def caller(*_shown: str | None) -> Caller:
         return Caller(USER_ID, "operator", "token")

@@ -47,7 +47,7 @@ def test_where_it_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str = "") -> list[str]:
-    """What SSH is asked for, as `run` answers so."""
+    """Requests to SSH, with `run`'s answers."""
     asked: list[str] = []
 
     def run(argv: list[str], **_options: object) -> Completed:

@@ -196,7 +196,7 @@ def document(**parts: Any) -> dict[str, Any]:
 
 
 class TestSecrets:
-    """What the plan and the service's start say of the same secret."""
+    """Messages of a plan and of the service's start about the same wrong secret."""
 
     @pytest.mark.parametrize(("name", "text", "why"), WRONG_SECRETS)
     def test_a_wrong_one_is_refused_by_both_and_not_quoted(

@@ -30,7 +30,7 @@ BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
 
 @dataclass
 class History:
-    """What was done to a host, and what a witness knows of it.
+    """The history of a host, and the knowledge of a witness.
 
     Ids and times are in no order, as if each deployment came from a machine with a wrong clock.
     """

@@ -48,7 +48,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Operator:
-    """Who awaits the restore: `told` is what was shown."""
+    """An operator who waits for the restore; `told` has the messages."""
 
     def __init__(self, connection: Any, patience_seconds: float = 60) -> None:
         self.connection, self.patience_seconds = connection, patience_seconds

@@ -40,13 +40,13 @@ PROJECT = Project(Path("/nowhere"), Path("/nowhere/inventory.py"))
 
 
 def signals() -> list[object]:
-    """What Ctrl-C and the end of a terminal would do now."""
+    """Return the present effect of Ctrl-C and of the end of a terminal."""
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 @dataclass
 class Host:
-    """What is true on the host: its state, its backups, its records, in the order of all calls."""
+    """The state of the host: its backups and records, and all calls in their order."""
 
     state: str | None = None
     backups: dict[str, str | None] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class FullHost(Connection):
 
 
 class DamagedBackup(Connection):
-    """What was stored is not what is there now."""
+    """Its backup is damaged."""
 
     def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
         if verb in ("restore-job", "backup verify"):

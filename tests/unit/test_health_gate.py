@@ -95,7 +95,7 @@ class Controller:
 
 
 class Host:
-    """What the gate looks at, as files in a folder."""
+    """The host as the gate sees it, as files in a folder."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root, self.patch = root, patch

@@ -46,7 +46,7 @@ def execute(paths: Paths, *statements: str) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What the release found, each time that it was asked; a test adds what it is to find next."""
+    """Answers of the release; the last one counts, and none means no differences."""
     answers: list[list[str]] = []
     monkeypatch.setattr(
         ControllerProgram, "ask", lambda *_, **__: {"differences": answers[-1] if answers else []}

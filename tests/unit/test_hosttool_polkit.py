@@ -20,7 +20,7 @@ USUAL = {"microvm@2.service": 0, "ssh.service": 1}
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """What pkcheck says of each unit about the controller, and of each action about a VM's user."""
+    """pkcheck's answers for the controller by unit, and for a VM's user by action."""
     said: dict[str, int] = dict(USUAL)
 
     def ask(argv: list[str]) -> tuple[int, str]:

@@ -400,7 +400,7 @@ def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:
 
 
 class TestEndOfAHolder:
-    """What a holder of the lock gets, one signal after the other."""
+    """The signals that a holder of the lock gets, one after the other."""
 
     def ended_by(
         self, monkeypatch: pytest.MonkeyPatch, *, ends: bool, is_there: bool = True

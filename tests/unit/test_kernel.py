@@ -28,7 +28,7 @@ kernel/drivers/net/packed.ko.xz:
 
 
 def bz_image(*parts: bytes) -> bytes:
-    """What a kernel image looks like: code that unpacks, what is packed, more code."""
+    """Return a fake kernel image: unpacking code, packed data, more code."""
     return SETUP_CODE + b"".join(parts) + b"\0" * 64
 
 

@@ -74,7 +74,7 @@ class Lock:
 
 
 class Deploys(PlannedDeployment):
-    """What pyinfra does: a new release with its own configuration."""
+    """Deploy as pyinfra does: a new release with its own configuration."""
 
     def __init__(self, host: Host, release: str) -> None:
         self.host, self.release = host, release

@@ -66,7 +66,7 @@ def test_a_commands_words_arrive_as_they_are(words: list[str]) -> None:
 
 
 def resolved(target: SshTarget, config: Path) -> dict[str, str]:
-    """What ssh itself makes of the words, and of its configuration."""
+    """Return ssh's own reading of the words and of its configuration."""
     config.touch()
     words = [word for word in target.options() if word != "none"]
     done = run(["ssh", "-G", "-F", config, *words, target.destination])

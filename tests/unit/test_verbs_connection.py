@@ -20,7 +20,7 @@ USER = "05889db4-0000-4000-8000-000000000001"
 
 
 class Reached:
-    """What is asked, and how it is reached."""
+    """The requests, and the way that they took."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []

@@ -16,7 +16,7 @@ from verbs import database, hosts
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: Any, **options: Any) -> dict[str, str]:
-    """What a verb that is refused answers."""
+    """Return the JSON answer of a verb that fails."""
     with pytest.raises(SystemExit) as ended:
         verb.body(Context(), json=True, **options)
     assert ended.value.code == 1

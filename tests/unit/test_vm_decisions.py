@@ -76,7 +76,7 @@ def health(**changed: Any) -> dict[str, Any]:
 
 
 def units(**active: str) -> dict[str, dict[str, str]]:
-    """What the agent says of these units of the desktop."""
+    """Return the agent's answer about these units of the desktop."""
     return {f"polydev-{name}.service": {"active": state} for name, state in active.items()}
 
 

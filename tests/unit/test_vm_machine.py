@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> VmConfig:
 
 
 class Qemu:
-    """What a start does: overlays made, processes started; `ends` says what each said and did."""
+    """Record of a start: overlays, processes; `ends` says what each process prints and does."""
 
     def __init__(self, config: VmConfig) -> None:
         self.config = config

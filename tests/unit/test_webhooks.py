@@ -117,7 +117,7 @@ def test_chance_and_the_endpoint_make_a_pause_longer_only() -> None:
 
 
 def plan(webhooks: Any, secret: str | None = f"front {SECRET}") -> list[str]:
-    """What a plan says of an inventory with these."""
+    """Return the message of a plan for an inventory with these."""
     secrets = {} if secret is None else {"webhook-secrets": secret}
     found = problems({"config": {}, "given": {"webhooks": webhooks}, "secrets": secrets})
     return [f"{each['key']}: {each['message']}" for each in found]

@@ -139,7 +139,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Former:
-    """What the host was."""
+    """The previous state of the host."""
 
     release: str
     listing: list[dict[str, object]]

@@ -205,7 +205,7 @@ class Probes:
 
 
 def say(deployed: DeployedHost, script: str, *words: object) -> str:
-    """What Python says inside the first probe."""
+    """Return the output of Python inside the first probe."""
     argv = ["ip", "netns", "exec", f"probe-{FIRST}", "/usr/bin/python3", "-c", script]
     return deployed.inside(shlex.join([*argv, *map(str, words)]))
 

@@ -352,7 +352,7 @@ def kill(service: Operated, victim: str, after: float) -> None:
 
 
 def answered(service: Operated, method: str, path: str, **words: Any) -> dict[str, Any]:
-    """What the controller answers, as soon as one does."""
+    """Return the controller's answer, as soon as one comes."""
 
     def ask() -> dict[str, Any] | None:
         try:
@@ -406,7 +406,7 @@ def primed(service: Operated, count: int) -> list[dict[str, Any]]:
 
 
 def cpu_time(host: DeployedHost, slot: int) -> int:
-    """What the VM of a slot has used, in microseconds."""
+    """Return the CPU time of a slot's VM, in microseconds."""
     (line, *_) = host.inside(f"systemctl show -P CPUUsageNSec microvm@{slot}.service").splitlines()
     return int(line) // 1000
 

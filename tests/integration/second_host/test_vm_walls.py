@@ -37,7 +37,7 @@ UNPRIVILEGED_MAY = ("mkdirat", "symlinkat", "linkat", "socket(AF_INET)")
 
 
 def outcomes(host: DeployedHost, properties: list[str]) -> dict[str, dict[str, str]]:
-    """What became of each call in a process with these properties."""
+    """Return the result of each call in a process with these properties."""
     program = Path(forbidden_calls.__file__).read_text()
     said = said_with(host, properties, "/usr/bin/python3", "-c", program)
     found: dict[str, dict[str, str]] = json.loads(said)

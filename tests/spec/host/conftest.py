@@ -20,7 +20,7 @@ HOST_FILE = "/etc/polydev/host.json"
 
 @dataclass(frozen=True)
 class Site:
-    """What the host was deployed to be."""
+    """The declared values of the host."""
 
     bridge: str
     network: IPv4Interface

@@ -36,7 +36,7 @@ def sockets(host: Host) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def slots(host: Host, site: Site) -> dict[int, dict[str, Any]]:
-    """What each slot's namespace says of its interfaces, routes and rules."""
+    """The interfaces, routes and rules of each slot's namespace."""
     script = (
         "import json, subprocess, sys\n"
         "def ask(*words):\n"

@@ -134,7 +134,7 @@ MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
 
 
 class TestRights:
-    """What polkit says of the controller's own process; it is asked, and nothing is done."""
+    """polkit's answers for the controller's own process; nothing is started."""
 
     def may(self, host: Host, verb: str, unit: str) -> bool:
         process = host.check_output("systemctl show -P MainPID master-controller.service")
