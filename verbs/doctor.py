@@ -46,7 +46,7 @@ def _with_options(finding: DoctorFinding) -> DoctorFinding:
 
 def _row(finding: DoctorFinding) -> tuple[str, ...]:
     todo = f"\n→ {finding.todo}" if finding.todo else ""
-    return finding.state, finding.where, finding.name, f"{finding.found}{todo}"
+    return finding.state, finding.where, finding.name, f"{finding.summary}{todo}"
 
 
 def _this_machine() -> list[DoctorFinding]:

@@ -35,6 +35,7 @@ from polydev.agent.reply_types import HealthReply, IndexReply, LoginReply, Probl
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.errors import AgentUnreachable, LoginRefused, ProtocolError
 from tests.guest_tools import CREDENTIALS, FILE, provider_data, write_provider
+from tests.sessions import wait_for
 
 ROOT = Path(__file__).parents[2]
 AGENT = ROOT / "src/polydev/agent"
@@ -489,12 +490,14 @@ def test_a_browser_without_its_window_is_still_starting(
 def test_readiness_that_goes_is_seen(start_agent: StartAgent, desktop: Desktop) -> None:
     agent = start_agent("--keep-seconds=0", "--novnc-keep-seconds=0")
     assert agent.health()[0] == 200
+    # A run of the checks that began before a change may be shared by those who ask after it.
     desktop.units(browser="failed/failed")
-    assert agent.health()[1]["status"] == "failed"
+    wait_for("a failed VM", lambda: agent.health()[1]["status"] == "failed")
     desktop.units()
-    assert agent.health()[0] == 200
+    wait_for("a VM that is ready", lambda: agent.health()[0] == 200)
     desktop.display.close()
     desktop.x_socket.unlink()
+    wait_for("a VM without a desktop", lambda: agent.health()[0] == 503)
     status, health = agent.health()
     assert (status, health["failing"]) == (503, ["desktop"])
     assert f"there is no {desktop.x_socket}" in health["components"]["desktop"]["detail"]
@@ -918,9 +921,9 @@ def test_readiness_is_announced_once_and_unasked(start_agent: StartAgent, deskto
     assert agent.console_through("ready") == both
     assert agent.health()[0] == 200
     desktop.units(browser="failed/failed")
-    assert agent.health()[0] == 503
+    wait_for("a failed VM", lambda: agent.health()[0] == 503)
     desktop.units()
-    assert agent.health()[0] == 200
+    wait_for("a VM that is ready", lambda: agent.health()[0] == 200)
     assert agent.console_after_end() == both
 
 

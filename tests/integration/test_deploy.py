@@ -437,7 +437,7 @@ def mended(deployed: DeployedHost) -> Mended:
     before = without_new(deployed.listing())
     edit(deployed, EVERYTHING)
     edited, records = deployed.listing(), len(deployed.records())
-    drift, drift_json = verb("drift"), verb("drift", "--json")
+    drift, drift_json = verb("drift", "--diff"), verb("drift", "--json")
     plan_json = verb("deploy", "--plan", "--json")
     is_left_alone = (deployed.listing(), len(deployed.records())) == (edited, records)
     specs = run_specs(deployed)

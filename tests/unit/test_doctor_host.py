@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from polydev.client.doctor_findings import GIB, has_problem
+from polydev.client.doctor_findings import GIB, DoctorFinding, has_problem
 from polydev.client.host_checks import (
     clock_finding,
     drift_findings,
@@ -401,3 +401,11 @@ def test_resolvers_that_do_not_answer_are_named(upstreams: Any, state: str) -> N
 def test_a_configuration_that_cannot_be_read_is_no_obstacle() -> None:
     assert facts(config="{").config == {}
     assert memory_finding("host", facts(config=None)).found.startswith("4 VMs")
+
+
+def test_a_long_finding_is_summed_up_for_people_and_whole_in_the_json() -> None:
+    few, many = "; ".join("abcde"), "; ".join("abcdefg")
+    assert DoctorFinding("h", "files", "problem", few).summary == few
+    finding = DoctorFinding("h", "files", "problem", many)
+    assert finding.summary == "a; b; c; d; e; and 2 more, which --json shows"
+    assert finding.as_dict()["found"] == many

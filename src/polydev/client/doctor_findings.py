@@ -8,6 +8,9 @@ from typing import Literal
 
 State = Literal["ok", "warning", "problem"]
 GIB = 1024**3
+# Differences that the text of one finding names; the JSON has all.
+MOST_SHOWN = 5
+SEPARATOR = "; "
 TCG_TEXT = "TCG emulates their CPU, which is slow and no isolation for strangers"
 KVM_TODO = "turn on virtualization in the firmware, or nested virtualization where it is a VM"
 
@@ -30,6 +33,15 @@ class DoctorFinding:
             "found": self.found,
             "todo": self.todo,
         }
+
+    @property
+    def summary(self) -> str:
+        """The first differences found, and how many more there are."""
+        parts = self.found.split(SEPARATOR)
+        if len(parts) <= MOST_SHOWN:
+            return self.found
+        more = f"and {len(parts) - MOST_SHOWN} more, which --json shows"
+        return SEPARATOR.join([*parts[:MOST_SHOWN], more])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from polydev.client import host_probe
 from polydev.client.doctor_findings import (
     GIB,
     KVM_TODO,
+    SEPARATOR,
     TCG_TEXT,
     DiskSpace,
     DoctorFinding,
@@ -64,8 +65,6 @@ GATE_TODO = {
     "controller": "on the host: journalctl -u master-controller.service; then ./inv deploy",
 }
 
-# Differences that one finding names.
-MOST_SHOWN = 5
 # Parts that the host tool compares beside the gate: the words if nothing differs, the remedy.
 DRIFT_TEXTS = {
     "accounts": ("the users of VMs and controller have only their own rights", "./inv deploy"),
@@ -189,15 +188,11 @@ def drift_findings(where: str, facts: HostFacts) -> list[DoctorFinding]:
             lines = failed or answer.get("differences") or answer.get("damage") or []
         state: State = "problem" if lines else "ok"
         found.append(
-            DoctorFinding(where, name, state, _some(lines) or well, todo if lines else None)
+            DoctorFinding(
+                where, name, state, SEPARATOR.join(lines) or well, todo if lines else None
+            )
         )
     return found
-
-
-def _some(lines: list[str]) -> str:
-    """Return the first of these lines in one, and how many more there are."""
-    more = [f"and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
-    return "; ".join([*lines[:MOST_SHOWN], *more])
 
 
 def health_finding(where: str, facts: HostFacts) -> DoctorFinding:
@@ -220,7 +215,7 @@ def polkit_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """Check polkit's own answers: the controller may start VMs, and nothing else."""
     if lines := facts.part("look").get("polkit"):
         said = [lines["message"]] if isinstance(lines, dict) else lines
-        return DoctorFinding(where, "polkit", "problem", _some(said), "./inv deploy")
+        return DoctorFinding(where, "polkit", "problem", SEPARATOR.join(said), "./inv deploy")
     polkit = facts.part("polkit")
     starts_vms, starts_others = polkit.get("vm"), polkit.get("other")
     if starts_others:
