@@ -39,7 +39,7 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "polkit mend --host /h": ("polkit.mend", (HOST, PATHS.root), {}),
     "settings mend --host /h": ("setting_conflicts.mend", (HOST, PATHS.root), {}),
     "reserve keep": ("disk_reserve.keep_reserve", (PATHS,), {}),
-    "look": ("inspection.inspect_host", (Call, DOCUMENT), {}),
+    "look": ("plan_facts.inspect_host", (Call, DOCUMENT), {}),
     "apt locks": ("apt_locks.held", (PATHS,), {}),
     "health --seconds 3": ("health_gate.wait_until_healthy", (SYSTEMD, 3.0), {}),
     "slot up 2": ("slots.up", (2,), {}),
@@ -97,7 +97,7 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
         {},
     ),
     f"handover --release {NEW} {LIMIT_WORDS}": (
-        "handover.hand_over",
+        "release_handover.hand_over",
         (PATHS, SYSTEMD, NEW, LIMITS),
         {},
     ),
