@@ -42,10 +42,21 @@ NETWORK = re.compile(
     r"Failed to load resource|WebSocket connection to .* failed|net::ERR_|frame-ancestors"
 )
 
-# Pauses of scripts are over after a fiftieth of their time.
+# Pauses of scripts are over after a fiftieth of their time. After `holdPauses()` long ones wait for
+# `releasePauses()`, so that a state between two attempts stays.
 QUICK_TIMERS = """
 const wait = window.setTimeout;
-window.setTimeout = (work, pause, ...rest) => wait(work, pause / 50, ...rest);
+let held = null;
+window.setTimeout = (work, pause, ...rest) => {
+    if (held === null || !(pause >= 500)) return wait(work, pause / 50, ...rest);
+    held.push(() => work(...rest));
+};
+window.holdPauses = () => { held = []; };
+window.releasePauses = () => {
+    const works = held;
+    held = null;
+    for (const work of works) work();
+};
 """
 
 PIXELS = """selector => {

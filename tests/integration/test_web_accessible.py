@@ -111,9 +111,11 @@ async def _states_of_the_login(site: Site, page: Page, session: Session) -> Asyn
 
 
 async def _states_of_the_end(site: Site, page: Page, session: Session) -> AsyncIterator[str]:
+    await page.evaluate("holdPauses()")
     site.made.vms[session.id].hang_up()
     await until_covered(page, "lost")
     yield "lost"
+    await page.evaluate("releasePauses()")
     await until_covered(page, "given-up")
     yield "given up"
     await page.wait_for_selector("#countdown:not([hidden])")
