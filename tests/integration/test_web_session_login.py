@@ -89,7 +89,7 @@ def test_a_login_that_fails_has_the_tools_words_and_can_be_tried_again(play: Pla
             await page.click("#login-button")
             await page.click("#login-start-button")
             await page.wait_for_selector("#login-problem:has-text('no network')")
-            await page.click("text=Try again")
+            await page.get_by_role("button", name="Try again").click()
             await page.wait_for_selector("#login-button[data-state=starting]")
             await until_started(vm)
 

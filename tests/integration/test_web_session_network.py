@@ -173,7 +173,7 @@ def test_after_the_last_attempt_the_user_has_the_word(play: Play) -> None:
                 page, "given-up", "The VM's screen does not answer.", "has stopped trying"
             )
             await vm.listen(5901, vm.serve_rfb)
-            await page.click("text=Connect again")
+            await page.get_by_role("button", name="Connect again").click()
             await until_shown(page)
 
     play(scenario)
