@@ -1,4 +1,4 @@
-"""What all verbs share: options, output as text or JSON, and errors as messages."""
+"""Shared by all verbs: options, output as text or JSON, and errors as messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a peer without a token can do to the controller's port: real sockets, any bytes."""
+"""Peers without a token at the controller's port: real sockets, any bytes."""
 
 from __future__ import annotations
 

@@ -95,6 +95,14 @@ async def rows_of(url: str) -> dict[str, list[Any]]:
         await engine.dispose()
 
 
+async def copy_without_rows(folder: Path) -> Path:
+    """Make a backup of a migrated SQLite database that has no rows."""
+    copy = folder / "copy"
+    lay_migrated(folder / "controller.sqlite3")
+    await backup(sqlite_url(folder), copy)
+    return copy
+
+
 @run_async
 async def test_every_row_arrives_and_numbers_go_on(tmp_path: Path, postgres_url: str) -> None:
     copy = tmp_path / "copy"
@@ -220,9 +228,7 @@ async def test_a_database_that_a_controller_uses_is_refused(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 0.0)
-    copy = tmp_path / "copy"
-    lay_migrated(tmp_path / "controller.sqlite3")
-    await backup(sqlite_url(tmp_path), copy)
+    copy = await copy_without_rows(tmp_path)
     await migrate(postgres_url)
     async with opened(postgres_url) as store, store.database.reading():
         with pytest.raises(BackupError, match="a controller is using the database"):
@@ -234,9 +240,7 @@ async def test_a_restore_waits_for_connections_that_are_being_closed(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 60.0)
-    copy = tmp_path / "copy"
-    lay_migrated(tmp_path / "controller.sqlite3")
-    await backup(sqlite_url(tmp_path), copy)
+    copy = await copy_without_rows(tmp_path)
     await migrate(postgres_url)
     counting = sa.text(
         "SELECT count(*) FROM pg_stat_activity"

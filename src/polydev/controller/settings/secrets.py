@@ -1,6 +1,6 @@
 """Checks of secrets. Each raises ValueError, whose words do not quote the secret.
 
-What is expensive to import is imported only where its secret is given.
+Expensive modules are imported only if their secret is given.
 """
 
 from __future__ import annotations
