@@ -165,7 +165,10 @@ class ObedientSystemd:
             ]
         return " ".join(text[:8] for text in texts)
 
-    def start_log(self, unit: str, lines: int) -> str:
+    def invocation(self, unit: str) -> str:
+        return f"run of {unit}"
+
+    def log_since(self, unit: str, since: float, lines: int, without: str = "") -> str:
         release = os.readlink(self.controller.current).rpartition("/")[2]
         if unit != MAIN:
             release = unit.removeprefix("master-controller-next@").removesuffix(".service")

@@ -312,12 +312,17 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda _: REAL.act("restart", "a.service", timeout_seconds=1),
         ["systemctl --no-pager restart a.service"],
     ),
-    "log of a start": (
-        lambda _: REAL.start_log("a.service", 9),
+    "log of a unit": (
+        lambda _: REAL.log_since("a.service", 1.5, 9),
         [
-            "systemctl show --no-pager -P InvocationID -- a.service",
-            "journalctl --no-pager --quiet -n 9 -o cat -u a.service",
+            "journalctl --sync",
+            "journalctl --no-pager --quiet -o json --since @1.500000 _SYSTEMD_UNIT=a.service",
+            "journalctl --no-pager --quiet -o json --since @1.500000 -u a.service",
         ],
+    ),
+    "run of a unit": (
+        lambda _: REAL.invocation("a.service"),
+        ["systemctl show --no-pager -P InvocationID -- a.service"],
     ),
     "timer": (
         lambda _: REAL.run_later("a", 90, ["b", "c d"]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.release_handover import Handover, failing_line
-from polydev.hosttool.systemd import UnitTimeouts
+from polydev.hosttool.systemd import UnitTimeouts, log_messages
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from tests.unit.hosttool_host import NEW, OLD, Host
 
@@ -159,3 +160,20 @@ def test_same_release_again_restarts_with_its_new_configuration(host: Host) -> N
 )
 def test_the_line_that_says_why_comes_first(lines: list[str], failing: str | None) -> None:
     assert failing_line("\n".join(lines)) == (lines[1] if failing is None else failing)
+
+
+def entry(message: object, invocation: str | None = "new") -> str:
+    fields = {"MESSAGE": message, "_SYSTEMD_INVOCATION_ID": invocation}
+    return json.dumps({name: value for name, value in fields.items() if value})
+
+
+def test_a_log_leaves_out_the_former_run_and_what_is_no_text() -> None:
+    journal = [
+        entry("the former run ends", "former"),
+        entry("begins"),
+        entry("exited before journald read this", None),
+        entry([0x66, 0xFF]),
+        entry(None),
+    ]
+    wanted = ["begins", "exited before journald read this", "f\N{REPLACEMENT CHARACTER}"]
+    assert log_messages("\n".join(journal), without="former") == wanted

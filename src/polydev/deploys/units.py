@@ -152,9 +152,13 @@ def touched_words(now: UnitState, config: str) -> str:
 
 def _with_journal(verb: str, name: str) -> str:
     """Return a systemctl command that shows the unit's journal if it fails."""
-    this_start = f"i=$(systemctl show -P InvocationID {name})"
-    journal = "journalctl -q --no-pager -n 15 -o cat _SYSTEMD_INVOCATION_ID=$i + INVOCATION_ID=$i"
-    return f"systemctl {verb} {name} || {{ {this_start}; {journal} >&2; exit 1; }}"
+    # By the unit, not by its invocation: journald cannot tell the invocation of a process that
+    # has exited, and systemd may have begun to start the unit again.
+    journal = f"journalctl -q --no-pager -n 15 -o cat --since @$s -u {name}"
+    return (
+        f"s=$(date +%s.%6N); systemctl {verb} {name} || "
+        f"{{ journalctl --sync; {journal} >&2; exit 1; }}"
+    )
 
 
 def _state(active: bool, enabled: bool, config: str) -> str:

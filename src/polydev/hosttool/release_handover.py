@@ -8,6 +8,7 @@ beside it ends. Each process finishes its requests before it ends.
 from __future__ import annotations
 
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ LOG_LINES = 30
 ERROR_LINE = re.compile(
     r"""^error: |"level": ?"(error|critical)"|\[(error|critical) *\]|^\w[\w.]*Error\b"""
 )
+
+
+class StartError(HostError):
+    """A unit did not start; `log` has what it logged since."""
+
+    def __init__(self, unit: str, message: str, log: str) -> None:
+        super().__init__("unit-failed", message)
+        self.unit = unit
+        self.log = log
 
 
 def hand_over(
@@ -80,24 +90,21 @@ class Handover:
         try:
             # A restart: a killed handover may have left one that started with older files.
             self._start(unit)
-        except HostError as error:
-            log = self._log(unit)
+        except StartError as error:
             self._stop_next()
-            raise _failure(release, unit, error, log, "The former release still serves.") from error
+            raise _failure(release, error, "The former release still serves.") from error
         self._point(f"releases/{release}")
         try:
             self._start(MAIN)
-        except HostError as error:
-            # Before the former release starts in the same unit.
-            log = self._log(MAIN)
-            raise _failure(release, MAIN, error, log, self._go_back(former)) from error
+        except StartError as error:
+            raise _failure(release, error, self._go_back(former)) from error
 
     def _go_back(self, former: str | None) -> str:
         """Start the former release again; say in a sentence what serves now."""
         self._point(former)
         try:
             self._start(MAIN)
-        except HostError:
+        except StartError:
             # The new release passed its health check beside the service, so it goes on serving.
             return f"The former release did not start either; {NEXT}*.service still serves."
         self._stop_next()
@@ -107,20 +114,26 @@ class Handover:
         self._point(f"releases/{release}")
         try:
             self._start(MAIN)
-        except HostError as error:
-            log = self._log(MAIN)
+        except StartError as error:
             with suppress(HostError):
                 self.systemd.act("stop", MAIN, timeout_seconds=self.limits.drain_seconds)
             self._point(former)
-            raise _failure(release, MAIN, error, log, "No release ran before it.") from error
+            raise _failure(release, error, "No release ran before it.") from error
 
     def _start(self, unit: str) -> None:
-        with suppress(HostError):
-            self.systemd.act("reset-failed", unit, timeout_seconds=self.limits.start_seconds)
-        self.systemd.act("restart", unit, timeout_seconds=self.limits.restart_seconds)
-        state = self.systemd.states([unit])[unit]
-        if state.active != "active":
-            raise HostError("unit-failed", f"{unit} is {state.active} after its start")
+        """Restart a unit. Raises StartError with what it logged since."""
+        former = self.systemd.invocation(unit)
+        began = time.time()
+        try:
+            with suppress(HostError):
+                self.systemd.act("reset-failed", unit, timeout_seconds=self.limits.start_seconds)
+            self.systemd.act("restart", unit, timeout_seconds=self.limits.restart_seconds)
+            state = self.systemd.states([unit])[unit]
+            if state.active != "active":
+                raise HostError("unit-failed", f"{unit} is {state.active} after its start")
+        except HostError as error:
+            log = self.systemd.log_since(unit, began, LOG_LINES, without=former)
+            raise StartError(unit, error.message, log) from error
 
     def _stop_next(self) -> None:
         for unit in self.systemd.loaded(NEXT_PATTERN):
@@ -134,18 +147,16 @@ class Handover:
         elif target_of(self.current) != target:
             point_link(self.current, target)
 
-    def _log(self, unit: str) -> str:
-        return self.systemd.start_log(unit, LOG_LINES)
 
-
-def _failure(release: str, unit: str, error: HostError, log: str, outcome: str) -> HostError:
+def _failure(release: str, error: StartError, outcome: str) -> HostError:
     """An error whose first line says why the release did not start."""
     return HostError(
         "handover-failed",
-        f"release {release} did not start: {failing_line(log) or error.message}\n"
-        f"{outcome} {unit}: {error.message}\n"
-        f"Log of this start, the last {LOG_LINES} lines at most:\n{log or '(nothing)'}",
-        f"correct the release and deploy again; `journalctl -u {unit}` on the host has older logs",
+        f"release {release} did not start: {failing_line(error.log) or error.message}\n"
+        f"{outcome} {error.unit}: {error.message}\n"
+        f"Log of this start, the last {LOG_LINES} lines at most:\n{error.log or '(nothing)'}",
+        f"correct the release and deploy again; `journalctl -u {error.unit}` on the host has "
+        "older logs",
     )
 
 

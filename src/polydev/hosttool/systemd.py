@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,8 +62,14 @@ class Systemd(Protocol):
     def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
         """Run one verb of systemctl to its end. Raises HostError `unit-failed`."""
 
-    def start_log(self, unit: str, lines: int) -> str:
-        """The last lines that a unit logged since its latest start; else what systemd logged."""
+    def invocation(self, unit: str) -> str:
+        """The id of a unit's present or last run; empty if it never ran."""
+
+    def log_since(self, unit: str, since: float, lines: int, without: str = "") -> str:
+        """The last lines that a unit logged since a Unix time; else what systemd logged of it.
+
+        Lines of the invocation `without` are left out.
+        """
 
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         """Let systemd start `argv` by a timer of this name. Raises HostError `unit-failed`."""
@@ -96,16 +103,21 @@ class RealSystemd:
     def act(self, verb: str, *units: str, timeout_seconds: float) -> None:
         _output(["systemctl", "--no-pager", verb, *units], timeout_seconds)
 
-    def start_log(self, unit: str, lines: int) -> str:
-        argv = ["journalctl", "--no-pager", "--quiet", "-n", str(lines), "-o", "cat"]
+    def invocation(self, unit: str) -> str:
+        argv = ["systemctl", "show", "--no-pager", "-P", "InvocationID", "--", unit]
+        return _output(argv).strip()
+
+    def log_since(self, unit: str, since: float, lines: int, without: str = "") -> str:
         try:
-            start = _output(["systemctl", "show", "--no-pager", "-P", "InvocationID", "--", unit])
-            if not (start := start.strip()):  # systemd knows of no start
-                return _output([*argv, "-u", unit]).strip()
-            own = _output([*argv, f"_SYSTEMD_INVOCATION_ID={start}"]).strip()
-            return own or _output([*argv, "_PID=1", f"INVOCATION_ID={start}"]).strip()
+            # journald may not have read yet what a process wrote before it exited.
+            _output(["journalctl", "--sync"])
+            log = ["journalctl", "--no-pager", "--quiet", "-o", "json", "--since", f"@{since:.6f}"]
+            # Not by invocation: journald cannot tell that of a process that has exited.
+            own = log_messages(_output([*log, f"_SYSTEMD_UNIT={unit}"]), without)
+            all_of_unit = own or log_messages(_output([*log, "-u", unit]), without)
         except HostError as error:
             return error.message
+        return "\n".join(all_of_unit[-lines:])
 
     def run_later(self, unit: str, after_seconds: int, argv: Sequence[str]) -> None:
         options = [f"--on-active={after_seconds}s", "--timer-property=AccuracySec=100ms"]
@@ -129,6 +141,22 @@ def states_of_show(text: str, units: Iterable[str]) -> dict[str, UnitStatus]:
         )
         for unit, block in zip(units, blocks, strict=True)
     }
+
+
+def log_messages(journal: str, without: str = "") -> list[str]:
+    """Read the messages of `journalctl -o json`, but those of the invocation `without`.
+
+    A message that is not UTF-8 comes as a list of bytes; one that is too long as null.
+    Source: https://systemd.io/JOURNAL_EXPORT_FORMATS/#journal-json-format
+    """
+    messages = []
+    for entry in map(json.loads, journal.splitlines()):
+        message = entry.get("MESSAGE")
+        if isinstance(message, list):
+            message = bytes(message).decode(errors="replace")
+        if message and (not without or entry.get("_SYSTEMD_INVOCATION_ID") != without):
+            messages.append(str(message))
+    return messages
 
 
 def _output(argv: Sequence[str], timeout_seconds: float = ANSWER_SECONDS) -> str:

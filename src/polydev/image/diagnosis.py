@@ -118,7 +118,7 @@ _MARK = "=====next====="
 _WORDS = re.compile(r"[a-z]{3}")
 # The last output of each unit's processes, after the unit's name.
 _LAST_WORDS = (
-    f"for unit in {' '.join(UNITS)}; do "
+    f"journalctl --sync; for unit in {' '.join(UNITS)}; do "
     'journalctl -b -q -o cat -n 4 --no-pager _SYSTEMD_UNIT=$unit | sed "s/^/$unit /"; done'
 )
 _GUEST_STATE = (

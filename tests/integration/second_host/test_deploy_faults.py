@@ -21,9 +21,10 @@ import pytest
 from polydev.controller.migrations import HEAD
 from polydev.deployment import transaction
 from polydev.deployment_records import Record
+from polydev.deploys import units
 from polydev.errors import DeployError
 from polydev.run import Process, end_group, spawn
-from tests.hosts import ROOT, DeployedHost, variant
+from tests.hosts import ROOT, TOOL, DeployedHost, variant
 
 AWAIT_SECONDS = 120.0
 SLOW_UNIT = "polydev-dns.service"
@@ -183,6 +184,50 @@ def test_the_host_goes_back(
     log_file = deployed.logs / f"deployment-{record.id}.log"
     events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
     assert {"plan", "start", "failed", "restore", "gate", "record"} <= set(events)
+
+
+# It exits before journald has read what it wrote, more often than not, and systemd starts it again.
+EXITS_AT_ONCE = """
+cat >/run/systemd/system/exits-at-once.service <<'FILE'
+[Service]
+Type=notify
+ExecStart=/bin/sh -c 'echo "start $(cat /run/starts): the reason" >&2; exit 1'
+Restart=on-failure
+RestartSec=100ms
+StartLimitBurst=100
+FILE
+systemctl daemon-reload
+"""
+RESTART_BY_THE_HOST_TOOL = f"""
+cat >/run/restart.py <<'FILE'
+import pathlib, sys
+from polydev.hosttool.release_handover import Handover, StartError
+from polydev.hosttool.systemd import RealSystemd, UnitTimeouts
+try:
+    Handover(RealSystemd(), pathlib.Path("/"), UnitTimeouts())._start("exits-at-once.service")
+except StartError as error:
+    print(error.log)
+FILE
+PYTHONPATH={TOOL} python3 /run/restart.py
+"""
+
+
+def test_the_log_of_a_start_has_the_reason_of_a_process_that_exits_at_once(
+    deployed: DeployedHost,
+) -> None:
+    restart = f"{{ {units._with_journal('restart', 'exits-at-once.service')}; }} 2>&1"
+    deployed.inside(EXITS_AT_ONCE)
+    for start in range(10):
+        deployed.inside(f"systemctl stop exits-at-once.service; echo {start} >/run/starts")
+        by_operation = deployed.inside(restart, check=False)
+        assert f"start {start}: the reason" in by_operation
+        assert f"start {start - 1}:" not in by_operation
+        by_tool = deployed.inside(RESTART_BY_THE_HOST_TOOL)
+        assert set(by_tool.splitlines()) == {f"start {start}: the reason"}
+    deployed.inside(
+        "systemctl stop exits-at-once.service; rm /run/systemd/system/exits-at-once.service; "
+        "systemctl daemon-reload"
+    )
 
 
 # The unit's file is broken for a moment, and the service has to listen by itself.
