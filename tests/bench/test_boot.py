@@ -43,7 +43,7 @@ def golden_boot(golden: VmConfig) -> Answering:
     return boot_seconds(golden, until_ready=True)
 
 
-def test_the_tuned_image_boots_faster_than_an_untuned_one(
+def test_tuned_image_boots_faster_than_untuned(
     ratio: Ratios, golden: VmConfig, golden_boot: Answering, plain: PlainImage
 ) -> None:
     image = replace(
@@ -57,7 +57,7 @@ def test_the_tuned_image_boots_faster_than_an_untuned_one(
     ratio("tuned-boot/untuned-boot", golden_boot.ports, theirs.ports, limit=0.6)
 
 
-def test_a_verification_takes_little_more_than_a_boot(
+def test_verification_takes_little_longer_than_a_boot(
     ratio: Ratios,
     settings: Settings,
     store: ImageStore,

@@ -20,13 +20,13 @@ MB = 1e6
 UNCHANGED_BUILD_LIMIT = 0.02
 
 
-def test_a_cold_build_takes_no_longer_than_a_plain_one(
+def test_cold_build_takes_no_longer_than_plain_build(
     ratio: Ratios, cold: BuildResult, plain: PlainImage
 ) -> None:
     ratio("cold-build/plain-build", cold.seconds, plain.build_seconds, limit=1.0)
 
 
-def test_an_unchanged_recipe_costs_nothing(
+def test_unchanged_recipe_builds_in_almost_no_time(
     ratio: Ratios, settings: Settings, store: ImageStore, checkout: Checkout, cold: BuildResult
 ) -> None:
     def build_again() -> BuildResult:
@@ -41,7 +41,7 @@ def test_an_unchanged_recipe_costs_nothing(
     ratio("unchanged-build/cold-build", again.seconds, cold.seconds, limit=UNCHANGED_BUILD_LIMIT)
 
 
-def test_an_agent_that_changed_costs_its_layer_and_the_filesystem(
+def test_changed_agent_rebuilds_only_its_layer_and_root_filesystem(
     ratio: Ratios, cold: BuildResult, touched: BuildResult
 ) -> None:
     assert touched.changed
@@ -50,7 +50,7 @@ def test_an_agent_that_changed_costs_its_layer_and_the_filesystem(
     ratio("agent-build/cold-build", touched.seconds, cold.seconds, limit=AGENT_BUILD_LIMIT)
 
 
-def test_a_build_in_another_place_gives_the_same_bytes(
+def test_build_in_another_cache_gives_same_digest(
     settings: Settings, checkout: Checkout, cold: BuildResult, tmp_path: Path
 ) -> None:
     """The other one is of layers that other tests, or an operator, had built before this run.
@@ -68,7 +68,7 @@ def test_a_build_in_another_place_gives_the_same_bytes(
     assert (cache / "assemblies" / name).read_text() == cold.record.digest
 
 
-def test_the_image_is_smaller_than_a_plain_one(
+def test_image_is_smaller_than_plain_image(
     ratio: Ratios, cold: BuildResult, plain: PlainImage
 ) -> None:
     ours = cold.record.files[ROOTFS].allocated_bytes

@@ -47,7 +47,7 @@ async def drawing_seconds(folder: Path, packed_assets: Path, span: timedelta) ->
         return (await script_seconds(cdp) - before) / ROUNDS
 
 
-def test_a_day_is_drawn_nearly_as_quickly_as_an_hour(
+def test_charts_of_a_day_draw_nearly_as_fast_as_charts_of_an_hour(
     tmp_path: Path, packed_assets: Path, ratio: Ratios
 ) -> None:
     async def both() -> list[float]:

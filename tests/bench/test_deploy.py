@@ -91,9 +91,7 @@ def log_of(host: DeployedHost, record: Record) -> Path:
     return host.logs / f"deployment-{record.id}.log"
 
 
-def test_a_host_as_it_should_be_costs_a_look(
-    ratio: Ratios, host: DeployedHost, first: Timed
-) -> None:
+def test_deploy_without_changes_is_fast(ratio: Ratios, host: DeployedHost, first: Timed) -> None:
     assert first.record.changes > 0
     good_seconds = NO_OP_LIMIT * first.seconds
     again = quickest(lambda: timed(host), lambda each: each.seconds, good_seconds)
@@ -101,12 +99,12 @@ def test_a_host_as_it_should_be_costs_a_look(
     ratio("no-op-deploy/first-deploy", again.seconds, first.seconds, limit=NO_OP_LIMIT)
 
 
-def test_an_image_is_sent_compressed(ratio: Ratios, host: DeployedHost, first: Timed) -> None:
+def test_image_is_sent_compressed(ratio: Ratios, host: DeployedHost, first: Timed) -> None:
     sent, size = sent_bytes(log_of(host, first.record))
     ratio("image-sent/image-size", sent / MB, size / MB, limit=0.7, unit="MB")
 
 
-def test_of_an_image_with_another_agent_only_that_is_sent(
+def test_image_with_changed_agent_sends_only_the_difference(
     ratio: Ratios, host: DeployedHost, first: Timed, images: tuple[str, str]
 ) -> None:
     changed = replace(host, data={"image": images[1]})

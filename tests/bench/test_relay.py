@@ -87,7 +87,7 @@ def added_latency_p99(rounds: list[list[float]], without: list[list[float]]) -> 
     return statistics.quantiles(added, n=100)[98]
 
 
-def test_a_cpu_second_carries_three_times_what_websockifys_does(
+def test_relay_throughput_per_cpu_second_is_three_times_websockify(
     ratio: Ratios, relays: Bench
 ) -> None:
     ours = theirs = 0.0
@@ -104,7 +104,7 @@ def test_a_cpu_second_carries_three_times_what_websockifys_does(
     )
 
 
-def test_it_adds_less_latency(ratio: Ratios, relays: Bench) -> None:
+def test_relay_adds_less_latency_than_websockify(ratio: Ratios, relays: Bench) -> None:
     without, ours, theirs = [], [], []
     for _ in range(ROUNDS):
         without.append(answer_seconds(Direct(relays.vm)))
@@ -138,7 +138,7 @@ def wait_until_quiet(waiting: selectors.BaseSelector, process: psutil.Process) -
             return
 
 
-def test_a_hundred_idle_viewers_cost_next_to_nothing(ratio: Ratios, relays: Bench) -> None:
+def test_hundred_idle_viewers_use_under_one_percent_of_a_core(ratio: Ratios, relays: Bench) -> None:
     viewers = [opened(relays.ours[number // VIEWERS_A_SESSION]) for number in range(IDLE_VIEWERS)]
     with selectors.DefaultSelector() as waiting:
         for viewer in viewers:

@@ -143,7 +143,7 @@ def test_keys_and_clicks_reach_the_guest(viewer: Page) -> None:
     paint_in_guest(viewer, "teal", TEAL)
 
 
-def test_the_desktop_outlives_its_viewer(viewer: Page) -> None:
+def test_desktop_survives_viewer_reload(viewer: Page) -> None:
     paint_in_guest(viewer, "purple", PURPLE)
     viewer.reload()
     wait_for_colour(viewer, PURPLE, canvas=CANVAS)
@@ -192,7 +192,7 @@ async def _device_labels(qmp_socket: Path) -> set[str]:
     return {device["label"] for device in devices}
 
 
-def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
+def test_where_prints_same_addresses_as_up(inv: Inv, up: dict[str, Any]) -> None:
     where = inv.answer("where")
     vm = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
     addresses = (*vm, "lab", "controller", "url", "userId", "token", "dashboard")
@@ -203,7 +203,7 @@ def test_where_says_what_up_said(inv: Inv, up: dict[str, Any]) -> None:
     assert where == {"running": True, **{name: up[name] for name in addresses}}
 
 
-def test_up_ends_with_a_host_deployed_with_the_image(up: dict[str, Any]) -> None:
+def test_up_deploys_host_with_built_image(up: dict[str, Any]) -> None:
     assert up["deployment"]["status"] == "succeeded"
     answer = http_client.get(f"{up['controller']}/api/auth/health")
     assert answer.status_code == 200
@@ -250,7 +250,7 @@ def readme_session(inv: Inv, up: dict[str, Any]) -> Iterator[ReadmeSession]:
         shell.end()
 
 
-def test_a_session_by_the_lines_of_the_readme(readme_session: ReadmeSession) -> None:
+def test_readme_session_commands_start_a_session(readme_session: ReadmeSession) -> None:
     for state in ("vm_starting", "vm_created"):
         assert state in readme_session.said
     assert '"vmIP":"192.168.100.' in readme_session.said.replace(" ", "")
@@ -268,7 +268,7 @@ def service(inv: Inv, up: dict[str, Any]) -> Iterator[Operated]:
         yield Operated(host, api, api)
 
 
-def test_that_session_has_a_vm_of_its_own(service: Operated, readme_session: ReadmeSession) -> None:
+def test_readme_session_has_its_own_vm(service: Operated, readme_session: ReadmeSession) -> None:
     user, session_id = service.user, readme_session.id
     lines = readme_session.said.splitlines()
     news = [json.loads(line[5:]) for line in lines if line.startswith("data:")]
@@ -304,7 +304,7 @@ def session_page(
     assert told == []
 
 
-def test_that_session_on_its_page(
+def test_readme_session_page_shows_desktop_and_login(
     inv: Inv,
     session_page: Page,
     readme_session: ReadmeSession,
@@ -334,7 +334,7 @@ def test_that_session_on_its_page(
     service.wait_until_nothing_held()
 
 
-def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
+def test_second_up_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
     machine = (inv.settings.state / "local/vm.json").read_text()
     again = inv.answer("up")
     deployment = again.pop("deployment")
@@ -346,7 +346,7 @@ def test_up_again_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
 
 
 # The last one here: it ends the VM that the others look at.
-def test_down_can_leave_the_lab(inv: Inv, up: dict[str, Any]) -> None:
+def test_down_with_no_lab_keeps_the_lab(inv: Inv, up: dict[str, Any]) -> None:
     assert inv.answer("down", "--no-lab") == {"ended": True, "labEnded": False}
     where = inv.answer("where")
     assert (where["running"], where["lab"]) == (False, up["lab"])

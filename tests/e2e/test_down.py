@@ -8,7 +8,7 @@ from typing import Any
 from tests.inv import Inv
 
 
-def test_down_ends_all_and_keeps_the_image(main_inv: Inv, up: dict[str, Any]) -> None:
+def test_down_ends_vm_and_lab_and_keeps_golden_image(main_inv: Inv, up: dict[str, Any]) -> None:
     lab_ran = main_inv.answer("where").get("lab") == up["lab"]
     ended = [main_inv.answer("down")["labEnded"] for _ in range(2)]
     assert ended == [lab_ran, False]

@@ -199,7 +199,7 @@ def disk_of(service: Operated, session_id: str) -> IO[bytes]:
     return Path(f"/proc/{init}/root{path}").open("rb")
 
 
-def test_the_session_is_completed_and_its_vm_gone(service: Operated, journey: Journey) -> None:
+def test_login_completes_session_and_ends_its_vm(service: Operated, journey: Journey) -> None:
     session = journey.session
     assert (session["status"], session["reason"]) == ("completed", None)
     receipt = session["credentialsReceipt"]
@@ -208,7 +208,7 @@ def test_the_session_is_completed_and_its_vm_gone(service: Operated, journey: Jo
     service.user.call("GET", f"/api/auth/session/{session['id']}/vm", status=410)
 
 
-def test_their_owner_uses_the_credentials_at_the_provider(
+def test_owner_can_use_stored_credentials_at_provider(
     provider: ProviderBeyondLab, journey: Journey
 ) -> None:
     assert journey.stored["credentials"]["issuer"] == provider.issuer
@@ -216,14 +216,14 @@ def test_their_owner_uses_the_credentials_at_the_provider(
     assert said == {"sub": USER, "name": USER}
 
 
-def test_nobody_else_gets_them(service: Operated, journey: Journey) -> None:
+def test_other_users_cannot_get_stored_credentials(service: Operated, journey: Journey) -> None:
     assert journey.stored["sessionId"] == journey.session["id"]
     other = service.another_user()
     for caller in (other, service.admin):
         caller.call("GET", "/api/auth/credentials/testtool", status=404)
 
 
-def test_the_secret_is_nowhere_on_the_host(service: Operated, journey: Journey) -> None:
+def test_credentials_are_in_no_file_on_the_host(service: Operated, journey: Journey) -> None:
     """A text that is everywhere shows that each place is looked at."""
     service.wait_until_nothing_held()
     service.host.deploy()  # with a backup of what was before
@@ -241,7 +241,7 @@ def test_the_secret_is_nowhere_on_the_host(service: Operated, journey: Journey) 
     assert not [name for name, text in journey.secrets.items() if text in metrics.text]
 
 
-def test_the_secret_was_never_on_the_vms_disk(journey: Journey) -> None:
+def test_credentials_were_never_on_the_vm_disk(journey: Journey) -> None:
     written = journey.disk.read()
     assert written.startswith(b"QFI\xfb")
     assert len(written) > 1 << 18, "it has no more than its own tables"

@@ -21,7 +21,7 @@ AS_NOBODY = (
 WITHOUT_NETWORK = ("unshare", "--net")
 
 
-def on_a_disk_of(mebibytes: int, folder: Path) -> Sequence[str]:
+def with_small_disk(mebibytes: int, folder: Path) -> Sequence[str]:
     """A wrapper for a command that sees `folder` as a small disk of its own."""
     mount = f'mount -t tmpfs -o size={mebibytes}m none "$0"; exec "$@"'
     return ["unshare", "--mount", "--propagation=private", "sh", "-ec", mount, str(folder)]
@@ -41,21 +41,21 @@ def message(done: Completed) -> str:
 
 
 @pytest.fixture
-def elsewhere(inv: Inv, tmp_path: Path) -> Inv:
+def fresh_inv(inv: Inv, tmp_path: Path) -> Inv:
     """./inv on a machine that has built nothing yet."""
     (tmp_path / "cache").mkdir()
     return Inv(Settings(store=inv.settings.store, cache=tmp_path / "cache", state=tmp_path))
 
 
-def extended(folder: Path, more: str) -> Path:
+def extending_recipe(folder: Path, more: str) -> Path:
     """A recipe of one's own upon the browser VM's."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(f"extends: {RECIPE}\n{more}")
     return recipe
 
 
-def test_every_unknown_key_is_named_with_its_place(inv: Inv, tmp_path: Path) -> None:
-    recipe = extended(tmp_path, "colour: red\nkernel: {speed: fast}\n")
+def test_unknown_recipe_keys_are_all_reported_with_paths(inv: Inv, tmp_path: Path) -> None:
+    recipe = extending_recipe(tmp_path, "colour: red\nkernel: {speed: fast}\n")
     lines = message(inv("golden.build", "--recipe", recipe)).splitlines()
     assert sorted(lines) == [
         f"{recipe}: colour: there is no such key",
@@ -63,35 +63,35 @@ def test_every_unknown_key_is_named_with_its_place(inv: Inv, tmp_path: Path) -> 
     ]
 
 
-def test_a_recipe_that_is_not_there_is_named(inv: Inv, tmp_path: Path) -> None:
+def test_missing_recipe_file_is_named(inv: Inv, tmp_path: Path) -> None:
     missing = tmp_path / "missing.yaml"
     assert str(missing) in message(inv("golden.build", "--recipe", missing))
 
 
 @pytest.mark.parametrize("key", ["packages", "unpack"])
-def test_a_package_that_does_not_exist_is_named_with_its_layer(
-    inv: Inv, tmp_path: Path, key: str
-) -> None:
+def test_unknown_package_is_reported_with_its_layer(inv: Inv, tmp_path: Path, key: str) -> None:
     layer = f"layers: [{{name: extras, {key}: [novnc, no-such-package]}}]\n"
-    text = message(inv("golden.build", "--recipe", extended(tmp_path, f"name: mine\n{layer}")))
+    text = message(
+        inv("golden.build", "--recipe", extending_recipe(tmp_path, f"name: mine\n{layer}"))
+    )
     assert text == "recipe mine, layer extras: Debian bookworm has no package no-such-package"
 
 
 @pytest.mark.parametrize("verb", ["golden.build", "up"])
-def test_who_is_not_root_is_told_so(inv: Inv, verb: str) -> None:
+def test_verbs_that_need_root_say_so(inv: Inv, verb: str) -> None:
     assert "must run as root" in message(inv(verb, wrapper=AS_NOBODY))
 
 
-def test_without_a_network_the_archive_is_named(elsewhere: Inv) -> None:
-    text = message(elsewhere("golden.build", wrapper=WITHOUT_NETWORK))
+def test_build_without_network_names_the_debian_archive(fresh_inv: Inv) -> None:
+    text = message(fresh_inv("golden.build", wrapper=WITHOUT_NETWORK))
     assert "cannot reach the Debian archive" in text
     assert "bookworm" in text
 
 
 @pytest.mark.parametrize("mebibytes", [16, 320], ids=["for-lists", "for-packages"])
-def test_a_full_disk_is_called_full(elsewhere: Inv, mebibytes: int) -> None:
-    cache = elsewhere.settings.cache
-    text = message(elsewhere("golden.build", wrapper=on_a_disk_of(mebibytes, cache)))
+def test_build_on_full_disk_reports_no_space_left(fresh_inv: Inv, mebibytes: int) -> None:
+    cache = fresh_inv.settings.cache
+    text = message(fresh_inv("golden.build", wrapper=with_small_disk(mebibytes, cache)))
     assert text.startswith(f"no space left while building below {cache}")
     assert list(cache.iterdir()) == []
 
@@ -106,16 +106,16 @@ def test_a_full_disk_is_called_full(elsewhere: Inv, mebibytes: int) -> None:
     ],
     ids=lambda words: words[0],
 )
-def test_an_unknown_image_is_named(inv: Inv, words: list[str]) -> None:
+def test_unknown_image_is_named(inv: Inv, words: list[str]) -> None:
     assert message(inv(*words)).startswith(f"no image {words[1]} in {inv.settings.store}")
 
 
-def test_an_error_is_json_on_stdout_where_json_was_asked_for(inv: Inv) -> None:
+def test_json_option_prints_errors_as_json_on_stdout(inv: Inv) -> None:
     done = inv("golden.verify", "nothing-like-it", "--json")
     told = json.loads(done.stdout)
     assert set(told) == {"error", "message", "hint"}
     assert (told["error"], told["message"]) == ("image", message(done).rstrip("\n"))
 
 
-def test_without_json_nothing_but_answers_goes_to_stdout(inv: Inv) -> None:
+def test_errors_without_json_option_leave_stdout_empty(inv: Inv) -> None:
     assert inv("golden.show", "nothing-like-it").stdout == ""
