@@ -126,7 +126,7 @@ def display(client: socket.socket) -> None:
     client.recv(1)
 
 
-def deaf(client: socket.socket) -> None:
+def accept_and_stay_silent(client: socket.socket) -> None:
     """Accepts, reads and says nothing until the other side goes."""
     while client.recv(4096):
         pass
@@ -401,7 +401,7 @@ def running_agent(
     assert "Traceback" not in log.read_text()
 
 
-def test_a_desktop_that_works_is_ready(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_working_desktop_reports_ready(start_agent: StartAgent, desktop: Desktop) -> None:
     agent = start_agent()
     status, health = agent.health()
     assert status == 200
@@ -417,7 +417,7 @@ def test_a_desktop_that_works_is_ready(start_agent: StartAgent, desktop: Desktop
     }
 
 
-def test_without_vnc_the_cause_and_the_unit_are_named(
+def test_stopped_vnc_is_reported_with_cause_and_unit(
     start_agent: StartAgent, desktop: Desktop, closed_port: int
 ) -> None:
     port = closed_port
@@ -431,7 +431,7 @@ def test_without_vnc_the_cause_and_the_unit_are_named(
     assert health["failed_units"] == ["polydev-vnc.service"]
 
 
-def test_a_vnc_server_that_turns_viewers_away_is_not_well(
+def test_vnc_server_that_rejects_viewers_is_reported_failing(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     desktop.replace_vnc(locked_vnc)
@@ -445,7 +445,7 @@ def test_a_vnc_server_that_turns_viewers_away_is_not_well(
     [(None, "1011 Failed to connect to downstream server"), (ssh, "SSH-2.0-Open")],
     ids=["nothing-there", "another-service"],
 )
-def test_novnc_that_points_to_a_wrong_port_is_named(
+def test_novnc_with_wrong_target_port_is_reported(
     start_agent: StartAgent,
     desktop: Desktop,
     closed_port: int,
@@ -464,7 +464,7 @@ def test_novnc_that_points_to_a_wrong_port_is_named(
     assert detail in health["components"]["novnc"]["detail"]
 
 
-def test_novnc_without_its_page_is_named(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_novnc_without_vnc_html_is_reported(start_agent: StartAgent, desktop: Desktop) -> None:
     def no_page(client: socket.socket) -> None:
         through_empty_line(client)
         client.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
@@ -476,9 +476,7 @@ def test_novnc_without_its_page_is_named(start_agent: StartAgent, desktop: Deskt
     assert "404" in health["components"]["novnc"]["detail"]
 
 
-def test_a_browser_without_its_window_is_still_starting(
-    start_agent: StartAgent, desktop: Desktop
-) -> None:
+def test_browser_without_window_reports_starting(start_agent: StartAgent, desktop: Desktop) -> None:
     desktop.units(browser="activating/start-post")
     status, health = start_agent().health()
     assert (status, health["status"], health["failing"]) == (503, "starting", ["browser"])
@@ -487,7 +485,7 @@ def test_a_browser_without_its_window_is_still_starting(
     )
 
 
-def test_readiness_that_goes_is_seen(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_lost_readiness_is_reported(start_agent: StartAgent, desktop: Desktop) -> None:
     agent = start_agent("--keep-seconds=0", "--novnc-keep-seconds=0")
     assert agent.health()[0] == 200
     # A run of the checks that began before a change may be shared by those who ask after it.
@@ -504,10 +502,10 @@ def test_readiness_that_goes_is_seen(start_agent: StartAgent, desktop: Desktop) 
 
 
 @pytest.mark.parametrize("part", ["display", "vnc", "novnc"])
-def test_a_part_that_accepts_but_never_answers_is_named(
+def test_silent_desktop_component_is_reported_as_timeout(
     start_agent: StartAgent, desktop: Desktop, part: str
 ) -> None:
-    getattr(desktop, f"replace_{part}")(deaf)
+    getattr(desktop, f"replace_{part}")(accept_and_stay_silent)
     status, health = start_agent("--check-timeout-seconds=0.2").health()
     name = {"display": "desktop"}.get(part, part)
     assert status == 503
@@ -515,7 +513,7 @@ def test_a_part_that_accepts_but_never_answers_is_named(
     assert "within 0.2 s" in health["components"][name]["detail"]
 
 
-def test_a_systemctl_that_hangs_is_ended_with_all_it_started(
+def test_hung_systemctl_is_killed_with_its_children(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     alive = desktop.folder / "alive"
@@ -532,13 +530,15 @@ def test_a_systemctl_that_hangs_is_ended_with_all_it_started(
     os.close(held)
 
 
-def test_a_systemctl_that_fails_is_quoted(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_failing_systemctl_is_quoted_in_health_detail(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
     desktop.systemctl("echo 'Failed to connect to bus' >&2; exit 1")
     detail = start_agent().health()[1]["components"]["browser"]["detail"]
     assert detail == "systemctl exited with status 1: Failed to connect to bus"
 
 
-def test_no_systemctl_at_all_is_said(start_agent: StartAgent) -> None:
+def test_missing_systemctl_is_reported(start_agent: StartAgent) -> None:
     detail = start_agent("--systemctl=no-such-systemctl").health()[1]["components"]["browser"]
     assert detail == {
         "ok": False,
@@ -546,7 +546,7 @@ def test_no_systemctl_at_all_is_said(start_agent: StartAgent) -> None:
     }
 
 
-def test_other_requests_are_answered_while_a_check_waits(
+def test_requests_are_answered_while_a_health_check_waits(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     gate = Gate(desktop)
@@ -560,7 +560,7 @@ def test_other_requests_are_answered_while_a_check_waits(
         assert [report.result()[1]["failing"] for report in reports] == [["browser"]] * 3
 
 
-def test_the_index_head_and_refusals(start_agent: StartAgent) -> None:
+def test_index_head_request_and_unknown_path_or_method(start_agent: StartAgent) -> None:
     agent = start_agent()
     status, body, headers = agent.ask("/")
     assert (status, headers["Connection"]) == (200, "close")
@@ -617,9 +617,7 @@ def login(agent: Agent, method: str = "GET") -> LoginReply:
     return TypeAdapter(LoginReply).validate_json(body, strict=True)
 
 
-def test_a_login_is_started_when_asked_for_and_not_twice(
-    start_agent: StartAgent, desktop: Desktop
-) -> None:
+def test_login_starts_on_first_request_only(start_agent: StartAgent, desktop: Desktop) -> None:
     logins = Logins(desktop)
     agent = start_agent(*logins.settings)
     assert login(agent)["status"] == "none"
@@ -634,7 +632,9 @@ def test_a_login_is_started_when_asked_for_and_not_twice(
     assert logins.starts() == ["start --no-ask-password polydev-login@claude.service"]
 
 
-def test_a_login_that_failed_is_started_again(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_failed_login_is_started_again_on_request(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
     logins = Logins(desktop)
     logins.claude.write_text(state("failed", None, "claude exited with status 1: no network"))
     agent = start_agent(*logins.settings)
@@ -643,7 +643,9 @@ def test_a_login_that_failed_is_started_again(start_agent: StartAgent, desktop: 
     assert len(logins.starts()) == 1
 
 
-def test_a_login_that_cannot_be_started_says_why(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_login_that_cannot_start_reports_the_reason(
+    start_agent: StartAgent, desktop: Desktop
+) -> None:
     logins = Logins(desktop)
     desktop.systemctl("echo 'Unit not found.'; exit 5")
     reply = login(start_agent(*logins.settings), "POST")
@@ -714,7 +716,7 @@ def test_credentials_are_injected_read_and_wiped(
     assert "a1" not in agent.log.read_text()
 
 
-def test_the_controllers_client_and_the_agent_understand_each_other(
+def test_controller_agent_client_works_with_real_agent(
     start_agent: StartAgent, desktop: Desktop, credentials_service: CredentialsService
 ) -> None:
     logins = Logins(desktop)
@@ -758,7 +760,7 @@ def test_the_controllers_client_and_the_agent_understand_each_other(
     asyncio.run(talking())
 
 
-def test_what_a_user_puts_in_the_credentials_place_does_no_harm(
+def test_unsafe_credentials_paths_are_refused(
     start_agent: StartAgent, desktop: Desktop, credentials_service: CredentialsService
 ) -> None:
     logins, path = Logins(desktop), "/login/claude/credentials"
@@ -780,9 +782,7 @@ def test_what_a_user_puts_in_the_credentials_place_does_no_harm(
     assert (status, "lacks token.access" in json.loads(body)["detail"]) == (422, True)
 
 
-def test_a_code_goes_to_the_login_that_waits_for_it(
-    start_agent: StartAgent, desktop: Desktop
-) -> None:
+def test_login_code_goes_to_the_waiting_login(start_agent: StartAgent, desktop: Desktop) -> None:
     logins, code = Logins(desktop), b'{"code": "x#y"}'
     agent = start_agent(*logins.settings)
     logins.claude.write_text(state("waiting", LOGIN_PAGE))
@@ -799,7 +799,7 @@ def test_a_code_goes_to_the_login_that_waits_for_it(
     os.close(reader)
 
 
-def test_what_is_no_state_file_is_not_read(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_invalid_login_state_files_are_ignored(start_agent: StartAgent, desktop: Desktop) -> None:
     logins = Logins(desktop)
     agent = start_agent(*logins.settings)
     other = logins.folder / "other"
@@ -835,9 +835,7 @@ def test_what_is_no_state_file_is_not_read(start_agent: StartAgent, desktop: Des
         *("chunked", "no-length", "too-much", "cut-off"),
     ],
 )
-def test_what_is_no_request_gets_a_refusal(
-    start_agent: StartAgent, data: bytes, status: int
-) -> None:
+def test_malformed_requests_are_refused(start_agent: StartAgent, data: bytes, status: int) -> None:
     agent = start_agent()
     answer = agent.say(data)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
@@ -847,7 +845,7 @@ def test_what_is_no_request_gets_a_refusal(
     assert agent.health()[0] == 200
 
 
-def test_a_request_that_does_not_arrive_in_time_is_not_waited_for(start_agent: StartAgent) -> None:
+def test_slow_request_is_closed_at_request_timeout(start_agent: StartAgent) -> None:
     agent = start_agent("--request-timeout-seconds=0.5")
     with agent.connect() as silent, agent.connect() as slow:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -856,7 +854,7 @@ def test_a_request_that_does_not_arrive_in_time_is_not_waited_for(start_agent: S
         assert silent.recv(4096) == b""
 
 
-def test_programs_of_the_vm_itself_are_told_nothing_of_logins(
+def test_login_requests_from_inside_the_vm_are_refused(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     """Nor may they type codes, or take credentials, from whichever of its addresses."""
@@ -867,12 +865,12 @@ def test_programs_of_the_vm_itself_are_told_nothing_of_logins(
     assert agent.ask("/health", source="127.0.0.1")[0] == 200
 
 
-def test_loopback_is_the_vm_itself(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_loopback_prefix_counts_as_inside_the_vm(start_agent: StartAgent, desktop: Desktop) -> None:
     agent = start_agent(*Logins(desktop).settings, "--loopback-prefix=127.")
     assert agent.ask("/login/claude")[0] == 403
 
 
-def test_slow_clients_make_room_for_others(start_agent: StartAgent) -> None:
+def test_slow_clients_are_dropped_at_connection_limit(start_agent: StartAgent) -> None:
     agent = start_agent(
         "--max-connections=3", f"--request-timeout-seconds={HANGS_AFTER_SECONDS * 10}"
     )
@@ -886,7 +884,7 @@ def test_slow_clients_make_room_for_others(start_agent: StartAgent) -> None:
             slow[0].recv(4096)  # ends: the oldest had to leave
 
 
-def test_when_nobody_can_leave_newcomers_are_told_to_come_back(
+def test_connections_beyond_limit_get_503_while_all_are_busy(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     gate = Gate(desktop)
@@ -899,7 +897,7 @@ def test_when_nobody_can_leave_newcomers_are_told_to_come_back(
         assert report.result()[1]["failing"] == ["browser"]
 
 
-def test_clients_that_leave_early_do_no_harm(start_agent: StartAgent) -> None:
+def test_agent_survives_clients_that_disconnect_early(start_agent: StartAgent) -> None:
     agent = start_agent()
     for data in (b"", b"GET /he", b"GET /health HTTP/1.0\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n" * 99):
         client = agent.connect()
@@ -910,7 +908,7 @@ def test_clients_that_leave_early_do_no_harm(start_agent: StartAgent) -> None:
     assert agent.health()[0] == 200
 
 
-def test_readiness_is_announced_once_and_unasked(start_agent: StartAgent, desktop: Desktop) -> None:
+def test_readiness_is_printed_to_console_once(start_agent: StartAgent, desktop: Desktop) -> None:
     desktop.units(browser="activating/start-post")
     agent = start_agent("--keep-seconds=0", "--novnc-keep-seconds=0")
     assert agent.console_through("answers") == ["polydev: agent answers after 12.34 s"]
@@ -934,7 +932,7 @@ def test_metrics_are_served(start_agent: StartAgent) -> None:
     assert b'polydev_image_info{digest="0a1b",vm="vm-7"} 1.0\n' in body
 
 
-def test_systemds_listening_socket_is_used(start_agent: StartAgent) -> None:
+def test_agent_listens_on_socket_from_systemd(start_agent: StartAgent) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         listener.setblocking(False)
@@ -969,7 +967,7 @@ def units_command(name: str, guest_folder: Path) -> list[str]:
     return [sys.executable, "-X", "importtime", *arguments]
 
 
-def test_the_units_command_starts_the_agent_without_what_only_logins_need(
+def test_agent_unit_imports_login_modules_only_on_first_login(
     start_agent: StartAgent, desktop: Desktop, guest_folder: Path
 ) -> None:
     logins = Logins(desktop)
@@ -984,7 +982,7 @@ def test_the_units_command_starts_the_agent_without_what_only_logins_need(
     assert not imported & {"typing", "subprocess", "polydev.agent.reply_types", "runpy"}
 
 
-def test_the_service_of_identities_imports_little(guest_folder: Path) -> None:
+def test_identity_service_imports_few_modules(guest_folder: Path) -> None:
     """The host waits for it; and each of its bytes is in each clone's memory."""
     command = units_command("polydev-identity.service", guest_folder)
     command = [word.replace("main()", "main") for word in command]

@@ -125,7 +125,7 @@ def browser(guest: Guest) -> Iterator[list[bytes]]:
             thread.join()
 
 
-def test_a_login_from_its_start_to_its_end(guest: Guest) -> None:
+def test_login_runs_from_start_to_done(guest: Guest) -> None:
     guest.has_tool(f"xdg-open '{PAGE}'; until [ -e go-on ]; do sleep 0.05; done; {LEAVE}")
     with browser(guest) as told, guest.login() as process:
         shown = guest.wait(lambda state: state["status"] == "waiting" and not state["detail"])
@@ -136,7 +136,7 @@ def test_a_login_from_its_start_to_its_end(guest: Guest) -> None:
     assert (guest.state["status"], guest.state["url"], guest.state["detail"]) == ("done", PAGE, "")
 
 
-def test_a_page_waits_for_the_browser(guest: Guest) -> None:
+def test_login_page_waits_for_the_browser(guest: Guest) -> None:
     guest.has_tool(f"xdg-open '{PAGE}'; exec sleep 1000")
     with guest.login():
         waiting = guest.wait(lambda state: "browser" in state["detail"])
@@ -145,7 +145,7 @@ def test_a_page_waits_for_the_browser(guest: Guest) -> None:
             guest.wait(lambda state: state["detail"] == "")
 
 
-def test_a_tool_that_fails_is_quoted(guest: Guest) -> None:
+def test_failing_tool_is_quoted_in_login_detail(guest: Guest) -> None:
     guest.has_tool("printf 'no \\033[1mdisk\\033[0m\\n'; exit 3")
     with guest.login() as process:
         assert process.wait() == 0
@@ -162,7 +162,7 @@ def test_a_tool_that_fails_is_quoted(guest: Guest) -> None:
     ],
     ids=["no-file", "no-keys", "status-disagrees"],
 )
-def test_a_login_is_done_once_file_and_status_command_agree(
+def test_login_fails_unless_credentials_file_and_status_command_agree(
     guest: Guest, login: str, status: str, detail: str
 ) -> None:
     guest.has_tool(login, status)
@@ -172,7 +172,7 @@ def test_a_login_is_done_once_file_and_status_command_agree(
     assert guest.state["detail"].startswith(detail)
 
 
-def test_a_code_is_typed_into_the_tools_terminal(guest: Guest) -> None:
+def test_login_code_is_typed_into_the_tool_terminal(guest: Guest) -> None:
     guest.has_tool(
         f"echo 'see {PAGE}'; echo 'code: AB-12'; read code; [ $code = x#y ] && {LEAVE}",
         device_code="code: (.*)",
@@ -201,7 +201,7 @@ exec sleep 1000
 """
 
 
-def test_a_tool_is_in_a_window_that_the_user_may_close(guest: Guest, tmp_path: Path) -> None:
+def test_tool_runs_in_a_terminal_window_that_can_be_closed(guest: Guest, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with x_screens(tmp_path) as screen:
             with guest.login(display=screen.display) as process:
@@ -227,7 +227,7 @@ def child_named(name: str, parent: int) -> int:
     raise AssertionError(f"{parent} has no child {name}")
 
 
-def test_injected_credentials_are_shown_to_the_status_command(guest: Guest) -> None:
+def test_injected_credentials_are_checked_by_status_command(guest: Guest) -> None:
     guest.file.parent.mkdir()
     guest.file.write_text(json.dumps(CREDENTIALS))
     for status, expected in (("[ -s .tool/credentials.json ]; exit", "done"), ("exit 1", "failed")):
@@ -237,7 +237,7 @@ def test_injected_credentials_are_shown_to_the_status_command(guest: Guest) -> N
         assert guest.state["status"] == expected, guest.state["detail"]
 
 
-def test_a_tool_that_hangs_is_ended_and_quoted(guest: Guest) -> None:
+def test_hung_tool_is_ended_and_quoted(guest: Guest) -> None:
     guest.has_tool("echo $$ >pid; echo 'waiting for something'; exec sleep 1000")
     with guest.login("--login-page-seconds=1") as process:
         assert process.wait() == 0
@@ -246,14 +246,14 @@ def test_a_tool_that_hangs_is_ended_and_quoted(guest: Guest) -> None:
     assert not Path("/proc", (guest.folder / "home/pid").read_text().strip()).exists()
 
 
-def test_a_tool_that_is_not_there_is_named(guest: Guest) -> None:
+def test_missing_tool_is_named(guest: Guest) -> None:
     with guest.login() as process:
         assert process.wait() == 0
     assert guest.state["status"] == "failed"
     assert "claude could not be started" in guest.state["detail"]
 
 
-def test_whoever_waits_for_a_tool_takes_no_cpu_meanwhile(tmp_path: Path) -> None:
+def test_login_process_wait_blocks_until_timeout_or_exit(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     process = LoginProcess(provider(command=["sleep", "1000"]), environment)
     began = time.monotonic()

@@ -65,7 +65,7 @@ def look_at(machine: Outside) -> GuestCheck:
     ],
 )
 @pytest.mark.parametrize("said", [STARTING, STARTING + OVER])
-def test_an_agent_that_is_not_content(said: str, status: int, cause: str) -> None:
+def test_unhealthy_agent_is_named_as_cause(said: str, status: int, cause: str) -> None:
     with served(lambda _asked: Answer(status, json.dumps(ILL).encode())) as server:
         check = look_at(Outside(said, Ports(urlsplit(server.url).port or 0, 1, 1)))
     assert (check.status, check.guest_state) == (status, None)
@@ -75,7 +75,7 @@ def test_an_agent_that_is_not_content(said: str, status: int, cause: str) -> Non
     assert check.cause(90).startswith("not ready within 90 s, stage reached: none; ")
 
 
-def test_an_agent_that_does_not_answer() -> None:
+def test_silent_agent_is_named_as_cause() -> None:
     check = look_at(Outside(STARTING + FAILED + OVER, NOBODY))
     assert (check.status, check.is_settled) == (None, True)
     assert check.cause(None) == "polydev-vnc.service failed to start; the agent does not answer"
@@ -84,5 +84,5 @@ def test_an_agent_that_does_not_answer() -> None:
     assert early.cause(None) == "stage reached: none; no cause was found"
 
 
-def test_silence_of_a_guest_without_a_cpu_is_no_answer() -> None:
+def test_silent_agent_of_starved_vm_is_not_settled() -> None:
     assert not look_at(Outside(STARTING + OVER, NOBODY, waits=0.9)).is_settled

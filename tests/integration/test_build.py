@@ -209,7 +209,7 @@ def assert_all_whole(place: Workplace) -> None:
             assert tree.read_listing(layer / TREE) == list(tree.list_tree(layer / "tree"))
 
 
-def test_building_again_changes_nothing(
+def test_second_build_changes_nothing(
     settings: Settings, store: ImageStore, image: ImageRecord
 ) -> None:
     again = build(load_recipe(GOLDEN), settings, store, Steps(), OFFLINE)
@@ -226,7 +226,7 @@ def test_variant_builds_only_its_own_layer(extended: BuildResult, image: ImageRe
     assert ids == {layer.name: layer.id for layer in image.layers}
 
 
-def test_difference_of_the_variant_is_its_file(
+def test_diff_of_variant_shows_only_its_file(
     extended: BuildResult, store: ImageStore, image: ImageRecord
 ) -> None:
     files = tree_diff(store.path(image.digest), store.path(extended.record.digest))
@@ -256,11 +256,11 @@ def test_packages_of_all_layers_are_recorded(image: ImageRecord) -> None:
     assert {"systemd", "chromium", "novnc", "@openai/codex"} <= names
 
 
-def test_the_record_has_the_providers_of_the_recipe(image: ImageRecord) -> None:
+def test_image_record_has_providers_of_recipe(image: ImageRecord) -> None:
     assert image.providers == load_providers(GOLDEN.parent / "providers")
 
 
-def test_small_image_is_the_same_in_another_place(
+def test_small_image_has_same_digest_in_another_folder(
     place: Workplace, undisturbed: dict[str, Any]
 ) -> None:
     assert place.build()["digest"] == undisturbed["digest"]
@@ -268,7 +268,7 @@ def test_small_image_is_the_same_in_another_place(
     assert (again["digest"], again["changed"]) == (undisturbed["digest"], False)
 
 
-def test_without_the_cache_all_is_made_again_with_the_same_bytes(
+def test_build_without_cache_gives_same_digest(
     place: Workplace, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cached layers that are empty would give an empty image.
@@ -297,7 +297,9 @@ def test_without_the_cache_all_is_made_again_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.45, 0.7, 0.95])
-def test_build_killed_anywhere(place: Workplace, undisturbed: dict[str, Any], share: float) -> None:
+def test_killed_build_leaves_no_partial_layers_or_images(
+    place: Workplace, undisturbed: dict[str, Any], share: float
+) -> None:
     moment = 1 + int(share * undisturbed["seen"])
     assert place.disturbed_build(signal.SIGKILL, moment) == -signal.SIGKILL
     assert mounts_below(place.folder) == []
@@ -310,7 +312,9 @@ def test_build_killed_anywhere(place: Workplace, undisturbed: dict[str, Any], sh
 
 
 @pytest.mark.parametrize("share", [0.2, 0.45, 0.7])
-def test_interrupted_build(place: Workplace, undisturbed: dict[str, Any], share: float) -> None:
+def test_interrupted_build_leaves_nothing_behind(
+    place: Workplace, undisturbed: dict[str, Any], share: float
+) -> None:
     moment = 1 + int(share * undisturbed["seen"])
     assert place.disturbed_build(signal.SIGINT, moment) == INTERRUPTED
     assert mounts_below(place.folder) == []
@@ -320,7 +324,9 @@ def test_interrupted_build(place: Workplace, undisturbed: dict[str, Any], share:
     assert place.build()["digest"] == undisturbed["digest"]
 
 
-def test_two_builds_at_once(place: Workplace, undisturbed: dict[str, Any]) -> None:
+def test_concurrent_builds_build_once_and_agree(
+    place: Workplace, undisturbed: dict[str, Any]
+) -> None:
     with building(place) as first, building(place) as second:
         answers = [json.loads(process.communicate()[0]) for process in (first, second)]
     assert [answer["digest"] for answer in answers] == [undisturbed["digest"]] * 2

@@ -234,7 +234,7 @@ WAYS = [write_file, write_template, copy_file, run_command]
 
 @pytest.mark.parametrize("link", ["out", "up", "twice"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_what_is_written_through_a_link_lands_in_the_image(
+def test_write_through_link_stays_in_image(
     workshop: Workshop, way: Callable[[Workshop, str], dict[str, Any]], link: str
 ) -> None:
     keys = way(workshop, link)
@@ -243,7 +243,7 @@ def test_what_is_written_through_a_link_lands_in_the_image(
     assert not os.path.lexists(made.tree / "var" / link)
 
 
-def test_package_unpacked_through_a_link_lands_in_the_image(workshop: Workshop) -> None:
+def test_package_unpacked_through_link_stays_in_image(workshop: Workshop) -> None:
     deb = workshop.deb(
         "reader", {"var/out/new": "n", f"lib/{STRAY}": "n", f"var/lock/{STRAY}": "n"}
     )
@@ -253,7 +253,7 @@ def test_package_unpacked_through_a_link_lands_in_the_image(workshop: Workshop) 
     assert not (made.tree / "lib").exists()
 
 
-def test_layer_is_on_the_disk_before_it_has_its_name(
+def test_layer_is_synced_before_it_gets_its_name(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -275,14 +275,14 @@ def test_layer_is_on_the_disk_before_it_has_its_name(
     assert (made.tree / "new").is_file()
 
 
-def test_package_without_a_kernel_is_named(workshop: Workshop) -> None:
+def test_kernel_package_without_kernel_is_named(workshop: Workshop) -> None:
     debs = (workshop.deb("linux-image-none", {}), workshop.deb("tiny-initramfs", {}))
     plan = LayerPlan(KERNEL_LAYER, "1" * 64, None, (), debs, (), ())
     with pytest.raises(BuildError, match="package linux-image-none has no kernel"):
         workshop.cache.build(plan, workshop.folder / "scratch", QuietStep())
 
 
-def test_npm_packages_land_in_the_image(workshop: Workshop) -> None:
+def test_npm_install_through_link_stays_in_image(workshop: Workshop) -> None:
     workshop.write("web/package.json", '{"name": "app"}')
     workshop.write("web/package-lock.json", LOCK)
     made = workshop.lay(
@@ -291,7 +291,7 @@ def test_npm_packages_land_in_the_image(workshop: Workshop) -> None:
     assert (made.tree / workshop.in_image / "web/package.json").is_file()
 
 
-def test_npm_lock_that_does_not_fit_is_told(workshop: Workshop) -> None:
+def test_outdated_npm_lock_is_reported(workshop: Workshop) -> None:
     workshop.write("web/package.json", '{"name": "app", "dependencies": {"left": "1.0.0"}}')
     workshop.write("web/package-lock.json", LOCK)
     words = r"npm could not install .*/web/package-lock.json: code E"
@@ -300,7 +300,7 @@ def test_npm_lock_that_does_not_fit_is_told(workshop: Workshop) -> None:
     assert "npm install --package-lock-only" in str(refused.value.hint)
 
 
-def test_file_below_a_link_to_run_is_kept_in_the_image(workshop: Workshop) -> None:
+def test_file_below_link_to_run_is_kept_in_image(workshop: Workshop) -> None:
     workshop.write(f"files/var/run/{STRAY}")
     made = workshop.lay("more", below=(workshop.base(),), files="files", run=["touch /run/moment"])
     assert (made.tree / "run" / STRAY).read_text() == "new"
@@ -308,13 +308,13 @@ def test_file_below_a_link_to_run_is_kept_in_the_image(workshop: Workshop) -> No
 
 
 @pytest.mark.parametrize("link", ["out", "up", "twice"])
-def test_what_is_removed_through_a_link_is_the_images(workshop: Workshop, link: str) -> None:
+def test_remove_through_link_removes_file_of_image(workshop: Workshop, link: str) -> None:
     made = workshop.lay("more", below=(workshop.base(),), remove=[f"/var/{link}/canary"])
     shown = tree.read_listing(made.folder / TREE)
     assert {"type": "whiteout", "path": f"/{workshop.in_image}/canary"}.items() <= shown[-1].items()
 
 
-def test_removing_a_link_leaves_what_it_leads_to(workshop: Workshop) -> None:
+def test_removing_link_keeps_its_target(workshop: Workshop) -> None:
     made = workshop.lay(
         "more", below=(workshop.base(),), remove=["/var/canary", "/var/loop", "/no"]
     )
@@ -322,7 +322,7 @@ def test_removing_a_link_leaves_what_it_leads_to(workshop: Workshop) -> None:
     assert gone == ["/var/canary", "/var/loop"]
 
 
-def test_link_of_a_package_does_not_lead_the_next_one_out(workshop: Workshop) -> None:
+def test_link_in_package_does_not_lead_next_package_out_of_image(workshop: Workshop) -> None:
     first = workshop.deb("first", {}, {"opt/app": str(workshop.machine)})
     second = workshop.deb("second", {"opt/app/canary": "replaced"})
     made = workshop.lay("more", first, second)
@@ -330,7 +330,7 @@ def test_link_of_a_package_does_not_lead_the_next_one_out(workshop: Workshop) ->
     assert (made.tree / "opt/app").is_symlink()
 
 
-def test_links_among_a_layers_own_files_do_not_lead_out(workshop: Workshop) -> None:
+def test_links_in_layer_files_do_not_lead_out_of_image(workshop: Workshop) -> None:
     (workshop.recipe_folder / "files/opt").mkdir(parents=True)
     (workshop.recipe_folder / "files/opt/app").symlink_to(workshop.machine)
     workshop.write("copied/canary", "replaced")
@@ -347,13 +347,13 @@ def test_links_among_a_layers_own_files_do_not_lead_out(workshop: Workshop) -> N
     assert not (made.tree / workshop.in_image / "package-lock.json").exists()
 
 
-def test_scrubbing_follows_no_link(workshop: Workshop) -> None:
+def test_scrubbing_does_not_follow_links(workshop: Workshop) -> None:
     command = f"rm -rf /tmp; ln -s {workshop.machine} /tmp"
     made = workshop.lay("more", below=(workshop.base(),), run=[command])
     assert os.readlink(made.tree / "tmp") == str(workshop.machine)
 
 
-def test_link_that_a_command_makes_does_not_lead_the_removal_out(workshop: Workshop) -> None:
+def test_remove_does_not_follow_link_made_by_command(workshop: Workshop) -> None:
     made = workshop.lay(
         "more",
         below=(workshop.base(),),
@@ -364,15 +364,13 @@ def test_link_that_a_command_makes_does_not_lead_the_removal_out(workshop: Works
 
 
 @pytest.mark.parametrize("place", ["/proc/1/root/etc", "/proc/1/cwd", "/dev"])
-def test_commands_do_not_reach_the_files_of_the_build_machine(
-    workshop: Workshop, place: str
-) -> None:
+def test_commands_cannot_write_files_of_build_machine(workshop: Workshop, place: str) -> None:
     command = f"touch {place}/{STRAY} || true"
     made = workshop.lay("more", below=(workshop.base(),), run=[command])
     assert not list(made.tree.rglob(STRAY))
 
 
-def test_commands_do_not_reach_the_kernel_of_the_build_machine(workshop: Workshop) -> None:
+def test_commands_cannot_change_kernel_of_build_machine(workshop: Workshop) -> None:
     base = workshop.base()
     looks = ["readlink /proc/self/ns/uts >/etc/names", "cat /proc/self/status >/etc/status"]
     made = workshop.lay("look", below=(base,), run=looks)
@@ -398,9 +396,7 @@ def test_commands_do_not_reach_the_kernel_of_the_build_machine(workshop: Worksho
         ("usr/lib", "/usr/lib is a file in the layer, and in the image a folder"),
     ],
 )
-def test_layer_that_would_change_what_something_is_is_refused(
-    workshop: Workshop, path: str, words: str
-) -> None:
+def test_layer_that_changes_file_type_is_refused(workshop: Workshop, path: str, words: str) -> None:
     workshop.write(f"files/{path}")
     with pytest.raises(Error) as caught:
         workshop.lay("more", below=(workshop.base(),), files="files", run=["true"])
@@ -408,7 +404,7 @@ def test_layer_that_would_change_what_something_is_is_refused(
     assert words in caught.value.message
 
 
-def test_file_takes_the_place_of_a_link_to_a_file(workshop: Workshop) -> None:
+def test_file_replaces_link_to_file(workshop: Workshop) -> None:
     workshop.write("files/var/canary")
     workshop.write("files/var/file")
     made = workshop.lay("more", below=(workshop.base(),), files="files", run=["true"])
@@ -446,9 +442,7 @@ MERGED = ("lib", "bin", "sbin", "var/run", "var/lock", "var/out")
     ("way", "link"),
     [*((way, link) for way in ("files", "unpack") for link in MERGED), ("npm", "lib")],
 )
-def test_layer_of_files_follows_the_links_of_layers_below(
-    workshop: Workshop, way: str, link: str
-) -> None:
+def test_files_layer_follows_links_of_layers_below(workshop: Workshop, way: str, link: str) -> None:
     base = workshop.base()
     target = os.readlink(workshop.cache.path(base) / "tree" / link).lstrip("/")
     debs = []
@@ -470,7 +464,7 @@ def test_layer_of_files_follows_the_links_of_layers_below(
     assert look("/usr/lib/kept") == "regular"
 
 
-def test_layer_of_files_leaves_the_modes_of_folders_as_they_are(workshop: Workshop) -> None:
+def test_files_layer_keeps_modes_of_existing_folders(workshop: Workshop) -> None:
     root = workshop.cache.path(workshop.base()) / "tree"
     (root / "root").mkdir(mode=0o700)
     (root / "tmp").chmod(0o1777)
@@ -500,7 +494,7 @@ def test_layer_of_files_leaves_the_modes_of_folders_as_they_are(workshop: Worksh
         ({"lib/a": "file", "usr/lib/a": "file"}, "/lib/a and /usr/lib/a of the layer are both"),
     ],
 )
-def test_layer_of_files_that_would_change_what_something_is_is_refused(
+def test_files_layer_that_changes_file_type_is_refused(
     workshop: Workshop, brings: dict[str, str], words: str
 ) -> None:
     workshop.base()
@@ -517,7 +511,7 @@ def test_layer_of_files_that_would_change_what_something_is_is_refused(
     assert words in caught.value.message
 
 
-def test_layer_made_inside_others_follows_the_links_of_one_it_did_not_see(
+def test_layer_follows_links_of_layer_it_was_built_without(
     workshop: Workshop,
 ) -> None:
     base = workshop.base()
@@ -531,7 +525,7 @@ def test_layer_made_inside_others_follows_the_links_of_one_it_did_not_see(
     assert [look(f"/var/lib/app/{name}") for name in ("first", "second")] == ["regular"] * 2
 
 
-def test_folder_that_two_layers_make_unseen_has_the_files_of_both(workshop: Workshop) -> None:
+def test_folder_made_by_two_independent_layers_has_files_of_both(workshop: Workshop) -> None:
     base = workshop.base()
     workshop.write("files/opt/app/first")
     first = workshop.lay("first", files="files")
@@ -540,7 +534,7 @@ def test_folder_that_two_layers_make_unseen_has_the_files_of_both(workshop: Work
     assert [look(f"/opt/app/{name}") for name in ("first", "second")] == ["regular"] * 2
 
 
-def test_command_may_change_what_it_sees(workshop: Workshop) -> None:
+def test_command_may_change_file_types_of_layers_below(workshop: Workshop) -> None:
     base = workshop.base()
     commands = ["rm /var/lock; mkdir /var/lock", "rm /etc/plain; ln -s other /etc/plain"]
     second = workshop.lay("second", below=(base,), run=commands)
@@ -548,7 +542,7 @@ def test_command_may_change_what_it_sees(workshop: Workshop) -> None:
     assert (look("/var/lock"), look("/etc/plain")) == ("directory", "symlink")
 
 
-def test_layers_that_fit_are_stacked_as_they_are(workshop: Workshop) -> None:
+def test_layers_without_conflicts_are_stacked_unchanged(workshop: Workshop) -> None:
     base = workshop.base()
     workshop.write("files/etc/plain")
     workshop.write("files/opt/new")
@@ -559,7 +553,7 @@ def test_layers_that_fit_are_stacked_as_they_are(workshop: Workshop) -> None:
     assert stack(layers, workshop.folder / "fitted", EPOCH).trees == [one.tree for one in layers]
 
 
-def test_arranged_layer_has_the_same_bytes_each_time(workshop: Workshop) -> None:
+def test_rearranged_layer_is_reproducible(workshop: Workshop) -> None:
     workshop.base()
     workshop.write("files/lib/deep/new")
     workshop.write("files/var/lock/new")

@@ -75,7 +75,7 @@ def test_bundle_names_each_wheel_once(bundle: Bundle, root: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline", "nothing_left")
-def test_second_time_needs_no_network_and_builds_nothing(
+def test_second_bundle_needs_no_network_and_builds_nothing(
     bundle: Bundle, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent")
@@ -83,7 +83,7 @@ def test_second_time_needs_no_network_and_builds_nothing(
 
 
 @pytest.mark.usefixtures("offline", "nothing_left")
-def test_wheel_of_ours_is_the_same_bytes_anywhere(
+def test_polydev_wheel_is_reproducible_in_another_folder(
     bundle: Bundle, root: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Another folder, other times and modes, and the checkout stays as it was."""
@@ -100,7 +100,7 @@ def test_wheel_of_ours_is_the_same_bytes_anywhere(
 
 
 @pytest.mark.usefixtures("offline", "nothing_left")
-def test_changed_sources_get_a_wheel_of_another_name(
+def test_changed_sources_change_the_wheel_name(
     bundle: Bundle, root: Path, cache: Path, tmp_path: Path
 ) -> None:
     changed = tmp_path / "changed"
@@ -113,7 +113,7 @@ def test_changed_sources_get_a_wheel_of_another_name(
 
 
 @pytest.mark.usefixtures("offline", "nothing_left")
-def test_damaged_wheel_in_the_cache_is_not_used(root: Path, cache: Path) -> None:
+def test_damaged_cached_wheel_is_not_used(root: Path, cache: Path) -> None:
     wheel = next(cache.glob("controller/wheelhouse/*/uvicorn-*.whl"))
     wheel.write_bytes(wheel.read_bytes()[:-1] + b"x")
     with pytest.raises(BuildError, match="cannot download the controller"):
@@ -121,7 +121,7 @@ def test_damaged_wheel_in_the_cache_is_not_used(root: Path, cache: Path) -> None
     assert list(cache.glob("controller/wheelhouse/*")) == []
 
 
-def test_wheel_has_what_the_host_needs(bundle: Bundle) -> None:
+def test_polydev_wheel_contains_controller_and_no_image_code(bundle: Bundle) -> None:
     with zipfile.ZipFile(bundle.wheels[0].path) as wheel:
         names = set(wheel.namelist())
         (scripts,) = [name for name in names if name.endswith("entry_points.txt")]

@@ -78,7 +78,7 @@ def boot(image: Path, folder: Path, cpu: int, deadline_seconds: float) -> tuple[
         boot.machine.stop()
 
 
-def test_vm_that_gets_a_part_of_a_cpu_is_ready_in_the_end(
+def test_vm_with_part_of_a_cpu_becomes_ready(
     store: ImageStore, image: ImageRecord, tmp_path: Path
 ) -> None:
     quick = make_quick_image(store.path(image.digest), tmp_path)
@@ -125,7 +125,7 @@ def hanging(
 
 
 @pytest.mark.parametrize("hanging", [BURNS], indirect=True)
-def test_starved_machine_is_to_blame_and_the_image_stays_as_it_was(
+def test_verify_on_busy_machine_does_not_fail_the_image(
     hanging: ImageRecord,
     settings: Settings,
     store: ImageStore,
@@ -143,7 +143,7 @@ def test_starved_machine_is_to_blame_and_the_image_stays_as_it_was(
 
 
 @pytest.mark.parametrize("hanging", [BURNS, SLEEPS], indirect=True, ids=["burns", "sleeps"])
-def test_guest_that_hangs_is_the_images_fault(
+def test_verify_of_hanging_guest_fails_the_image(
     hanging: ImageRecord,
     settings: Settings,
     store: ImageStore,
