@@ -33,7 +33,7 @@ from tests.vms import (
 LOGIN_URL = "https://claude.ai/oauth/authorize?code=true&state=Zm9v"
 
 
-def test_a_session_from_start_to_end(tmp_path: Path) -> None:
+def test_session_runs_from_start_to_end(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)
         async with controller(host) as asked:
@@ -67,7 +67,7 @@ def test_a_session_from_start_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("enough", ["sed -u /vm_created/q", "grep -m1 vm_created"])
-def test_curl_ends_once_its_reader_has_read_enough(
+def test_curl_of_events_ends_when_its_reader_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: str
 ) -> None:
     monkeypatch.setattr(events, "PING_SECONDS", 100 * DEADLINE_SECONDS)
@@ -95,7 +95,7 @@ def test_curl_ends_once_its_reader_has_read_enough(
         (WrongVm, "answers at its address", "services"),
     ],
 )
-def test_what_fails_is_answered_at_once_and_told_later(
+def test_failed_vm_is_reported_by_events_and_session(
     tmp_path: Path, kind: type[HealthyVm], reason: str, stage: str
 ) -> None:
     async def scenario(host: FakeHost) -> None:
@@ -116,7 +116,7 @@ def test_what_fails_is_answered_at_once_and_told_later(
     run(tmp_path, scenario)
 
 
-def test_a_login_from_the_first_question_to_its_end(tmp_path: Path) -> None:
+def test_login_runs_from_first_request_to_completion(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)
         async with controller(host, vm_check={"every_seconds": 0.05}) as asked:
@@ -146,7 +146,7 @@ def test_a_login_from_the_first_question_to_its_end(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_login_of_a_paused_vm_that_ends_is_told_so_at_once(tmp_path: Path) -> None:
+def test_login_on_paused_vm_that_cannot_resume_fails_at_once(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         async def stays(slot: int, vm_id: str) -> None:
             raise VmError(f"VM {vm_id} does not run on")
@@ -172,7 +172,7 @@ def test_a_login_of_a_paused_vm_that_ends_is_told_so_at_once(tmp_path: Path) -> 
     run(tmp_path, scenario)
 
 
-def test_a_login_that_fails_says_why_and_starts_again_when_told_to(tmp_path: Path) -> None:
+def test_failed_login_reports_reason_and_restarts_on_request(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         async with controller(host) as asked:
             session = await asked.start()
@@ -199,7 +199,7 @@ def test_a_login_that_fails_says_why_and_starts_again_when_told_to(tmp_path: Pat
     run(tmp_path, scenario)
 
 
-def test_the_console_goes_on_until_the_vm_ends(tmp_path: Path) -> None:
+def test_followed_console_streams_until_vm_ends(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)
         async with controller(host) as asked:
@@ -225,7 +225,7 @@ def test_the_console_goes_on_until_the_vm_ends(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_console_that_the_vm_replaces_while_it_is_followed(tmp_path: Path) -> None:
+def test_followed_console_continues_after_log_is_replaced(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)
         async with controller(host) as asked:
@@ -247,7 +247,7 @@ def test_a_console_that_the_vm_replaces_while_it_is_followed(tmp_path: Path) -> 
     run(tmp_path, scenario)
 
 
-def test_clients_that_leave_cost_the_database_no_connection(tmp_path: Path) -> None:
+def test_disconnected_clients_lose_no_database_connection(tmp_path: Path) -> None:
     lost: list[object] = []
 
     async def scenario(host: FakeHost) -> None:
@@ -278,7 +278,7 @@ def test_clients_that_leave_cost_the_database_no_connection(tmp_path: Path) -> N
     assert lost == []
 
 
-def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:
+def test_next_controller_continues_sessions_and_event_streams(tmp_path: Path) -> None:
     """Whoever follows is let go at once, comes again and misses nothing."""
 
     async def scenario(host: FakeHost) -> None:
@@ -304,7 +304,7 @@ def test_another_controller_goes_on_with_what_there_is(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_server_ends_though_somebody_follows(tmp_path: Path) -> None:
+def test_server_shutdown_ends_open_streams(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.kind = SlowVm
         async with controller(host, {"drain_seconds": 10 * DEADLINE_SECONDS}) as asked:
@@ -340,7 +340,7 @@ async def _served(asked: Controller, count: int) -> None:
 
 
 @pytest.mark.usefixtures("logs_as_before")
-def test_logs_of_whole_lives_hold_no_token_and_no_address(
+def test_logs_contain_no_tokens_and_no_full_addresses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     secrets: list[str] = []

@@ -66,7 +66,7 @@ async def waiting(
 
 
 @pytest.mark.usefixtures("logs_as_before")
-def test_from_a_code_to_credentials_and_the_end_of_the_session(
+def test_login_code_leads_to_credentials_and_session_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def scenario(host: FakeHost) -> None:
@@ -120,7 +120,7 @@ class PromptVm(FakeVm):
         return status, self.login
 
 
-def test_the_documented_lines_lead_from_a_start_to_credentials(tmp_path: Path) -> None:
+def test_documented_login_commands_lead_to_credentials(tmp_path: Path) -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
     (lines,) = [each for each in blocks if "/oauth-url" in each]
 
@@ -149,7 +149,7 @@ def test_the_documented_lines_lead_from_a_start_to_credentials(tmp_path: Path) -
     assert json.loads((tmp_path / "answer.json").read_text())["credentials"] == TOKENS
 
 
-def test_codes_that_cannot_be_typed_are_refused_and_not_repeated(tmp_path: Path) -> None:
+def test_untypable_login_codes_are_refused_and_not_echoed(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         async with controller(host, **SETTINGS) as asked:
             session, fake = await waiting(host, asked)
@@ -178,7 +178,7 @@ def test_codes_that_cannot_be_typed_are_refused_and_not_repeated(tmp_path: Path)
     run(tmp_path, scenario)
 
 
-def test_an_older_image_takes_no_code_and_says_what_to_do(tmp_path: Path) -> None:
+def test_login_code_for_older_image_is_refused_with_hint(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         async with controller(host, **SETTINGS) as asked:
             for record in host.root.glob("store/images/*/record.json"):
@@ -198,7 +198,7 @@ def test_an_older_image_takes_no_code_and_says_what_to_do(tmp_path: Path) -> Non
     run(tmp_path, scenario)
 
 
-def test_only_the_recipient_opens_what_is_sealed_to_them(tmp_path: Path) -> None:
+def test_credentials_sealed_to_recipient_open_with_age(tmp_path: Path) -> None:
     """By the usual tool."""
     key = tmp_path / "key.txt"
     run_process(["age-keygen", "-o", key])
@@ -235,7 +235,7 @@ def test_only_the_recipient_opens_what_is_sealed_to_them(tmp_path: Path) -> None
     run(tmp_path, scenario)
 
 
-def test_a_session_with_stored_credentials_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
+def test_session_with_stored_credentials_blocks_others_until_it_ends(tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         async with controller(host, **SETTINGS) as asked:
             body = {"userId": asked.user_id, "provider": "claude", "useStoredCredentials": True}

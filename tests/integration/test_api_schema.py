@@ -133,7 +133,7 @@ api = schemathesis.openapi.from_dict(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-def test_nothing_is_answered_that_is_not_described(case: Any, api_host: Host) -> None:
+def test_api_answers_match_the_openapi_schema(case: Any, api_host: Host) -> None:
     _make_some_ids_real(case, api_host)
     headers = {"Authorization": f"Bearer {api_host.token}"}
     case.call_and_validate(base_url=api_host.url, headers=headers, checks=CHECKS, timeout=60)

@@ -35,7 +35,7 @@ def always(status: int, body: Any = None) -> Answerer:
     return lambda _asked: as_json(body, status)
 
 
-def test_the_token_goes_with_each_request_and_the_query_says_which() -> None:
+def test_list_requests_send_token_and_filter() -> None:
     lists = {"sessions": [{"id": "a"}], "vms": [{"vmId": "b"}]}
     with asking(always(200, lists)) as (api, asked):
         assert api.sessions(all_of_them=False) == [{"id": "a"}]
@@ -47,7 +47,7 @@ def test_the_token_goes_with_each_request_and_the_query_says_which() -> None:
     ]
 
 
-def test_a_password_of_netrc_does_not_replace_the_token(
+def test_netrc_password_does_not_replace_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -58,7 +58,7 @@ def test_a_password_of_netrc_does_not_replace_the_token(
     assert asked[0].headers["Authorization"] == "Bearer pdt_secret"
 
 
-def test_a_body_and_headers_arrive() -> None:
+def test_post_sends_body_and_headers() -> None:
     with asking(always(201, {"id": "a"})) as (api, asked):
         assert api.post("/api/auth/start", {"userId": "ä"}, {"Idempotency-Key": "k"}) == {"id": "a"}
         api.post("/api/auth/login")
@@ -68,7 +68,7 @@ def test_a_body_and_headers_arrive() -> None:
     assert (asked[1].method, asked[1].body) == ("POST", b"")
 
 
-def test_a_key_that_no_header_can_hold_is_refused() -> None:
+def test_non_ascii_idempotency_key_is_refused() -> None:
     with (
         pytest.raises(ConfigError, match="Idempotency-Key contains"),
         asking(always(201, {})) as (api, asked),
@@ -77,7 +77,7 @@ def test_a_key_that_no_header_can_hold_is_refused() -> None:
     assert asked == []
 
 
-def test_lists_are_read_page_by_page_as_far_as_wanted() -> None:
+def test_lists_are_read_page_by_page_up_to_limit() -> None:
     pages = {None: (["a", "b"], "b"), "b": (["c", "d"], "d"), "d": (["e"], None)}
 
     def answer(asked: Asked) -> Answer:
@@ -93,7 +93,7 @@ def test_lists_are_read_page_by_page_as_far_as_wanted() -> None:
     assert queries[3:] == ["all=false&limit=3", "all=false&limit=3&before=b"]
 
 
-def test_a_refusal_has_the_controllers_own_words_and_hint() -> None:
+def test_refusal_has_message_and_hint_of_controller() -> None:
     problem = {"detail": "there is no session 1", "hint": "look again", "status": 404}
     with pytest.raises(ControllerRefused) as refused, asking(always(404, problem)) as (api, _):
         api.delete("/api/auth/session/1")
@@ -101,7 +101,7 @@ def test_a_refusal_has_the_controllers_own_words_and_hint() -> None:
     assert (refused.value.hint, refused.value.status) == ("look again", 404)
 
 
-def test_an_unknown_caller_is_told_how_to_make_a_token() -> None:
+def test_401_hints_at_token_create() -> None:
     with (
         pytest.raises(ControllerRefused) as refused,
         asking(always(401, {"detail": "no"})) as (api, _),
@@ -110,7 +110,7 @@ def test_an_unknown_caller_is_told_how_to_make_a_token() -> None:
     assert "./inv token.create" in str(refused.value.hint)
 
 
-def test_a_refusal_that_is_no_problem_document_is_told_by_its_status() -> None:
+def test_refusal_without_problem_document_is_reported_by_status() -> None:
     with (
         pytest.raises(ControllerRefused, match="502 Bad Gateway"),
         asking(lambda _asked: Answer(502, b"<html>")) as (api, _),
@@ -118,7 +118,7 @@ def test_a_refusal_that_is_no_problem_document_is_told_by_its_status() -> None:
         api.get("/api/vm")
 
 
-def test_nobody_there_is_told_with_the_address_and_what_to_do() -> None:
+def test_unreachable_controller_is_reported_with_address_and_hint() -> None:
     url = "http://127.0.0.1:1"
     with pytest.raises(ControllerUnreachable) as failed, ControllerApi(url, "t") as api:
         api.get("/api/vm")
@@ -129,7 +129,7 @@ def test_nobody_there_is_told_with_the_address_and_what_to_do() -> None:
     assert "./inv doctor" in str(failed.value.hint)
 
 
-def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_controller_is_reported_after_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_api, "ANSWER_SECONDS", 0.05)
     over = Event()
 
@@ -150,7 +150,7 @@ def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> Non
     [Answer(body=b"hello"), Answer(body=b'{"cut'), Answer(), Answer(302, b"", {"Location": "/"})],
     ids=["text", "cut", "empty", "redirect"],
 )
-def test_somebody_else_at_the_address_is_told(answer: Answer) -> None:
+def test_other_server_at_the_address_is_reported(answer: Answer) -> None:
     with (
         pytest.raises(ControllerUnreachable, match=r"/api/vm\?limit=1 answers, but is not a con"),
         asking(lambda _asked: answer) as (api, asked),
@@ -160,17 +160,17 @@ def test_somebody_else_at_the_address_is_told(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(("status", "taken"), [(200, True), (401, False), (403, False)])
-def test_a_token_counts_if_the_controller_takes_it(status: int, taken: bool) -> None:
+def test_takes_token_follows_status_of_controller(status: int, taken: bool) -> None:
     with asking(always(status, {"sessions": []})) as (api, _):
         assert api.takes_token() is taken
 
 
-def test_an_ill_controller_says_nothing_about_a_token() -> None:
+def test_takes_token_raises_for_unhealthy_controller() -> None:
     with pytest.raises(ControllerRefused), asking(always(503, {})) as (api, _):
         api.takes_token()
 
 
-def test_a_stream_that_is_refused_raises_before_its_first_part() -> None:
+def test_refused_stream_raises_before_first_part() -> None:
     with (
         pytest.raises(ControllerRefused, match="it is over"),
         asking(always(410, {"detail": "it is over"})) as (api, _),
@@ -178,7 +178,7 @@ def test_a_stream_that_is_refused_raises_before_its_first_part() -> None:
         next(api.text_parts(CONSOLE))
 
 
-def test_a_stream_is_told_as_it_comes_and_its_pauses_have_no_limit(
+def test_stream_yields_parts_at_once_and_may_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits: list[float | None] = []
@@ -209,7 +209,7 @@ def test_a_stream_is_told_as_it_comes_and_its_pauses_have_no_limit(
     assert asked[0].target == f"{CONSOLE}?tail=5&follow=true"
 
 
-def test_a_stream_without_chunks_is_told_as_it_comes() -> None:
+def test_unchunked_stream_yields_parts_at_once() -> None:
     """An answer that ends with its connection, as behind proxies that speak HTTP/1.0."""
     seen = Event()
 
@@ -225,7 +225,7 @@ def test_a_stream_without_chunks_is_told_as_it_comes() -> None:
         assert "".join(found) == "second"
 
 
-def test_a_stream_that_breaks_off_is_told() -> None:
+def test_broken_off_stream_raises() -> None:
     raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
     with asking(lambda _asked: Answer(raw=[raw])) as (api, _):
         found = api.text_parts(CONSOLE)
@@ -234,7 +234,7 @@ def test_a_stream_that_breaks_off_is_told() -> None:
             next(found)
 
 
-def test_a_private_authority_is_trusted_where_the_environment_names_it(
+def test_private_ca_is_trusted_from_ssl_cert_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tls = make_tls(tmp_path)
@@ -252,7 +252,7 @@ def test_a_private_authority_is_trusted_where_the_environment_names_it(
     assert context_of_viewer.cert_store_stats()["x509_ca"] == 1
 
 
-def test_through_ssh_the_name_in_a_certificate_does_not_count(
+def test_certificate_name_is_not_checked_through_ssh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)

@@ -24,7 +24,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Path) -> Pat
     return file
 
 
-def test_a_copy_is_the_owners_and_has_its_name_once_it_is_whole(tool: Path, tmp_path: Path) -> None:
+def test_database_backup_is_private_and_renamed_when_complete(tool: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
     (copies / "one.part").write_text("of one that was cut off, which is longer than the next")
@@ -38,7 +38,7 @@ def test_a_copy_is_the_owners_and_has_its_name_once_it_is_whole(tool: Path, tmp_
     assert (tmp_path / "seen").read_text() == "one.part\n"
 
 
-def test_one_that_fails_leaves_nothing(tool: Path, tmp_path: Path) -> None:
+def test_failed_database_backup_leaves_no_file(tool: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
     tool.write_text(f"#!/bin/sh\necho '{ANSWER}'; printf a; echo 'error: no room' >&2; exit 1\n")
@@ -49,7 +49,7 @@ def test_one_that_fails_leaves_nothing(tool: Path, tmp_path: Path) -> None:
         HOST.back_up(copies / "nowhere/one")
 
 
-def test_one_that_is_there_stays(tool: Path, tmp_path: Path) -> None:
+def test_database_backup_does_not_overwrite_a_file(tool: Path, tmp_path: Path) -> None:
     tool.write_text(f"#!/bin/sh\necho '{ANSWER}'; printf new\n")
     (tmp_path / "one").write_text("old")
     with pytest.raises(ConfigError, match="already exists"):
@@ -58,7 +58,9 @@ def test_one_that_is_there_stays(tool: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_a_copy_that_is_put_back_goes_to_the_host(tool: Path, tmp_path: Path, stop: bool) -> None:
+def test_database_restore_sends_the_backup_to_the_host(
+    tool: Path, tmp_path: Path, stop: bool
+) -> None:
     tool.write_text(
         f"""#!/bin/sh\necho "$@" >{tmp_path}/words; cat >{tmp_path}/got; echo '{{}}'\n"""
     )
@@ -68,7 +70,7 @@ def test_a_copy_that_is_put_back_goes_to_the_host(tool: Path, tmp_path: Path, st
     assert (tmp_path / "words").read_text() == f"database restore{' --stop' * stop}\n"
 
 
-def test_a_refusal_names_the_copy_here_and_the_verb_here(tool: Path, tmp_path: Path) -> None:
+def test_refused_restore_names_local_file_and_verb(tool: Path, tmp_path: Path) -> None:
     copy = tmp_path / "my copy"
     with pytest.raises(ConfigError, match=r"cannot read .*my copy: No such file"):
         HOST.restore(copy, stop=False)

@@ -36,7 +36,7 @@ class Answers:
             )
 
 
-def test_each_state_is_said_once_until_the_url_is_there() -> None:
+def test_each_login_state_is_printed_once_until_url_is_known() -> None:
     answers = Answers("vm_starting", "vm_starting", "starting", "starting", "waiting")
     assert answers.wait()["url"] == "https://auth.example/1"
     assert answers.said == ["the VM boots", "the tool starts"]
@@ -44,18 +44,18 @@ def test_each_state_is_said_once_until_the_url_is_there() -> None:
     assert answers.pauses == [ASK_SECONDS] * 4
 
 
-def test_again_starts_the_tool_once() -> None:
+def test_again_option_starts_the_tool_once() -> None:
     answers = Answers("starting", "waiting")
     answers.wait(again=True)
     assert answers.asked == [f"POST {PATH}", f"GET {PATH}"]
 
 
-def test_who_is_logged_in_waits_for_nothing() -> None:
+def test_completed_login_returns_without_waiting() -> None:
     answers = Answers("done")
     assert answers.wait()["status"] == "done"
     assert answers.pauses == []
 
 
-def test_a_failure_is_told_in_the_tools_words() -> None:
+def test_failed_login_raises_with_tool_message() -> None:
     with pytest.raises(ControllerRefused, match="no disk"):
         Answers("starting", "failed").wait()

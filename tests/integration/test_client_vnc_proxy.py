@@ -83,7 +83,7 @@ async def opened(made: VncProxy) -> tuple[asyncio.Task[str], int]:
     return task, await port
 
 
-def test_bytes_go_both_ways_whole_until_the_session_is_over() -> None:
+def test_vnc_proxy_relays_both_ways_until_session_ends() -> None:
     fake = FakeController(greet_and_echo)
     sent = bytes(range(256)) * 4096
 
@@ -107,7 +107,7 @@ def test_bytes_go_both_ways_whole_until_the_session_is_over() -> None:
     assert fake.seen[0].subprotocol == "binary"
 
 
-def test_the_controllers_reason_for_closing_is_told_and_the_token_is_not_logged(
+def test_vnc_proxy_reports_close_reason_and_logs_no_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -128,7 +128,7 @@ def test_the_controllers_reason_for_closing_is_told_and_the_token_is_not_logged(
     assert "pdt_secret" not in caplog.text
 
 
-def test_a_session_that_may_not_be_seen_ends_it_at_once() -> None:
+def test_vnc_proxy_ends_at_once_for_unknown_session() -> None:
     fake = FakeController(greet_and_echo, status=404)
 
     async def use() -> None:

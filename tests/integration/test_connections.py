@@ -270,7 +270,7 @@ REFUSED = {
 }
 
 
-def test_bad_requests_are_answered_and_end_their_connection(run: Run) -> None:
+def test_bad_requests_are_refused_and_close_the_connection(run: Run) -> None:
     async def scenario(service: Service) -> None:
         wrong = {}
         for name, (data, wanted) in REFUSED.items():
@@ -286,7 +286,7 @@ def test_bad_requests_are_answered_and_end_their_connection(run: Run) -> None:
     run(scenario, connections=PATIENT)
 
 
-def test_a_refusal_says_what_is_wrong(run: Run) -> None:
+def test_refused_request_gets_problem_document(run: Run) -> None:
     async def scenario(service: Service) -> None:
         async with service.peer() as peer:
             await peer.send(get(more=many(101)))
@@ -302,7 +302,7 @@ def test_a_refusal_says_what_is_wrong(run: Run) -> None:
     run(scenario, connections=PATIENT)
 
 
-def test_what_is_within_the_limits_passes(run: Run) -> None:
+def test_requests_within_limits_are_served(run: Run) -> None:
     long_token = "x" * 8192
 
     async def scenario(service: Service) -> None:
@@ -325,7 +325,7 @@ def test_what_is_within_the_limits_passes(run: Run) -> None:
 
 
 @pytest.mark.parametrize("where", ["query", "header"])
-def test_a_viewer_may_have_a_token_as_long_as_any(run: Run, where: str) -> None:
+def test_viewer_token_may_be_8192_bytes_long(run: Run, where: str) -> None:
     token = "x" * 8192
 
     async def scenario(service: Service) -> None:
@@ -343,7 +343,7 @@ def test_a_viewer_may_have_a_token_as_long_as_any(run: Run, where: str) -> None:
     run(scenario)
 
 
-def test_an_upgrade_waits_for_earlier_answers(run: Run) -> None:
+def test_upgrade_before_earlier_answers_is_refused(run: Run) -> None:
     """Else the answer would stand among the frames."""
 
     async def scenario(service: Service) -> None:
@@ -355,7 +355,7 @@ def test_an_upgrade_waits_for_earlier_answers(run: Run) -> None:
     run(scenario)
 
 
-def test_requests_before_a_bad_one_are_answered(run: Run) -> None:
+def test_pipelined_requests_before_a_bad_one_are_answered(run: Run) -> None:
     async def scenario(service: Service) -> None:
         answered = await service.bytes_answered(get() * 3 + b"garbage\r\n\r\n")
         assert answered.count(b"HTTP/1.1 200 ") == 3
@@ -364,7 +364,7 @@ def test_requests_before_a_bad_one_are_answered(run: Run) -> None:
     run(scenario)
 
 
-def test_requests_without_end_on_one_connection_are_limited(run: Run) -> None:
+def test_pipelined_requests_are_limited(run: Run) -> None:
     async def scenario(service: Service) -> None:
         answered = await service.bytes_answered(get() * 2000)
         assert 1 <= answered.count(b"HTTP/1.1 200 ") <= 70
@@ -373,7 +373,7 @@ def test_requests_without_end_on_one_connection_are_limited(run: Run) -> None:
     run(scenario)
 
 
-def test_trailers_are_no_headers(run: Run) -> None:
+def test_trailers_do_not_count_as_headers(run: Run) -> None:
     """A proxy checks headers only."""
 
     async def scenario(service: Service) -> None:
@@ -396,7 +396,7 @@ LATE: dict[str, tuple[str, int | None]] = {
 
 
 @pytest.mark.parametrize("name", LATE)
-def test_half_a_header_ends_at_the_deadline(run: Run, name: str) -> None:
+def test_incomplete_header_is_closed_at_deadline(run: Run, name: str) -> None:
     sent, status = LATE[name]
 
     async def scenario(service: Service) -> None:
@@ -411,7 +411,7 @@ def test_half_a_header_ends_at_the_deadline(run: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["x", "x: y\r\n", "\r\n"])
-def test_a_header_that_comes_in_drops_ends_at_the_deadline(run: Run, piece: str) -> None:
+def test_slowly_sent_header_is_closed_at_deadline(run: Run, piece: str) -> None:
     async def scenario(service: Service) -> None:
         async with service.peer() as peer:
             if piece.strip():
@@ -432,7 +432,7 @@ async def drip(peer: Peer, piece: str) -> None:
     assert answered.startswith(b"HTTP/1.1 408 ") or not piece.strip()
 
 
-def test_the_second_header_has_a_deadline_too(run: Run) -> None:
+def test_second_header_of_connection_has_a_deadline(run: Run) -> None:
     async def scenario(service: Service) -> None:
         async with service.peer() as peer:
             await peer.send(get() + b"GET / HT")
@@ -445,7 +445,7 @@ def test_the_second_header_has_a_deadline_too(run: Run) -> None:
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("drips", [True, False])
-def test_half_a_body_ends_at_the_deadline(run: Run, drips: bool, chunked: bool) -> None:
+def test_incomplete_body_is_closed_at_deadline(run: Run, drips: bool, chunked: bool) -> None:
     """With a token, so that the application waits for it."""
 
     async def scenario(service: Service) -> None:
@@ -466,7 +466,7 @@ def test_half_a_body_ends_at_the_deadline(run: Run, drips: bool, chunked: bool) 
     run(scenario, connections={**PATIENT, "body_seconds": SOON})
 
 
-def test_a_body_that_nobody_wants_ends_at_the_deadline(run: Run) -> None:
+def test_unread_body_is_closed_at_deadline(run: Run) -> None:
     """Without a token it is answered before it has come."""
 
     async def scenario(service: Service) -> None:
@@ -478,7 +478,7 @@ def test_a_body_that_nobody_wants_ends_at_the_deadline(run: Run) -> None:
     run(scenario, connections={**PATIENT, "body_seconds": SOON}, keep_alive_seconds=600)
 
 
-def test_deadlines_end_with_their_request(run: Run) -> None:
+def test_deadlines_apply_to_each_request_anew(run: Run) -> None:
     """Requests on one connection may take longer than one of them, and so may an answer."""
 
     async def scenario(service: Service) -> None:
@@ -495,7 +495,7 @@ def test_deadlines_end_with_their_request(run: Run) -> None:
     run(scenario, connections=limits, keep_alive_seconds=600)
 
 
-def test_an_idle_connection_ends_as_configured(run: Run) -> None:
+def test_idle_connection_is_closed_after_keep_alive_seconds(run: Run) -> None:
     async def scenario(service: Service) -> None:
         async with service.peer() as peer:
             await peer.send(get())
@@ -506,7 +506,7 @@ def test_an_idle_connection_ends_as_configured(run: Run) -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 3])
-def test_an_answer_that_nobody_reads_is_dropped(
+def test_unread_answer_is_dropped_at_send_timeout(
     run: Run, requests: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And no request behind it fails."""
@@ -527,7 +527,7 @@ def test_an_answer_that_nobody_reads_is_dropped(
     assert "Exception in ASGI application" not in caplog.text
 
 
-def test_a_client_that_leaves_ends_what_it_asked_for(run: Run) -> None:
+def test_disconnect_cancels_the_request(run: Run) -> None:
     """Also where a further request waits behind it."""
 
     async def scenario(service: Service) -> None:
@@ -545,7 +545,7 @@ def test_a_client_that_leaves_ends_what_it_asked_for(run: Run) -> None:
     run(scenario, connections=PATIENT)
 
 
-def test_half_open_connections_take_no_place_from_others(run: Run) -> None:
+def test_half_open_connections_do_not_block_other_addresses(run: Run) -> None:
     async def scenario(service: Service) -> None:
         async with contextlib.AsyncExitStack() as stack:
             peers = [await stack.enter_async_context(service.peer()) for _ in range(50)]
@@ -565,7 +565,7 @@ def test_half_open_connections_take_no_place_from_others(run: Run) -> None:
     run(scenario, connections={**PATIENT, "unfinished": 20, "unfinished_per_address": 10})
 
 
-def test_one_address_takes_only_from_itself(run: Run) -> None:
+def test_address_over_its_limit_loses_only_its_own_connections(run: Run) -> None:
     async def scenario(service: Service) -> None:
         async with contextlib.AsyncExitStack() as stack:
             other = await stack.enter_async_context(service.peer("127.0.0.2"))
@@ -585,7 +585,7 @@ def test_one_address_takes_only_from_itself(run: Run) -> None:
     run(scenario, connections=limits, keep_alive_seconds=600)
 
 
-def test_who_reads_no_answers_keeps_nobody_out(run: Run) -> None:
+def test_clients_that_do_not_read_do_not_block_others(run: Run) -> None:
     """Each asks for much, so that its connection is neither unfinished nor idle."""
 
     async def scenario(service: Service) -> None:
@@ -606,7 +606,7 @@ def test_who_reads_no_answers_keeps_nobody_out(run: Run) -> None:
     run(scenario, connections={**PATIENT, "most": MOST})
 
 
-def test_connections_are_limited_in_all(run: Run) -> None:
+def test_total_number_of_connections_is_limited(run: Run) -> None:
     """Also those whose request is complete, as that of a console that is followed is."""
 
     async def scenario(service: Service) -> None:
@@ -637,7 +637,7 @@ async def logins(service: Service, *forwarded: str | None) -> list[int]:
 FEW = {"failures_burst": 2, "failures_per_minute": 0.001}
 
 
-def test_a_header_about_the_origin_is_not_believed(run: Run) -> None:
+def test_forwarded_headers_of_untrusted_peers_are_ignored(run: Run) -> None:
     """It neither locks somebody else out nor gives another try."""
 
     async def scenario(service: Service) -> None:
@@ -652,7 +652,7 @@ def test_a_header_about_the_origin_is_not_believed(run: Run) -> None:
     run(scenario, rate=FEW)
 
 
-def test_a_trusted_proxy_is_believed(run: Run) -> None:
+def test_forwarded_headers_of_trusted_proxy_are_used(run: Run) -> None:
     async def scenario(service: Service) -> None:
         evil = "203.0.113.77"
         assert await logins(service, evil, evil, evil) == [401, 401, 429]
@@ -700,7 +700,9 @@ def test_a_trusted_proxy_is_believed(run: Run) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
 )
-def test_any_bytes_are_answered_or_end(fuzzed: Callable[[bytes], int], data: bytes) -> None:
+def test_service_stays_healthy_after_arbitrary_bytes(
+    fuzzed: Callable[[bytes], int], data: bytes
+) -> None:
     assert fuzzed(data) == 200
 
 

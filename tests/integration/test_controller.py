@@ -303,7 +303,7 @@ def test_handover_under_load_drops_nothing(host: Host, *, with_tls: bool) -> Non
     assert sorted(load.answers) == [f"release-{number}" for number in range(5)]
 
 
-def test_the_next_process_has_the_next_certificate(host: Host) -> None:
+def test_next_process_serves_new_certificate(host: Host) -> None:
     """Both take connections of the same socket; nobody is refused meanwhile."""
 
     async def scenario() -> None:
@@ -330,7 +330,7 @@ def test_the_next_process_has_the_next_certificate(host: Host) -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_no_tls_ends_and_a_request_too_large_is_answered_under_it(host: Host) -> None:
+def test_tls_port_closes_plain_http_and_answers_too_large_requests(host: Host) -> None:
     async def scenario() -> None:
         host.tls = make_tls(host.folder / "tls")
         async with service(host) as only:
@@ -348,7 +348,7 @@ def test_what_is_no_tls_ends_and_a_request_too_large_is_answered_under_it(host: 
     asyncio.run(scenario())
 
 
-def test_what_arrives_on_open_connections_is_answered_after_sigterm(host: Host) -> None:
+def test_requests_on_open_connections_are_answered_after_sigterm(host: Host) -> None:
     async def scenario() -> None:
         async with service(host) as old:
             await old.tells("READY=1")
@@ -371,7 +371,7 @@ def test_what_arrives_on_open_connections_is_answered_after_sigterm(host: Host) 
     asyncio.run(scenario())
 
 
-def test_after_sigterm_the_other_process_accepts(host: Host) -> None:
+def test_other_process_accepts_connections_after_sigterm(host: Host) -> None:
     async def scenario() -> None:
         async with service(host, name="old") as old, service(host, name="new") as new:
             await old.tells("READY=1")
@@ -388,7 +388,7 @@ def test_after_sigterm_the_other_process_accepts(host: Host) -> None:
     asyncio.run(scenario())
 
 
-def test_unhealthy_one_ends_before_it_accepts(host: Host) -> None:
+def test_unhealthy_process_exits_before_accepting(host: Host) -> None:
     """A client that waits in the queue is left to the next process."""
 
     async def scenario() -> None:
@@ -412,7 +412,7 @@ def test_unhealthy_one_ends_before_it_accepts(host: Host) -> None:
     asyncio.run(scenario())
 
 
-def test_end_is_bounded(host: Host) -> None:
+def test_shutdown_waits_at_most_drain_seconds(host: Host) -> None:
     """A request that never becomes whole holds the end up for drain_seconds at most."""
     host.configure(drain_seconds=1)
 
@@ -429,7 +429,7 @@ def test_end_is_bounded(host: Host) -> None:
     asyncio.run(scenario())
 
 
-def test_feeds_the_watchdog_and_speaks_to_a_socket_with_a_path(host: Host) -> None:
+def test_serve_feeds_watchdog_over_notify_socket_path(host: Host) -> None:
     async def scenario() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as news:
             news.setblocking(False)
@@ -446,7 +446,7 @@ def test_feeds_the_watchdog_and_speaks_to_a_socket_with_a_path(host: Host) -> No
     asyncio.run(scenario())
 
 
-def test_listens_by_itself_where_the_socket_is_not_for_it(host: Host) -> None:
+def test_serve_listens_itself_if_listen_pid_is_another(host: Host) -> None:
     host.configure(port=0)
 
     async def scenario() -> None:
@@ -462,7 +462,7 @@ def test_listens_by_itself_where_the_socket_is_not_for_it(host: Host) -> None:
     asyncio.run(scenario())
 
 
-def test_two_migrations_at_once(host: Host) -> None:
+def test_concurrent_migrations_both_succeed(host: Host) -> None:
     host.database.unlink()
     both = [spawn(host.argv("migrate"), stdout=subprocess.PIPE) for _ in range(2)]
     told = [process.communicate()[0] for process in both]
@@ -473,7 +473,7 @@ def test_two_migrations_at_once(host: Host) -> None:
     assert json.loads(healthy.stdout)["components"]["database"]["status"] == "healthy"
 
 
-def test_health_without_a_database_says_what_to_do(host: Host) -> None:
+def test_health_without_database_hints_at_migrate(host: Host) -> None:
     host.database.unlink()
     unhealthy = host.call("health")
     assert unhealthy.status == 1
@@ -481,7 +481,7 @@ def test_health_without_a_database_says_what_to_do(host: Host) -> None:
     assert detail.endswith("run master-controller migrate")
 
 
-def test_who_is_asked_for_health_only_drives_no_vms(host: Host) -> None:
+def test_health_only_process_does_not_drive_vms(host: Host) -> None:
     lead = host.folder / "lead.lock"
     host.configure(slots=[2, 3], vm_root=str(host.folder))
     assert host.call("health").status == 0

@@ -52,7 +52,7 @@ def set_proxies(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         monkeypatch.setenv(name, url)
 
 
-def test_no_proxy_and_no_password_of_the_environment_is_taken(
+def test_proxy_and_netrc_of_environment_are_ignored(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -66,7 +66,7 @@ def test_no_proxy_and_no_password_of_the_environment_is_taken(
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("status", [301, 307])
-def test_a_redirect_is_an_answer(method: str, status: int) -> None:
+def test_redirects_are_not_followed(method: str, status: int) -> None:
     moved = Answer(status, headers={"Location": "/elsewhere"})
     with served(lambda _asked: moved) as server, HttpSession(server.url) as session:
         answer = session.request(method, "/here")
@@ -74,7 +74,7 @@ def test_a_redirect_is_an_answer(method: str, status: int) -> None:
         assert [asked.path for asked in server.asked] == ["/here"]
 
 
-def test_a_query_and_a_host_of_ipv6_arrive_as_given() -> None:
+def test_query_and_ipv6_host_are_encoded() -> None:
     with served(hello, host="::1") as server, HttpSession(f"{server.url}/prefix") as session:
         session.get("/a b", params={"x": "ä&= +", "empty": "", "none": None, "n": 1})
     (asked,) = server.asked
@@ -82,7 +82,7 @@ def test_a_query_and_a_host_of_ipv6_arrive_as_given() -> None:
     assert asked.headers["Host"] == server.url.removeprefix("http://")
 
 
-def test_an_answer_that_does_not_begin_is_a_timeout(waiting: Event) -> None:
+def test_silent_server_is_a_timeout(waiting: Event) -> None:
     def late(asked: Asked) -> Answer:
         waiting.wait()
         return hello(asked)
@@ -93,7 +93,7 @@ def test_an_answer_that_does_not_begin_is_a_timeout(waiting: Event) -> None:
         waiting.set()
 
 
-def test_an_answer_that_does_not_go_on_is_a_timeout(waiting: Event) -> None:
+def test_stalled_answer_is_a_timeout(waiting: Event) -> None:
     def parts() -> Iterator[bytes]:
         yield b"first"
         waiting.wait()
@@ -120,20 +120,20 @@ def test_an_answer_that_does_not_go_on_is_a_timeout(waiting: Event) -> None:
     ],
     ids=["closed", "no-http", "short", "short-chunks"],
 )
-def test_a_broken_answer_is_told_in_a_few_words(raw: bytes, words: str) -> None:
+def test_broken_answer_has_a_short_reason(raw: bytes, words: str) -> None:
     with served(lambda _asked: Answer(raw=[raw])) as server:
         with pytest.raises(requests.RequestException) as failed:
             http_client.get(server.url)
         assert http_client.reason(failed.value) == words
 
 
-def test_an_address_where_nobody_listens_is_told_as_the_system_tells_it() -> None:
+def test_refused_connection_has_the_system_error_as_reason() -> None:
     with pytest.raises(requests.ConnectionError) as failed:
         http_client.get("http://127.0.0.1:1")
     assert http_client.reason(failed.value) == "[Errno 111] Connection refused"
 
 
-def test_only_what_is_far_is_asked_through_a_proxy(
+def test_proxy_is_used_for_remote_addresses_only(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_proxies(monkeypatch, server.url)
@@ -159,7 +159,7 @@ def test_only_what_is_far_is_asked_through_a_proxy(
         ("https://[::1]:4000", False),
     ],
 )
-def test_what_is_far(url: str, expected: bool) -> None:
+def test_is_far_detects_remote_addresses(url: str, expected: bool) -> None:
     assert http_client.is_far(url) is expected
 
 
@@ -191,7 +191,7 @@ def tls_server(certificate: Path) -> Iterator[Served]:
         yield server
 
 
-def test_certificates_that_the_environment_names_are_trusted(
+def test_ssl_cert_file_is_trusted(
     tls_server: Served, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -199,7 +199,7 @@ def test_certificates_that_the_environment_names_are_trusted(
         assert session.get("/").text == "hello"
 
 
-def test_other_certificates_are_refused(
+def test_untrusted_certificate_is_refused(
     tls_server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
@@ -212,7 +212,7 @@ def test_other_certificates_are_refused(
     assert "certificate verify failed: self-signed" in http_client.reason(failed.value)
 
 
-def test_certificates_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ssl_cert_file_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with pytest.raises(ConfigError, match="SSL_CERT_FILE names /nowhere/ca"):
         HttpSession(FAR)
