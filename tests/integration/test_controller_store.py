@@ -91,7 +91,7 @@ async def test_tokens(store_url: str) -> None:
 
 
 @run_async
-async def test_a_token_is_stored_as_its_hash_only(store_url: str) -> None:
+async def test_token_is_stored_only_as_hash(store_url: str) -> None:
     async with opened(store_url) as store:
         _, plain = await store.tokens.create(await store.new_user(), "laptop")
         async with store.database.reading() as connection:
@@ -101,7 +101,7 @@ async def test_a_token_is_stored_as_its_hash_only(store_url: str) -> None:
 
 
 @run_async
-async def test_a_token_expires_and_its_use_is_noted_once_a_minute(store_url: str) -> None:
+async def test_token_expires_and_last_use_is_updated_once_a_minute(store_url: str) -> None:
     async with opened(store_url) as store:
         start = store.clock.at
         expires_at = start + timedelta(seconds=100)
@@ -119,7 +119,7 @@ async def test_a_token_expires_and_its_use_is_noted_once_a_minute(store_url: str
 
 
 @run_async
-async def test_a_slot_that_is_declared_no_more_is_not_taken(store_url: str) -> None:
+async def test_undeclared_slot_is_not_taken(store_url: str) -> None:
     async with opened(store_url, slots=3) as store:
         user = await store.new_user()
         await sync_slots(store.database, [2, 4], IPv4Network("192.168.100.0/24"))
@@ -130,7 +130,7 @@ async def test_a_slot_that_is_declared_no_more_is_not_taken(store_url: str) -> N
 
 
 @run_async
-async def test_slots_are_what_is_declared(store_url: str) -> None:
+async def test_sync_slots_makes_slots_as_declared(store_url: str) -> None:
     async with opened(store_url, slots=3) as store:
         network = IPv4Network("192.168.100.0/24")
         await sync_slots(store.database, [3, 4, 5], network)
@@ -146,7 +146,7 @@ async def test_slots_are_what_is_declared(store_url: str) -> None:
 
 
 @run_async
-async def test_a_slot_that_is_held_keeps_its_address(store_url: str) -> None:
+async def test_held_slot_keeps_its_address(store_url: str) -> None:
     async with opened(store_url, slots=2) as store:
         session = await store.start(await store.new_user())
         other = IPv4Network("10.0.0.0/24")
@@ -160,7 +160,7 @@ async def test_a_slot_that_is_held_keeps_its_address(store_url: str) -> None:
 
 
 @run_async
-async def test_slots_that_overlap_in_another_network(store_url: str) -> None:
+async def test_slots_move_to_overlapping_network(store_url: str) -> None:
     async with opened(store_url, slots=10) as store:  # 192.168.100.2 to .11
         near = IPv4Network("192.168.100.4/30")
         await sync_slots(store.database, [2, 3], near)
@@ -177,7 +177,7 @@ async def test_slots_that_overlap_in_another_network(store_url: str) -> None:
 
 
 @run_async
-async def test_a_session_from_start_to_end(store_url: str) -> None:
+async def test_session_states_from_start_to_end(store_url: str) -> None:
     async with opened(store_url) as store:
         session, made = await store.sessions.start(
             NewSession(await store.new_user(), "codex", DIGEST)
@@ -233,7 +233,7 @@ async def test_a_session_from_start_to_end(store_url: str) -> None:
 
 
 @run_async
-async def test_repeating_a_step_changes_nothing(store_url: str) -> None:
+async def test_repeated_vm_steps_change_nothing(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start(await store.new_user())
         steps: list[tuple[object, ...]] = []
@@ -263,7 +263,7 @@ async def test_repeating_a_step_changes_nothing(store_url: str) -> None:
 
 
 @run_async
-async def test_a_vm_that_fails_takes_its_session_along(store_url: str) -> None:
+async def test_failed_vm_fails_its_session(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start(await store.new_user())
         await store.vms.launched(session.vm_id)
@@ -284,7 +284,7 @@ async def test_a_vm_that_fails_takes_its_session_along(store_url: str) -> None:
 
 
 @run_async
-async def test_a_vm_that_is_stopped_ends_its_session(store_url: str) -> None:
+async def test_stopped_vm_ends_its_session(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start_ready(await store.new_user())
         await store.vms.stop(session.vm_id)
@@ -297,7 +297,7 @@ async def test_a_vm_that_is_stopped_ends_its_session(store_url: str) -> None:
 
 
 @run_async
-async def test_steps_that_cannot_be(store_url: str) -> None:
+async def test_impossible_session_steps_are_refused(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start(await store.new_user())
         with pytest.raises(ValueError, match="oauth_done cannot come in vm_creating"):
@@ -324,7 +324,7 @@ async def test_steps_that_cannot_be(store_url: str) -> None:
 
 
 @run_async
-async def test_a_failing_transaction_writes_nothing(store_url: str) -> None:
+async def test_failed_transaction_writes_nothing(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start(await store.new_user())
         with pytest.raises(IntegrityError):
@@ -335,7 +335,7 @@ async def test_a_failing_transaction_writes_nothing(store_url: str) -> None:
 
 
 @run_async
-async def test_an_address_is_kept_while_a_live_session_names_it(store_url: str) -> None:
+async def test_vm_of_live_session_cannot_be_released(store_url: str) -> None:
     async with opened(store_url, slots=1) as store:
         user = await store.new_user()
         session = await store.start_ready(user)
@@ -357,7 +357,7 @@ async def test_an_address_is_kept_while_a_live_session_names_it(store_url: str) 
 
 
 @run_async
-async def test_limits(store_url: str) -> None:
+async def test_session_limits(store_url: str) -> None:
     async with opened(store_url, slots=3, limits=SessionLimits(per_user=2)) as store:
         user, other = await store.new_user(), await store.new_user()
         first = await store.start(user)
@@ -378,7 +378,7 @@ async def test_limits(store_url: str) -> None:
 
 
 @run_async
-async def test_the_same_key_is_the_same_session(store_url: str) -> None:
+async def test_same_idempotency_key_returns_same_session(store_url: str) -> None:
     async with opened(store_url) as store:
         user, other = await store.new_user(), await store.new_user()
         session = await store.start(user, "key")
@@ -392,7 +392,7 @@ async def test_the_same_key_is_the_same_session(store_url: str) -> None:
 
 
 @run_async
-async def test_heartbeats_and_expiry(store_url: str) -> None:
+async def test_heartbeats_delay_session_expiry(store_url: str) -> None:
     limits = SessionLimits(idle_seconds=60, max_seconds=100, per_user=9)
     async with opened(store_url, limits=limits) as store:
         user, start = await store.new_user(), store.clock.at
@@ -422,7 +422,7 @@ async def test_heartbeats_and_expiry(store_url: str) -> None:
 
 
 @run_async
-async def test_heartbeats_of_many(store_url: str) -> None:
+async def test_heartbeats_of_several_sessions(store_url: str) -> None:
     limits = SessionLimits(idle_seconds=60, max_seconds=100, per_user=9)
     async with opened(store_url, limits=limits) as store:
         user, start = await store.new_user(), store.clock.at
@@ -451,7 +451,7 @@ async def test_heartbeats_of_many(store_url: str) -> None:
 
 
 @run_async
-async def test_heartbeat_between_the_question_and_the_end(store_url: str) -> None:
+async def test_heartbeat_before_expiry_is_locked_keeps_session(store_url: str) -> None:
     """A session that was due gets a heartbeat before it is locked to be ended."""
     async with opened(store_url, limits=SessionLimits(idle_seconds=60)) as store:
         session = await store.start_ready(await store.new_user())
@@ -469,7 +469,7 @@ async def test_heartbeat_between_the_question_and_the_end(store_url: str) -> Non
 
 
 @run_async
-async def test_lists(store_url: str) -> None:
+async def test_session_and_vm_lists_filter_and_order(store_url: str) -> None:
     async with opened(store_url, limits=SessionLimits(per_user=9)) as store:
         user, other = await store.new_user(), await store.new_user()
         made = []
@@ -494,7 +494,7 @@ async def test_lists(store_url: str) -> None:
 
 
 @run_async
-async def test_pages_join_without_a_gap_whatever_comes_meanwhile(store_url: str) -> None:
+async def test_list_pages_have_no_gaps_while_sessions_are_added(store_url: str) -> None:
     async with opened(store_url, slots=9, limits=SessionLimits(per_user=9)) as store:
         user = await store.new_user()
         for number in range(6):  # two at a time are made in the same moment
@@ -513,7 +513,7 @@ async def test_pages_join_without_a_gap_whatever_comes_meanwhile(store_url: str)
 
 
 @run_async
-async def test_checks_are_counted_in_a_row(store_url: str) -> None:
+async def test_failed_checks_count_consecutive_failures(store_url: str) -> None:
     async with opened(store_url) as store:
         vm_id = (await store.start_ready(await store.new_user())).vm_id
         found = [await store.vms.checked(vm_id, ok) for ok in (True, False, False, True, False)]
@@ -522,7 +522,7 @@ async def test_checks_are_counted_in_a_row(store_url: str) -> None:
 
 
 @run_async
-async def test_news(store_url: str) -> None:
+async def test_session_news_are_numbered_and_listed(store_url: str) -> None:
     async with opened(store_url) as store:
         assert await store.sessions.latest_news_number() == 0
         session = await store.start(await store.new_user())
@@ -535,7 +535,7 @@ async def test_news(store_url: str) -> None:
 
 
 @run_async
-async def test_news_of_vms_reach_their_live_sessions(store_url: str) -> None:
+async def test_vm_news_go_to_live_sessions_only(store_url: str) -> None:
     async with opened(store_url) as store:
         live, over, other = [await store.start(await store.new_user()) for _ in range(3)]
         await store.sessions.apply(over.id, "terminate")
@@ -550,7 +550,7 @@ async def test_news_of_vms_reach_their_live_sessions(store_url: str) -> None:
 
 
 @run_async
-async def test_what_ended_long_ago_is_forgotten(store_url: str) -> None:
+async def test_delete_ended_removes_old_sessions_and_vms(store_url: str) -> None:
     async with opened(store_url, slots=9, limits=SessionLimits(per_user=9)) as store:
         user = await store.new_user()
         old, older, held, live = [await store.start(user, key) for key in "abcd"]
@@ -580,7 +580,7 @@ async def test_what_ended_long_ago_is_forgotten(store_url: str) -> None:
 
 
 @run_async
-async def test_what_was_in_the_pool_and_never_used_is_forgotten(store_url: str) -> None:
+async def test_delete_ended_removes_unused_pool_vms(store_url: str) -> None:
     async with opened(store_url, slots=4) as store:
         made = [await store.vms.add_pooled(DIGEST, "7e" * 32, 0) for _ in range(3)]
         gone, drained, kept = [vm.id for vm in made if vm]
@@ -595,7 +595,7 @@ async def test_what_was_in_the_pool_and_never_used_is_forgotten(store_url: str) 
 
 
 @run_async
-async def test_primed_vms_of_the_pool_are_taken_first_and_the_oldest_of_them(
+async def test_oldest_primed_pool_vm_is_taken_first(
     store_url: str,
 ) -> None:
     async with opened(store_url, slots=5, limits=SessionLimits(per_user=9)) as store:
@@ -626,7 +626,7 @@ async def test_primed_vms_of_the_pool_are_taken_first_and_the_oldest_of_them(
 
 
 @run_async
-async def test_a_forgotten_session_leaves_its_users_credentials(store_url: str) -> None:
+async def test_delete_ended_keeps_credentials_of_the_user(store_url: str) -> None:
     async with opened(store_url) as store:
         user = await store.new_user()
         session = await store.start(user)
@@ -644,7 +644,7 @@ async def test_a_forgotten_session_leaves_its_users_credentials(store_url: str) 
 
 
 @run_async
-async def test_news_of_old_sessions_go(store_url: str) -> None:
+async def test_prune_deletes_news_of_old_sessions(store_url: str) -> None:
     async with opened(store_url) as store:
         user = await store.new_user()
         old, live = await store.start(user), await store.start(user)
@@ -661,7 +661,7 @@ async def test_news_of_old_sessions_go(store_url: str) -> None:
 
 
 @run_async
-async def test_rescue(store_url: str) -> None:
+async def test_repair_fixes_inconsistent_vms_and_sessions(store_url: str) -> None:
     async with opened(store_url, limits=SessionLimits(per_user=9)) as store:
         user = await store.new_user()
         made = [await store.start_ready(user) for _ in range(4)]
@@ -698,7 +698,7 @@ async def test_rescue(store_url: str) -> None:
 
 
 @run_async
-async def test_a_writer_that_waits_too_long_is_told(
+async def test_writer_that_waits_too_long_for_lock_raises(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("database", "store.transactions"):

@@ -27,13 +27,13 @@ async def users_of(url: str) -> list[str]:
         return [user.id for user in await store.users.list()]
 
 
-def copies_in(folder: Path) -> list[str]:
+def backups_in(folder: Path) -> list[str]:
     """Half ones too."""
     return [path.name for path in folder.glob("*copy*")]
 
 
 @run_async
-async def test_what_is_put_back_is_what_was_copied(store_url: str, tmp_path: Path) -> None:
+async def test_restore_returns_what_was_backed_up(store_url: str, tmp_path: Path) -> None:
     file = tmp_path / "copy"
     async with opened(store_url) as store:  # in use meanwhile
         session = await store.start_ready(await store.new_user())
@@ -48,7 +48,7 @@ async def test_what_is_put_back_is_what_was_copied(store_url: str, tmp_path: Pat
         "bytes": file.stat().st_size,
     }
     assert file.stat().st_mode & 0o777 == 0o600
-    assert copies_in(tmp_path) == ["copy"]
+    assert backups_in(tmp_path) == ["copy"]
     restored = await restore(store_url, file)
     assert restored["revision"] == HEAD
     assert isinstance(restored["rows"], dict)
@@ -63,12 +63,12 @@ async def test_what_is_put_back_is_what_was_copied(store_url: str, tmp_path: Pat
 
 
 @run_async
-async def test_a_copy_is_of_one_moment(store_url: str, tmp_path: Path) -> None:
+async def test_backup_is_consistent_while_others_write(store_url: str, tmp_path: Path) -> None:
     """Others write while it is made: with each session there is its VM."""
     file = tmp_path / "copy"
     async with opened(store_url, slots=30) as store:
         copying = asyncio.create_task(backup(store_url, file))
-        await asyncio.gather(*(start_one(store) for _ in range(30)))
+        await asyncio.gather(*(start_session(store) for _ in range(30)))
         await copying
     await restore(store_url, file)
     async with opened(store_url, slots=30) as store:
@@ -76,14 +76,12 @@ async def test_a_copy_is_of_one_moment(store_url: str, tmp_path: Path) -> None:
         assert {each.vm_id for each in sessions} == {vm.id for vm in await store.vms.list()}
 
 
-async def start_one(store: Store) -> None:
+async def start_session(store: Store) -> None:
     await store.start(await store.new_user())
 
 
 @run_async
-async def test_nothing_is_put_back_while_the_database_is_used(
-    store_url: str, tmp_path: Path
-) -> None:
+async def test_restore_is_refused_while_database_is_in_use(store_url: str, tmp_path: Path) -> None:
     file = tmp_path / "copy"
     async with opened(store_url) as store:
         await backup(store_url, file)
@@ -99,7 +97,7 @@ async def test_nothing_is_put_back_while_the_database_is_used(
 
 
 @run_async
-async def test_a_file_that_is_there_stays(store_url: str, tmp_path: Path) -> None:
+async def test_backup_does_not_overwrite_a_file(store_url: str, tmp_path: Path) -> None:
     file = tmp_path / "copy"
     file.write_text("mine")
     with pytest.raises(BackupError, match="exists"):
@@ -120,7 +118,7 @@ async def test_a_file_that_is_there_stays(store_url: str, tmp_path: Path) -> Non
     ],
 )
 @run_async
-async def test_what_is_no_copy_changes_nothing(
+async def test_restore_of_invalid_file_changes_nothing(
     store_url: str, tmp_path: Path, what: str, told: str
 ) -> None:
     file, bad = tmp_path / "copy", tmp_path / "bad"
@@ -138,7 +136,7 @@ async def test_what_is_no_copy_changes_nothing(
 
 
 @run_async
-async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Path) -> None:
+async def test_backup_of_newer_revision_is_refused(store_url: str, tmp_path: Path) -> None:
     file = tmp_path / "copy"
     async with opened(store_url) as store:
         user = await store.new_user()
@@ -163,14 +161,14 @@ async def test_a_copy_of_a_newer_release_is_refused(store_url: str, tmp_path: Pa
 
 
 @run_async
-async def test_a_database_that_was_never_migrated(empty_url: str, tmp_path: Path) -> None:
+async def test_backup_of_unmigrated_database_is_refused(empty_url: str, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match=r"never migrated|there is no database"):
         await backup(empty_url, tmp_path / "copy")
-    assert copies_in(tmp_path) == []
+    assert backups_in(tmp_path) == []
 
 
 @run_async
-async def test_a_copy_goes_into_a_database_that_is_empty(
+async def test_restore_into_empty_database(
     store_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     file = tmp_path / "copy"
@@ -191,7 +189,7 @@ async def test_a_copy_goes_into_a_database_that_is_empty(
 
 
 @run_async
-async def test_tables_of_others_stay(store_url: str, tmp_path: Path) -> None:
+async def test_restore_keeps_foreign_tables(store_url: str, tmp_path: Path) -> None:
     """PostgreSQL may be shared; SQLite's file is the controller's own, and is put back whole."""
     file = tmp_path / "copy"
     async with opened(store_url) as store:
@@ -208,7 +206,7 @@ async def test_tables_of_others_stay(store_url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["INSERT INTO tokens", "an index"])
 @run_async
-async def test_a_copy_that_is_not_sound_is_refused(tmp_path: Path, damage: str) -> None:
+async def test_restore_of_damaged_backup_is_refused(tmp_path: Path, damage: str) -> None:
     """SQLite's; pg_restore itself notices damage, and PostgreSQL checks every key."""
     url, file = sqlite_url(tmp_path), tmp_path / "copy"
     await migrate(url)
@@ -233,7 +231,7 @@ async def test_a_copy_that_is_not_sound_is_refused(tmp_path: Path, damage: str) 
 
 
 @run_async
-async def test_a_restore_that_fails_half_way_changes_nothing(
+async def test_failed_restore_changes_nothing(
     postgres_server: PostgresServer, migrated_template: str, tmp_path: Path
 ) -> None:
     name = postgres_server.create(migrated_template)
@@ -254,7 +252,9 @@ async def test_a_restore_that_fails_half_way_changes_nothing(
 
 
 @run_async
-async def test_a_copy_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backup_is_synced_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, file = sqlite_url(tmp_path), tmp_path / "copy"
     await migrate(url)
     done = recorded(monkeypatch)

@@ -31,7 +31,7 @@ async def stores(stack: AsyncExitStack, url: str, slots: int, count: int = 2) ->
     return [await stack.enter_async_context(opened(url, slots, MANY)) for _ in range(count)]
 
 
-async def all_at_once(
+async def gather_results(
     racers: list[Callable[[], Awaitable[tuple[Session, bool]]]],
 ) -> tuple[list[Session], list[BaseException]]:
     done = await asyncio.gather(*(racer() for racer in racers), return_exceptions=True)
@@ -46,12 +46,12 @@ async def start_all(
         new = NewSession(users[number], "claude", DIGEST, keys[number])
         return lambda: racing[number % len(racing)].sessions.start(new)
 
-    return await all_at_once([racer(number) for number in range(len(users))])
+    return await gather_results([racer(number) for number in range(len(users))])
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 @run_async
-async def test_the_last_slots(store_url: str, slots: int) -> None:
+async def test_last_slots_are_given_once_to_concurrent_starts(store_url: str, slots: int) -> None:
     async with AsyncExitStack() as stack:
         racing = await stores(stack, store_url, slots)
         users = [await racing[0].new_user() for _ in range(RACERS)]
@@ -65,7 +65,7 @@ async def test_the_last_slots(store_url: str, slots: int) -> None:
 
 
 @run_async
-async def test_the_last_of_the_pool(store_url: str) -> None:
+async def test_last_pool_vms_are_given_once_to_concurrent_starts(store_url: str) -> None:
     """Each VM of the pool is one session's, and who comes too late for it has a slot."""
     async with AsyncExitStack() as stack:
         racing = await stores(stack, store_url, slots=RACERS)
@@ -84,7 +84,7 @@ async def test_the_last_of_the_pool(store_url: str) -> None:
 
 
 @run_async
-async def test_the_same_key(store_url: str) -> None:
+async def test_concurrent_starts_with_same_key_make_one_session(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         racing = await stores(stack, store_url, slots=4)
         user = await racing[0].new_user()
@@ -95,7 +95,7 @@ async def test_the_same_key(store_url: str) -> None:
 
 
 @run_async
-async def test_the_limit_of_a_user(store_url: str) -> None:
+async def test_concurrent_starts_respect_limit_per_user(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         limits = SessionLimits(per_user=2)
         racing = [
@@ -108,7 +108,7 @@ async def test_the_limit_of_a_user(store_url: str) -> None:
 
 
 @run_async
-async def test_who_comes_second_takes_the_next_slot(store_url: str) -> None:
+async def test_start_skips_slot_taken_by_uncommitted_transaction(store_url: str) -> None:
     """Another process has taken the first slot but not yet committed."""
     async with AsyncExitStack() as stack:
         first, second = await stores(stack, store_url, slots=2)
@@ -124,7 +124,7 @@ async def test_who_comes_second_takes_the_next_slot(store_url: str) -> None:
 
 
 @run_async
-async def test_an_end_and_steps_of_the_vm(store_url: str) -> None:
+async def test_session_end_and_vm_steps_do_not_deadlock(store_url: str) -> None:
     """Session and VM are changed from both sides; nobody hangs, and they agree."""
     async with AsyncExitStack() as stack:
         api, driver = await stores(stack, store_url, slots=RACERS)
@@ -180,7 +180,7 @@ async def look(store: Store, session: Session) -> None:
 
 @pytest.mark.parametrize("late", [heartbeat, login, step, expiry, look])
 @run_async
-async def test_who_comes_after_the_end_of_a_session_sees_it(
+async def test_changes_after_uncommitted_session_end_see_the_end(
     store_url: str, late: Callable[[Store, Session], Coroutine[None, None, None]]
 ) -> None:
     """The end is under way when it comes, and not yet committed."""
@@ -197,7 +197,7 @@ async def test_who_comes_after_the_end_of_a_session_sees_it(
 
 
 @run_async
-async def test_steps_of_one_vm_wait_for_each_other(store_url: str) -> None:
+async def test_steps_of_one_vm_are_serialized(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         first, second = await stores(stack, store_url, slots=1)
         async with first.database.writing() as connection:
@@ -215,7 +215,7 @@ async def test_steps_of_one_vm_wait_for_each_other(store_url: str) -> None:
 
 
 @run_async
-async def test_the_end_of_a_session_and_of_its_vm_take_turns(store_url: str) -> None:
+async def test_session_end_and_vm_failure_lock_in_same_order(store_url: str) -> None:
     """Each changes both; in one order, so that neither waits for what the other has."""
     async with AsyncExitStack() as stack:
         first, second = await stores(stack, store_url, slots=1)
@@ -233,7 +233,7 @@ async def test_the_end_of_a_session_and_of_its_vm_take_turns(store_url: str) -> 
 
 
 @run_async
-async def test_news_come_into_sight_in_order(store_url: str) -> None:
+async def test_news_of_concurrent_writers_become_visible_in_order(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         *writers, reader = await stores(stack, store_url, slots=4, count=3)
         user = await reader.new_user()
@@ -259,7 +259,7 @@ async def test_news_come_into_sight_in_order(store_url: str) -> None:
 
 
 @run_async
-async def test_slots_are_declared_by_one_controller_at_a_time(store_url: str) -> None:
+async def test_sync_slots_of_two_controllers_is_serialized(store_url: str) -> None:
     """The second comes when the first has read which slots there are."""
     real = slots._known
     seconds: list[asyncio.Task[None]] = []
@@ -283,7 +283,7 @@ async def test_slots_are_declared_by_one_controller_at_a_time(store_url: str) ->
 
 
 @run_async
-async def test_controllers_that_start_at_once(store_url: str) -> None:
+async def test_concurrent_sync_slots_declares_each_slot_once(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         both = await stores(stack, store_url, slots=0)
         await asyncio.gather(

@@ -45,7 +45,7 @@ def credentials_of(store: Store) -> CredentialStore:
 
 
 @asynccontextmanager
-async def apart(url: str) -> AsyncIterator[Database]:
+async def separate_database(url: str) -> AsyncIterator[Database]:
     """As another process has it: over connections of its own."""
     database = Database(create_engine(url))
     try:
@@ -64,7 +64,7 @@ async def pending(store: Store, user: str, **words: Any) -> Session:
 
 
 @run_async
-async def test_a_session_that_waits_for_stored_credentials_begins_no_login(store_url: str) -> None:
+async def test_session_with_pending_injection_ignores_login_status(store_url: str) -> None:
     async with opened(store_url) as store:
         user = await store.new_user()
         await credentials_of(store).store(user, "claude", b"{}")
@@ -78,7 +78,7 @@ async def test_a_session_that_waits_for_stored_credentials_begins_no_login(store
 
 
 @run_async
-async def test_a_vm_cannot_fill_the_log_of_its_session(store_url: str) -> None:
+async def test_login_news_of_a_session_are_limited(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await pending(store, await store.new_user())
         for number in range(MOST_LOGIN_NEWS + 5):
@@ -101,9 +101,9 @@ async def release(store: Store, session: Session) -> None:
 
 
 @run_async
-async def test_a_session_has_one_receipt_whoever_hands_over(store_url: str) -> None:
+async def test_concurrent_handovers_leave_one_receipt(store_url: str) -> None:
     """Two processes at once, as while one hands over to the next."""
-    async with opened(store_url, limits=MANY) as store, apart(store_url) as other:
+    async with opened(store_url, limits=MANY) as store, separate_database(store_url) as other:
         user = await store.new_user()
         writers = handovers_of(store), CredentialHandovers(other, KEYS, 10, store.clock)
         session = await pending(store, user)
@@ -133,9 +133,12 @@ async def test_a_session_has_one_receipt_whoever_hands_over(store_url: str) -> N
 
 
 @run_async
-async def test_a_hand_over_and_every_end_of_a_session_at_once(store_url: str) -> None:
+async def test_handover_and_session_end_do_not_deadlock(store_url: str) -> None:
     """Nobody waits in a circle; credentials are there exactly if the session came that far."""
-    async with opened(store_url, slots=20, limits=MANY) as store, apart(store_url) as other:
+    async with (
+        opened(store_url, slots=20, limits=MANY) as store,
+        separate_database(store_url) as other,
+    ):
         user, kept = await store.new_user(), credentials_of(store)
         for _ in range(6):
             session = await pending(store, user)
@@ -156,7 +159,7 @@ async def test_a_hand_over_and_every_end_of_a_session_at_once(store_url: str) ->
 
 
 @run_async
-async def test_of_several_sessions_at_once_one_holds_them(store_url: str) -> None:
+async def test_stored_credentials_are_held_by_one_of_concurrent_sessions(store_url: str) -> None:
     async with opened(store_url, slots=8, limits=MANY) as store:
         user, kept = await store.new_user(), credentials_of(store)
         await kept.store(user, "claude", b"{}")
@@ -175,7 +178,7 @@ async def test_of_several_sessions_at_once_one_holds_them(store_url: str) -> Non
 
 
 @run_async
-async def test_a_key_is_good_for_the_same_wish_only(store_url: str) -> None:
+async def test_idempotency_key_with_other_credentials_options_is_refused(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user = await store.new_user()
         await credentials_of(store).store(user, "claude", b"{}")
@@ -189,7 +192,7 @@ async def test_a_key_is_good_for_the_same_wish_only(store_url: str) -> None:
 
 
 @run_async
-async def test_what_is_brought_back_is_stored_once(store_url: str) -> None:
+async def test_credentials_read_back_are_stored_once(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, kept = await store.new_user(), credentials_of(store)
         injections = CredentialInjections(store.database, KEYS, store.clock)
@@ -218,7 +221,7 @@ async def test_what_is_brought_back_is_stored_once(store_url: str) -> None:
 
 
 @run_async
-async def test_a_holder_that_a_restored_database_names_holds_nothing(store_url: str) -> None:
+async def test_unknown_holder_in_restored_database_is_ignored(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, kept = await store.new_user(), credentials_of(store)
         await kept.store(user, "claude", b"{}")
@@ -233,8 +236,11 @@ async def test_a_holder_that_a_restored_database_names_holds_nothing(store_url: 
 
 
 @run_async
-async def test_a_user_removed_while_their_vm_is_released(store_url: str) -> None:
-    async with opened(store_url, slots=20, limits=MANY) as store, apart(store_url) as other:
+async def test_user_removal_while_vm_is_released(store_url: str) -> None:
+    async with (
+        opened(store_url, slots=20, limits=MANY) as store,
+        separate_database(store_url) as other,
+    ):
         for _ in range(6):
             user, kept = await store.new_user(), credentials_of(store)
             await kept.store(user, "claude", b"{}")
@@ -248,7 +254,7 @@ async def test_a_user_removed_while_their_vm_is_released(store_url: str) -> None
 
 
 @run_async
-async def test_a_rotation_leaves_what_a_recipient_opens(store_url: str) -> None:
+async def test_key_rotation_keeps_credentials_sealed_to_recipient(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, new = await store.new_user(), Keyring([b"n" * 32, b"k" * 32])
         session = await pending(store, user, recipient=checked_recipient(RECIPIENT))
@@ -267,7 +273,7 @@ async def test_a_rotation_leaves_what_a_recipient_opens(store_url: str) -> None:
 
 
 @run_async
-async def test_the_log_says_who_and_ends_after_its_time(store_url: str) -> None:
+async def test_credential_log_names_actor_and_is_pruned(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, kept = await store.new_user(), credentials_of(store)
         log = CredentialLog(store.database, store.clock)

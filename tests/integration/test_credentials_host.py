@@ -32,7 +32,7 @@ def stored(client: HttpSession) -> object:
     return answer.json()["credentials"]
 
 
-def test_a_key_is_changed_and_taken_back_and_nothing_is_lost(
+def test_credentials_key_rotation_and_rollback_keep_credentials(
     deployed: DeployedHost, tmp_path: Path
 ) -> None:
     own = ensure_key(deployed.lab.folder)

@@ -39,7 +39,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 @asynccontextmanager
-async def apart(url: str, *keys: bytes) -> AsyncIterator[CredentialStore]:
+async def separate_store(url: str, *keys: bytes) -> AsyncIterator[CredentialStore]:
     """As another process has them: over connections of its own."""
     database = Database(create_engine(url))
     try:
@@ -49,7 +49,7 @@ async def apart(url: str, *keys: bytes) -> AsyncIterator[CredentialStore]:
 
 
 @run_async
-async def test_what_is_stored_comes_back_with_its_times(store_url: str) -> None:
+async def test_stored_credentials_are_returned_with_timestamps(store_url: str) -> None:
     async with opened(store_url) as store:
         kept, user = credentials_of(store), await store.new_user()
         stored, is_new = await kept.store(user, "claude", bytes(range(256)))
@@ -71,7 +71,9 @@ async def test_what_is_stored_comes_back_with_its_times(store_url: str) -> None:
 
 
 @run_async
-async def test_a_database_holds_nothing_to_read(store_url: str, tmp_path: Path) -> None:
+async def test_database_and_backup_contain_no_plain_credentials(
+    store_url: str, tmp_path: Path
+) -> None:
     """Its files while it is in use, its dump, its backup, and what is told of a session."""
     async with opened(store_url) as store:
         kept, user = credentials_of(store), await store.new_user()
@@ -103,7 +105,7 @@ async def test_a_database_holds_nothing_to_read(store_url: str, tmp_path: Path) 
 
 
 @run_async
-async def test_a_backup_brings_them_back(store_url: str, tmp_path: Path) -> None:
+async def test_restore_brings_back_credentials(store_url: str, tmp_path: Path) -> None:
     async with opened(store_url) as store:
         kept, user = credentials_of(store), await store.new_user()
         stored = await kept.store(user, "claude", MARKER)
@@ -121,7 +123,7 @@ async def test_a_backup_brings_them_back(store_url: str, tmp_path: Path) -> None
 
 
 @run_async
-async def test_a_rotation_leaves_all_but_the_key(store_url: str) -> None:
+async def test_key_rotation_changes_only_the_key(store_url: str) -> None:
     providers: tuple[str, ...] = ("claude", "codex", "gemini")
     async with opened(store_url) as store:
         old, both, new = (credentials_of(store, *keys) for keys in ((OLD,), (NEW, OLD), (NEW,)))
@@ -144,14 +146,14 @@ async def test_a_rotation_leaves_all_but_the_key(store_url: str) -> None:
 
 
 @run_async
-async def test_a_rotation_loses_nothing_that_is_stored_meanwhile(store_url: str) -> None:
+async def test_key_rotation_keeps_credentials_stored_meanwhile(store_url: str) -> None:
     """Whatever is stored or removed while it runs is so after it."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(store_url))
         users = [await store.new_user() for _ in range(12)]
         for user in users:
             await credentials_of(store).store(user, "claude", b"before")
-        writer = await stack.enter_async_context(apart(store_url, NEW, OLD))
+        writer = await stack.enter_async_context(separate_store(store_url, NEW, OLD))
         rotating = asyncio.create_task(credentials_of(store, NEW, OLD).seal_anew())
         for number, user in enumerate(users):
             if number % 3 == 0:
@@ -170,10 +172,10 @@ async def test_a_rotation_loses_nothing_that_is_stored_meanwhile(store_url: str)
 
 
 @run_async
-async def test_of_several_at_once_one_is_the_first(store_url: str) -> None:
+async def test_one_of_concurrent_stores_is_reported_as_new(store_url: str) -> None:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(store_url))
-        writers = [await stack.enter_async_context(apart(store_url)) for _ in range(3)]
+        writers = [await stack.enter_async_context(separate_store(store_url)) for _ in range(3)]
         user = await store.new_user()
         done = await asyncio.gather(
             *(
@@ -188,9 +190,12 @@ async def test_of_several_at_once_one_is_the_first(store_url: str) -> None:
 
 
 @run_async
-async def test_storing_and_all_that_happens_to_a_session_at_once(store_url: str) -> None:
+async def test_storing_credentials_and_session_end_do_not_deadlock(store_url: str) -> None:
     """Nobody waits in a circle, and a session goes on exactly if its credentials are there."""
-    async with opened(store_url, slots=20, limits=MANY) as store, apart(store_url) as writer:
+    async with (
+        opened(store_url, slots=20, limits=MANY) as store,
+        separate_store(store_url) as writer,
+    ):
         user = await store.new_user()
         for _ in range(8):
             session = await store.start_ready(user)
@@ -215,7 +220,7 @@ async def test_storing_and_all_that_happens_to_a_session_at_once(store_url: str)
 
 
 @run_async
-async def test_credentials_outlive_the_row_of_their_session(store_url: str) -> None:
+async def test_credentials_survive_deletion_of_their_session(store_url: str) -> None:
     async with opened(store_url) as store:
         kept, user = credentials_of(store), await store.new_user()
         session = await store.start_ready(user)

@@ -28,7 +28,7 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @run_async
-async def test_one_that_can_be_used(postgres_server: PostgresServer, database: str) -> None:
+async def test_usable_database_passes(postgres_server: PostgresServer, database: str) -> None:
     url = postgres_server.url(database)
     found = await database_check.check_database(url, with_tools=True)
     assert found["database"] == f"PostgreSQL, {database} at {postgres_server.folder} as owner"
@@ -57,7 +57,7 @@ async def test_one_that_can_be_used(postgres_server: PostgresServer, database: s
     ],
 )
 @run_async
-async def test_connections(
+async def test_connection_errors_have_hints(
     postgres_server: PostgresServer, address: str, said: str, hint: str | None
 ) -> None:
     where = address.format(folder=postgres_server.folder, address=postgres_server.address)
@@ -68,7 +68,7 @@ async def test_connections(
 
 
 @run_async
-async def test_a_role_that_may_make_no_tables(
+async def test_role_without_create_permission_is_refused(
     postgres_server: PostgresServer, database: str
 ) -> None:
     postgres_server.do("DROP ROLE IF EXISTS reader")
@@ -82,14 +82,18 @@ async def test_a_role_that_may_make_no_tables(
 
 
 @run_async
-async def test_tables_that_are_in_the_way(postgres_server: PostgresServer, database: str) -> None:
+async def test_foreign_table_with_same_name_is_refused(
+    postgres_server: PostgresServer, database: str
+) -> None:
     postgres_server.do("CREATE TABLE users (id integer)", database)
     with pytest.raises(DatabaseUnusable, match="`users` that is not the controller's"):
         await database_check.check_database(postgres_server.url(database), with_tools=False)
 
 
 @run_async
-async def test_a_schema_of_its_own(postgres_server: PostgresServer, database: str) -> None:
+async def test_schema_on_search_path_is_used(
+    postgres_server: PostgresServer, database: str
+) -> None:
     postgres_server.do("CREATE TABLE users (id integer)", database)
     url = f"{postgres_server.url(database)}&options=-csearch_path%3Down"
     with pytest.raises(DatabaseUnusable, match="no schema on the search path"):
@@ -101,7 +105,9 @@ async def test_a_schema_of_its_own(postgres_server: PostgresServer, database: st
 
 
 @run_async
-async def test_one_of_a_newer_release(postgres_server: PostgresServer, database: str) -> None:
+async def test_database_of_newer_revision_is_refused(
+    postgres_server: PostgresServer, database: str
+) -> None:
     url = postgres_server.url(database)
     await migrate(url)
     postgres_server.do("UPDATE alembic_version SET version_num = '9999'", database)
@@ -110,7 +116,7 @@ async def test_one_of_a_newer_release(postgres_server: PostgresServer, database:
 
 
 @run_async
-async def test_tools_that_are_too_old(
+async def test_missing_or_old_postgres_tools_are_refused(
     postgres_server: PostgresServer, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_backup, "PROGRAMS", tmp_path)

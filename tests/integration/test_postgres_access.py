@@ -120,7 +120,7 @@ def assert_closed(url: str, *more: str) -> None:
 
 
 @run_async
-async def test_other_roles_can_do_nothing(supabase: str) -> None:
+async def test_other_roles_have_no_access_to_our_tables(supabase: str) -> None:
     execute(supabase, "CREATE TABLE others (id integer)")
     await migrate(supabase)
     assert_closed(supabase)
@@ -130,7 +130,7 @@ async def test_other_roles_can_do_nothing(supabase: str) -> None:
 
 
 @run_async
-async def test_tables_of_a_later_migration_are_closed_too(supabase: str, newer: Path) -> None:
+async def test_tables_of_later_migrations_are_closed(supabase: str, newer: Path) -> None:
     await migrate(supabase)
     await migrate(supabase, newer)
     assert_closed(supabase, "newer")
@@ -139,7 +139,7 @@ async def test_tables_of_a_later_migration_are_closed_too(supabase: str, newer: 
 
 
 @run_async
-async def test_a_deployment_that_was_open_is_closed_by_the_next(supabase: str) -> None:
+async def test_migration_closes_open_tables(supabase: str) -> None:
     await migrate(supabase)
     execute(
         supabase,
@@ -170,7 +170,7 @@ async def test_a_deployment_that_was_open_is_closed_by_the_next(supabase: str) -
     ],
 )
 @run_async
-async def test_who_has_privileges_is_named(supabase: str, grant: str, said: str) -> None:
+async def test_health_names_roles_with_privileges(supabase: str, grant: str, said: str) -> None:
     await migrate(supabase)
     execute(supabase, grant)
     assert await exposed(supabase) == {"anon": said}
@@ -186,7 +186,7 @@ async def test_who_has_privileges_is_named(supabase: str, grant: str, said: str)
 
 
 @run_async
-async def test_what_is_restored_is_closed(supabase: str, newer: Path, tmp_path: Path) -> None:
+async def test_restored_tables_are_closed(supabase: str, newer: Path, tmp_path: Path) -> None:
     """Tables that a later release has made are gone then, and it can be deployed again."""
     await migrate(supabase)
     async with opened(supabase) as store:
@@ -203,7 +203,7 @@ async def test_what_is_restored_is_closed(supabase: str, newer: Path, tmp_path: 
 
 
 @run_async
-async def test_a_role_whose_name_needs_quotes(supabase: str) -> None:
+async def test_privileges_of_quoted_role_are_revoked(supabase: str) -> None:
     execute(supabase, 'DO $$ BEGIN CREATE ROLE "Read Only"; EXCEPTION WHEN OTHERS THEN END $$')
     await migrate(supabase)
     execute(supabase, 'GRANT SELECT ON users TO "Read Only"')
@@ -213,7 +213,7 @@ async def test_a_role_whose_name_needs_quotes(supabase: str) -> None:
 
 
 @run_async
-async def test_a_restore_holds_nothing_that_a_transaction_needs_next(
+async def test_restore_in_use_does_not_deadlock_with_open_transaction(
     supabase: str, tmp_path: Path
 ) -> None:
     """One that has locked a session writes news of it afterwards."""
@@ -235,7 +235,7 @@ async def test_a_restore_holds_nothing_that_a_transaction_needs_next(
 
 
 @run_async
-async def test_a_restore_waits_for_a_controller_that_serves(supabase: str, tmp_path: Path) -> None:
+async def test_restore_waits_for_serving_controller(supabase: str, tmp_path: Path) -> None:
     await migrate(supabase)
     async with opened(supabase) as store:
         session = await store.start(await store.new_user())

@@ -69,7 +69,7 @@ def schema(connection: sa.Connection) -> dict[str, list[str]]:
 
 
 @run_async
-async def test_migrations_make_what_the_tables_say(empty_url: str) -> None:
+async def test_migrations_make_the_declared_tables(empty_url: str) -> None:
     assert await migrate(empty_url) == (None, HEAD)
     assert await look(empty_url, differences) == []
     migrated = await look(empty_url, schema)
@@ -79,7 +79,7 @@ async def test_migrations_make_what_the_tables_say(empty_url: str) -> None:
 
 
 @run_async
-async def test_several_at_once(empty_url: str, tmp_path: Path) -> None:
+async def test_concurrent_migrations_all_succeed(empty_url: str, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"database_url": empty_url}))
     words: list[str | Path] = [
@@ -95,9 +95,7 @@ async def test_several_at_once(empty_url: str, tmp_path: Path) -> None:
 
 
 @run_async
-async def test_a_failing_migration_leaves_everything_as_it_was(
-    empty_url: str, tmp_path: Path
-) -> None:
+async def test_failed_migration_changes_nothing(empty_url: str, tmp_path: Path) -> None:
     await migrate(empty_url)
     before = await look(empty_url, schema)
     folder = with_a_failing_migration(tmp_path / "migrations")
@@ -108,7 +106,7 @@ async def test_a_failing_migration_leaves_everything_as_it_was(
 
 
 @run_async
-async def test_users_of_the_first_revision_stay(empty_url: str, tmp_path: Path) -> None:
+async def test_migration_keeps_users_of_first_revision(empty_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, folder)
     for later in (folder / "versions").glob("r*.py"):
@@ -245,7 +243,7 @@ async def named(url: str) -> list[str]:
 
 
 @run_async
-async def test_what_was_changed_by_hand_is_named_and_mended_by_a_migration(store_url: str) -> None:
+async def test_manual_changes_are_reported_and_repaired_by_migration(store_url: str) -> None:
     assert await named(store_url) == []
     before = await look(store_url, schema)
     # The second is an earlier form of the third.
@@ -259,7 +257,7 @@ async def test_what_was_changed_by_hand_is_named_and_mended_by_a_migration(store
 
 @pytest.mark.parametrize("edit", REFUSED, ids=lambda edit: edit.statement)
 @run_async
-async def test_what_holds_data_is_named_and_refused(store_url: str, edit: Edit) -> None:
+async def test_manual_changes_with_data_are_refused(store_url: str, edit: Edit) -> None:
     wanted = await edited(store_url, (edit,))
     assert await named(store_url) == wanted
     if wanted:
@@ -271,7 +269,7 @@ async def test_what_holds_data_is_named_and_refused(store_url: str, edit: Edit) 
 
 
 @run_async
-async def test_an_index_that_rows_forbid_is_no_silent_success(store_url: str) -> None:
+async def test_index_that_rows_violate_fails_the_migration(store_url: str) -> None:
     """Two VMs hold a slot since nobody kept them from it."""
     await edited(store_url, (MENDED[1],))
     async with opened(store_url) as store:
@@ -285,7 +283,7 @@ async def test_an_index_that_rows_forbid_is_no_silent_success(store_url: str) ->
 
 @pytest.mark.parametrize("revision", ["9999", "0002"])
 @run_async
-async def test_another_revision_is_named(store_url: str, revision: str) -> None:
+async def test_other_revision_is_reported(store_url: str, revision: str) -> None:
     change = f"UPDATE alembic_version SET version_num = '{revision}'"
     await edited(store_url, (Edit(change, ()),))
     if revision == "9999":
@@ -297,7 +295,7 @@ async def test_another_revision_is_named(store_url: str, revision: str) -> None:
 
 
 @run_async
-async def test_tables_of_others_are_nobodys_business(store_url: str) -> None:
+async def test_foreign_tables_are_ignored(store_url: str) -> None:
     await edited(store_url, (Edit("CREATE TABLE others (id integer)", ()),))
     assert await named(store_url) == []
 

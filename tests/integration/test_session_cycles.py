@@ -61,7 +61,7 @@ def service(tmp_path: Path) -> Iterator[FakeService]:
         end_group(process)
 
 
-def test_hundreds_of_sessions_leave_nothing(service: FakeService) -> None:
+def test_hundreds_of_concurrent_sessions_leave_nothing_behind(service: FakeService) -> None:
     chance = random.Random(400)
 
     def cycle(user: Api) -> None:

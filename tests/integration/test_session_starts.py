@@ -30,7 +30,7 @@ async def starts(store: Store, begin: datetime) -> list[SessionStart]:
 
 
 @run_async
-async def test_each_start_once_and_by_how_its_vm_came(store_url: str) -> None:
+async def test_each_start_is_counted_once_by_vm_source(store_url: str) -> None:
     async with opened(store_url, limits=LIMITS) as store:
         begin, user = store.clock.at, await store.new_user()
         pooled = await store.vms.add_pooled(DIGEST, TEMPLATE, 0)
@@ -62,7 +62,7 @@ async def test_each_start_once_and_by_how_its_vm_came(store_url: str) -> None:
 
 
 @run_async
-async def test_a_clone_that_booted_after_all_is_a_boot(store_url: str) -> None:
+async def test_clone_that_booted_instead_counts_as_boot(store_url: str) -> None:
     async with opened(store_url, limits=LIMITS) as store:
         begin, session = store.clock.at, await store.start(await store.new_user())
         await store.vms.resumes(session.vm_id, DIGEST, TEMPLATE)
@@ -75,7 +75,7 @@ async def test_a_clone_that_booted_after_all_is_a_boot(store_url: str) -> None:
 
 
 @run_async
-async def test_a_session_from_long_before_is_found(store_url: str) -> None:
+async def test_start_of_long_waiting_session_is_found(store_url: str) -> None:
     async with opened(store_url, limits=LIMITS) as store:
         session = await store.start(await store.new_user())
         store.clock.pass_seconds(3600)

@@ -104,7 +104,9 @@ async def copy_without_rows(folder: Path) -> Path:
 
 
 @run_async
-async def test_every_row_arrives_and_numbers_go_on(tmp_path: Path, postgres_url: str) -> None:
+async def test_all_rows_are_copied_and_sequences_continue(
+    tmp_path: Path, postgres_url: str
+) -> None:
     copy = tmp_path / "copy"
     async with filled(tmp_path) as store:
         used = await store.sessions.latest_news_number() + 1
@@ -126,9 +128,7 @@ async def test_every_row_arrives_and_numbers_go_on(tmp_path: Path, postgres_url:
 
 
 @run_async
-async def test_what_was_there_is_replaced_and_named_before(
-    tmp_path: Path, postgres_url: str
-) -> None:
+async def test_existing_rows_are_reported_and_replaced(tmp_path: Path, postgres_url: str) -> None:
     copy = tmp_path / "copy"
     assert (await database_check.check_database(postgres_url, with_tools=False))["occupied"] == []
     await migrate(postgres_url)
@@ -147,9 +147,7 @@ async def test_what_was_there_is_replaced_and_named_before(
 
 
 @run_async
-async def test_a_copy_of_an_older_release_is_brought_to_this_one(
-    tmp_path: Path, postgres_url: str
-) -> None:
+async def test_backup_of_older_release_is_migrated(tmp_path: Path, postgres_url: str) -> None:
     copy = tmp_path / "copy"
     lay_migrated(tmp_path / "controller.sqlite3")
     with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
@@ -175,7 +173,7 @@ async def test_a_copy_of_an_older_release_is_brought_to_this_one(
 
 
 @run_async
-async def test_a_row_that_does_not_fit_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
+async def test_rejected_row_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
     """SQLite holds texts of any length, and zeros in them; PostgreSQL refuses both."""
     lay_migrated(tmp_path / "controller.sqlite3")
     await migrate(postgres_url)
@@ -196,7 +194,7 @@ async def test_a_row_that_does_not_fit_changes_nothing(tmp_path: Path, postgres_
 
 
 @run_async
-async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
+async def test_rows_altered_during_copy_are_detected_and_rolled_back(
     postgres_server: PostgresServer,
     tmp_path: Path,
     postgres_url: str,
@@ -224,7 +222,7 @@ async def test_what_arrived_otherwise_is_noticed_and_changes_nothing(
 
 
 @run_async
-async def test_a_database_that_a_controller_uses_is_refused(
+async def test_database_in_use_is_refused(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 0.0)
@@ -236,7 +234,7 @@ async def test_a_database_that_a_controller_uses_is_refused(
 
 
 @run_async
-async def test_a_restore_waits_for_connections_that_are_being_closed(
+async def test_restore_waits_for_closing_connections(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup_module, "CLOSING_SECONDS", 60.0)
@@ -257,7 +255,7 @@ async def test_a_restore_waits_for_connections_that_are_being_closed(
 
 
 @run_async
-async def test_large_databases_come_in_parts(
+async def test_large_databases_are_copied_in_parts(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_to_postgres, "ROWS_AT_ONCE", 7)

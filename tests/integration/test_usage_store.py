@@ -42,7 +42,7 @@ async def readings_left(store: Store) -> int:
 
 
 @run_async
-async def test_sessions_time_and_counters(store_url: str) -> None:
+async def test_usage_counts_sessions_time_and_counters(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         usage, user = Usage(store.database, Quotas()), await store.new_user()
         session = await store.start_ready(user)
@@ -54,7 +54,7 @@ async def test_sessions_time_and_counters(store_url: str) -> None:
 
 
 @run_async
-async def test_the_same_readings_again_count_nothing(store_url: str) -> None:
+async def test_repeated_readings_are_counted_once(store_url: str) -> None:
     """Neither by the same process, nor by another one that was slower, nor by both at once."""
     async with opened(store_url, clock=clock()) as one, opened(store_url) as other:
         user = await one.new_user()
@@ -70,7 +70,7 @@ async def test_the_same_readings_again_count_nothing(store_url: str) -> None:
 
 
 @run_async
-async def test_what_ran_while_nobody_counted_is_made_up_for(store_url: str) -> None:
+async def test_usage_without_controller_is_counted_later(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         usage, user = Usage(store.database, Quotas()), await store.new_user()
         session = await store.start_ready(user)
@@ -85,7 +85,7 @@ async def test_what_ran_while_nobody_counted_is_made_up_for(store_url: str) -> N
 
 
 @run_async
-async def test_a_vm_that_is_over_counts_until_its_sessions_end(store_url: str) -> None:
+async def test_ended_vm_counts_until_session_end(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         usage, user = Usage(store.database, Quotas()), await store.new_user()
         session = await store.start_ready(user)
@@ -103,7 +103,7 @@ async def test_a_vm_that_is_over_counts_until_its_sessions_end(store_url: str) -
 
 
 @run_async
-async def test_a_vm_of_the_pool_is_nobodys_until_it_is_taken(store_url: str) -> None:
+async def test_pool_vm_counts_for_nobody_until_taken(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         usage, user = Usage(store.database, Quotas()), await store.new_user()
         vm = await store.vms.add_pooled(DIGEST, "template", 0)
@@ -122,7 +122,7 @@ async def test_a_vm_of_the_pool_is_nobodys_until_it_is_taken(store_url: str) -> 
 
 
 @run_async
-async def test_two_users_are_apart_and_old_days_go(store_url: str) -> None:
+async def test_usage_is_kept_per_user_and_old_days_are_pruned(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         usage = Usage(store.database, Quotas())
         ann, bob = await store.new_user(), await store.new_user()
@@ -139,7 +139,7 @@ async def test_two_users_are_apart_and_old_days_go(store_url: str) -> None:
 
 
 @run_async
-async def test_it_goes_with_its_user_and_stays_when_sessions_are_forgotten(store_url: str) -> None:
+async def test_usage_is_deleted_with_user_but_not_with_sessions(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         usage, user = Usage(store.database, Quotas()), await store.new_user()
         session = await store.start_ready(user)
@@ -155,7 +155,7 @@ async def test_it_goes_with_its_user_and_stays_when_sessions_are_forgotten(store
 
 
 @run_async
-async def test_a_used_up_quota_refuses_the_next_start_and_no_session_that_is_there(
+async def test_exceeded_quota_refuses_new_sessions_only(
     store_url: str,
 ) -> None:
     quotas = Quotas(vm_hours_per_day=1)
@@ -179,7 +179,7 @@ async def test_a_used_up_quota_refuses_the_next_start_and_no_session_that_is_the
 
 
 @run_async
-async def test_when_users_were_seen_and_whose_vms_are(store_url: str) -> None:
+async def test_last_seen_times_and_owners_of_vms(store_url: str) -> None:
     async with opened(store_url, clock=clock()) as store:
         ann, bob, nobody = [await store.new_user() for _ in range(3)]
         session = await store.start_ready(ann)

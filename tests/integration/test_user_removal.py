@@ -32,7 +32,7 @@ async def rows(store: Store) -> dict[str, int]:
 
 
 @run_async
-async def test_everything_of_a_user_goes_and_nothing_of_others(store_url: str) -> None:
+async def test_remove_user_deletes_only_rows_of_the_user(store_url: str) -> None:
     async with opened(store_url) as store:
         other = await store.new_user()
         await store.start_ready(other)
@@ -54,7 +54,7 @@ async def test_everything_of_a_user_goes_and_nothing_of_others(store_url: str) -
 
 
 @run_async
-async def test_a_vm_that_holds_its_slot_is_waited_for(store_url: str) -> None:
+async def test_remove_user_waits_for_release_of_vms(store_url: str) -> None:
     async with opened(store_url) as store:
         user = await store.new_user()
         session = await store.start_ready(user)
