@@ -65,7 +65,7 @@ async def redirecting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         (redirecting, 60, ProtocolError, "answers 302"),
     ],
 )
-def test_bad_agent_is_told_in_words_and_in_time(
+def test_bad_agent_answer_raises_agent_error_in_time(
     serve: Serve, seconds: float, kind: type[AgentError], words: str
 ) -> None:
     async def scenario() -> AgentError:
@@ -86,7 +86,7 @@ def test_bad_agent_is_told_in_words_and_in_time(
 
 
 @pytest.mark.parametrize("end", ["closed", "cancelled"])
-def test_question_that_is_ended_midway_leaves_nothing(end: str) -> None:
+def test_cancelled_request_closes_its_connection(end: str) -> None:
     async def scenario() -> None:
         has_come, is_gone = asyncio.Event(), asyncio.Event()
         others = {asyncio.current_task()}
@@ -119,7 +119,7 @@ def test_question_that_is_ended_midway_leaves_nothing(end: str) -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_there() -> None:
+def test_refused_connection_raises_agent_unreachable() -> None:
     async def scenario() -> None:
         client = AgentClient(5, port=1)
         try:
@@ -131,7 +131,7 @@ def test_nobody_there() -> None:
     asyncio.run(scenario())
 
 
-def test_who_closes_it_waits_for_no_connection() -> None:
+def test_close_does_not_wait_for_pending_connection() -> None:
     async def scenario() -> None:
         with socket.socket() as full:
             full.bind((ADDRESS, 0))

@@ -37,7 +37,7 @@ async def created(world: World) -> AsyncIterator[tuple[Session, Vm]]:
         yield session, await world.vm_of(session)
 
 
-def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
+def test_session_gets_clone_with_receipt(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         async with created(world) as (session, vm):
@@ -69,7 +69,7 @@ def test_a_session_has_a_clone_with_a_receipt(tmp_path: Path) -> None:
         (DarkVm, "it could not be resumed: the greeting of the VM's screen did not end within 0."),
     ],
 )
-def test_a_clone_that_is_none_boots_and_says_why(
+def test_failed_clone_boots_instead_and_reports_why(
     tmp_path: Path, kind: type[FakeVm], reason: str
 ) -> None:
     async def scenario(world: World) -> None:
@@ -87,7 +87,7 @@ def test_a_clone_that_is_none_boots_and_says_why(
     play(worlds(tmp_path, kind=kind, templates=True), scenario)
 
 
-def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
+def test_vm_without_template_boots_and_reports_why(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with created(world) as (_, vm):
             assert vm.boots_because == "its image has no template"
@@ -96,7 +96,7 @@ def test_without_a_template_a_vm_boots_and_says_why(tmp_path: Path) -> None:
     play(worlds(tmp_path, templates=True), scenario)
 
 
-def test_a_vm_is_made_of_the_image_whose_template_serves(tmp_path: Path) -> None:
+def test_clone_uses_the_image_of_the_serving_template(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE, OLDER)
         async with created(world) as (_, vm):
@@ -106,7 +106,7 @@ def test_a_vm_is_made_of_the_image_whose_template_serves(tmp_path: Path) -> None
     play(worlds(tmp_path, templates=True), scenario)
 
 
-def test_nobody_is_alarmed_by_a_vm_that_boots_while_its_template_is_being_made(
+def test_boot_while_template_is_being_made_is_not_counted(
     tmp_path: Path,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -122,7 +122,7 @@ def test_nobody_is_alarmed_by_a_vm_that_boots_while_its_template_is_being_made(
     play(worlds(tmp_path, templates=True), scenario)
 
 
-def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Path) -> None:
+def test_vm_boots_if_templates_cannot_be_listed(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async def unknown() -> TemplatesReport:
             raise ConfigError("program not found: qemu-system-x86_64")
@@ -134,7 +134,7 @@ def test_a_host_that_cannot_tell_whether_there_is_one_boots_its_vms(tmp_path: Pa
     play(worlds(tmp_path, templates=True), scenario)
 
 
-def test_where_templates_are_off_nobody_asks_for_one(tmp_path: Path) -> None:
+def test_vm_boots_without_reason_if_templates_are_off(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         async with created(world) as (_, vm):
@@ -144,7 +144,7 @@ def test_where_templates_are_off_nobody_asks_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("done", ["noted", "started", "launched", "resumed", "identified"])
-def test_whoever_takes_over_gives_a_clone_its_identity(tmp_path: Path, done: str) -> None:
+def test_next_driver_gives_clone_its_identity(tmp_path: Path, done: str) -> None:
     """A controller ended after each of its steps; the next one finds out what is true."""
 
     async def scenario(world: World) -> None:

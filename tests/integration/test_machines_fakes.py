@@ -65,7 +65,7 @@ def test_healthy_vm_has_all_its_ports_and_leaves_nothing(tmp_path: Path) -> None
     asyncio.run(scenario())
 
 
-def test_slow_vm_goes_as_far_as_it_is_told(tmp_path: Path) -> None:
+def test_slow_vm_reaches_only_requested_stages(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with fake_hosts(tmp_path, kind=SlowVm) as host:
             waiting = asyncio.create_task(host.hypervisor.started(2))

@@ -49,7 +49,7 @@ async def store(world: World, plain: bytes = OLD_PLAIN) -> None:
     await world.credentials.store(world.user_id, "claude", plain)
 
 
-def test_a_session_starts_logged_in_and_what_its_tool_made_of_it_comes_back(tmp_path: Path) -> None:
+def test_session_starts_logged_in_and_changed_credentials_come_back(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         async with world.driving():
@@ -77,7 +77,7 @@ def test_a_session_starts_logged_in_and_what_its_tool_made_of_it_comes_back(tmp_
     play(with_key(tmp_path), scenario)
 
 
-def test_those_that_do_not_rotate_may_be_in_several_places(tmp_path: Path) -> None:
+def test_credentials_without_rotation_are_shared_by_sessions(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         world.rotates = False
@@ -93,7 +93,7 @@ def test_those_that_do_not_rotate_may_be_in_several_places(tmp_path: Path) -> No
     play(with_key(tmp_path), scenario)
 
 
-def test_a_paused_vm_gives_them_back_too(tmp_path: Path) -> None:
+def test_credentials_are_read_back_from_paused_vm(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         async with world.driving():
@@ -110,9 +110,7 @@ def test_a_paused_vm_gives_them_back_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "is mute", "has none", "is another"])
-def test_a_vm_that_does_not_give_them_back_leaves_them_perhaps_stale(
-    tmp_path: Path, how: str
-) -> None:
+def test_credentials_not_read_back_are_marked_maybe_stale(tmp_path: Path, how: str) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         async with world.driving():
@@ -138,7 +136,7 @@ def test_a_vm_that_does_not_give_them_back_leaves_them_perhaps_stale(
     play(with_key(tmp_path, vm_check={"every_seconds": 0.01, "failures": 1000}), scenario)
 
 
-def test_what_its_owner_stored_before_its_vm_was_up_is_its_own_too(tmp_path: Path) -> None:
+def test_credentials_stored_before_vm_is_ready_are_injected(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         session = await world.start(use_stored=True, holds_alone=True)
@@ -152,7 +150,7 @@ def test_what_its_owner_stored_before_its_vm_was_up_is_its_own_too(tmp_path: Pat
     play(with_key(tmp_path), scenario)
 
 
-def test_a_host_without_its_key_ends_a_vm_that_has_them(tmp_path: Path) -> None:
+def test_vm_with_credentials_ends_on_host_without_key(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         async with world.driving():
@@ -168,7 +166,7 @@ def test_a_host_without_its_key_ends_a_vm_that_has_them(tmp_path: Path) -> None:
     play(with_key(tmp_path), scenario)
 
 
-def test_what_its_owner_stored_meanwhile_stays(tmp_path: Path) -> None:
+def test_credentials_stored_during_session_are_kept(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         async with world.driving():
@@ -198,7 +196,7 @@ def test_what_its_owner_stored_meanwhile_stays(tmp_path: Path) -> None:
         (UpsetVm, "credentials cannot be reached", None),
     ],
 )
-def test_where_they_are_not_taken_the_user_may_log_in(
+def test_refused_injection_falls_back_to_login(
     tmp_path: Path, kind: type[FakeVm], words: str, stale: bool | None
 ) -> None:
     """Which may have them still, if nobody knows: nobody else gets them then."""
@@ -243,7 +241,7 @@ def test_where_they_are_not_taken_the_user_may_log_in(
     play(with_key(tmp_path, kind=kind), scenario)
 
 
-def test_a_vm_that_never_was_up_never_had_them(tmp_path: Path) -> None:
+def test_failed_boot_leaves_credentials_not_stale(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         await store(world)
         async with world.driving():
@@ -257,7 +255,7 @@ def test_a_vm_that_never_was_up_never_had_them(tmp_path: Path) -> None:
     play(with_key(tmp_path, kind=PanicsVm), scenario)
 
 
-def test_a_session_that_ends_while_its_tool_is_given_them_leaves_them_perhaps_stale(
+def test_session_end_during_injection_marks_credentials_maybe_stale(
     tmp_path: Path,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -278,7 +276,7 @@ def test_a_session_that_ends_while_its_tool_is_given_them_leaves_them_perhaps_st
     play(with_key(tmp_path, kind=HesitantVm), scenario)
 
 
-def test_a_session_that_ends_before_its_tool_was_given_them_leaves_them_as_they_were(
+def test_session_end_before_injection_leaves_credentials_not_stale(
     tmp_path: Path,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -292,7 +290,7 @@ def test_a_session_that_ends_before_its_tool_was_given_them_leaves_them_as_they_
     play(with_key(tmp_path), scenario)
 
 
-def test_whoever_leads_next_does_not_give_them_twice(tmp_path: Path) -> None:
+def test_next_driver_does_not_inject_credentials_twice(tmp_path: Path) -> None:
     """Its tool has used them since: what is stored is older."""
 
     async def scenario(world: World) -> None:
@@ -318,7 +316,7 @@ def test_whoever_leads_next_does_not_give_them_twice(tmp_path: Path) -> None:
     play(with_key(tmp_path, kind=SlowVm), scenario)
 
 
-def test_only_what_is_there_and_opens_starts_a_session(tmp_path: Path) -> None:
+def test_session_needs_existing_credentials_that_can_be_opened(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         for refusal in (CredentialsNotFound, CredentialsSealed):
             if refusal is CredentialsSealed:

@@ -46,7 +46,7 @@ def test_healthy_vm_is_ready_and_leaves_nothing(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_stages_are_told_as_they_come(tmp_path: Path) -> None:
+def test_boot_stages_are_reported_as_they_are_reached(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -66,7 +66,9 @@ def test_stages_are_told_as_they_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [SlowVm, PanicsVm])
-def test_vms_boot_in_turn_and_those_that_wait_are_told(tmp_path: Path, kind: type[FakeVm]) -> None:
+def test_vms_boot_in_turn_and_waiting_sessions_get_their_place(
+    tmp_path: Path, kind: type[FakeVm]
+) -> None:
     """Whatever becomes of the first, the second is next."""
 
     async def scenario(world: World) -> None:
@@ -88,7 +90,7 @@ def test_vms_boot_in_turn_and_those_that_wait_are_told(tmp_path: Path, kind: typ
     play(worlds(tmp_path, boots_at_once=1), scenario)
 
 
-def test_a_burst_is_told_its_places_all_at_once(tmp_path: Path) -> None:
+def test_queue_places_of_a_burst_are_written_in_one_transaction(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         sessions = [await world.start() for _ in range(5)]
         world.host.hypervisor.next.append(SlowVm)
@@ -181,7 +183,7 @@ def test_vm_that_waits_for_a_cpu_has_longer_to_boot(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_starved_vm_fails_in_the_end_and_the_machine_is_named(tmp_path: Path) -> None:
+def test_starved_vm_fails_at_last_and_blames_the_machine(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -225,7 +227,7 @@ def test_sick_vm_that_waits_for_a_cpu_has_more_checks(tmp_path: Path) -> None:
         (4, 4),  # the first one that failed
     ],
 )
-def test_what_a_vm_waited_counts_from_its_last_good_check(
+def test_cpu_wait_counts_from_last_good_check(
     tmp_path: Path, check: int, failed_checks: int
 ) -> None:
     async def scenario(world: World) -> None:
@@ -249,7 +251,7 @@ def test_what_a_vm_waited_counts_from_its_last_good_check(
     play(worlds(tmp_path), scenario)
 
 
-def test_vm_whose_network_never_answers_ends_at_its_deadline(tmp_path: Path) -> None:
+def test_vm_without_network_fails_at_its_deadline(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -294,7 +296,7 @@ def test_hopeless_vm_fails_at_once_with_its_reason(
     play(worlds(tmp_path, kind=kind), scenario)
 
 
-def test_units_that_failed_on_the_console_are_told(tmp_path: Path) -> None:
+def test_failed_units_are_read_from_the_console(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -310,7 +312,7 @@ def test_units_that_failed_on_the_console_are_told(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_agent_is_believed_where_the_console_says_nothing(tmp_path: Path) -> None:
+def test_agent_health_counts_if_console_is_silent(tmp_path: Path) -> None:
     class SilentVm(FakeVm):
         def say(self, text: str) -> None:
             super().say("")
@@ -338,7 +340,7 @@ def test_vm_killed_from_outside(tmp_path: Path, state: str) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_vm_whose_agent_takes_and_never_answers_fails_at_its_deadline(tmp_path: Path) -> None:
+def test_vm_with_mute_agent_fails_at_its_deadline(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -354,7 +356,7 @@ def test_vm_whose_agent_takes_and_never_answers_fails_at_its_deadline(tmp_path: 
     play(worlds(tmp_path, kind=SlowVm, vm_check=checks), scenario)
 
 
-def test_stop_that_fails_is_tried_again(tmp_path: Path) -> None:
+def test_failed_stop_is_retried(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -367,7 +369,7 @@ def test_stop_that_fails_is_tried_again(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=StubbornVm), scenario)
 
 
-def test_slot_is_free_although_files_are_left(tmp_path: Path) -> None:
+def test_slot_is_released_even_if_files_are_left(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         discard = world.host.hypervisor.discard
@@ -402,7 +404,7 @@ def test_sick_vm_fails_after_its_checks(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SickVm), scenario)
 
 
-def test_vm_whose_browser_was_closed_is_not_ended_before_it_had_time_to_come_back(
+def test_vm_with_closed_browser_gets_time_to_restart_it(
     tmp_path: Path,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -434,7 +436,7 @@ def test_vm_whose_browser_was_closed_is_not_ended_before_it_had_time_to_come_bac
     play(worlds(tmp_path, session={"idle_seconds": 900}), scenario)
 
 
-def test_sick_vm_is_spared_while_somebody_looks(tmp_path: Path) -> None:
+def test_sick_vm_is_kept_while_session_has_a_viewer(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -461,7 +463,7 @@ def test_sick_vm_is_spared_while_somebody_looks(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_sick_vm_is_kept_for_debugging(tmp_path: Path) -> None:
+def test_debug_preserve_vms_keeps_sick_vm(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -478,7 +480,7 @@ def test_sick_vm_is_kept_for_debugging(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SickVm, debug_preserve_vms=True), scenario)
 
 
-def test_vm_that_does_not_boot_is_kept_for_debugging_until_it_ends(tmp_path: Path) -> None:
+def test_debug_preserve_vms_keeps_vm_that_did_not_boot(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving() as driver:
@@ -513,7 +515,7 @@ def test_session_without_heartbeat_expires_and_its_vm_ends(tmp_path: Path) -> No
     play(worlds(tmp_path), scenario)
 
 
-def test_one_vm_in_trouble_stops_no_other(tmp_path: Path) -> None:
+def test_error_in_one_slot_does_not_affect_others(tmp_path: Path) -> None:
     """Each call about slot 2 breaks as no hypervisor should; slot 3 does not notice."""
 
     async def scenario(world: World) -> None:
@@ -541,7 +543,7 @@ def test_one_vm_in_trouble_stops_no_other(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_hypervisor_that_is_away_for_a_while_costs_no_vm_that_is_up(tmp_path: Path) -> None:
+def test_unreachable_hypervisor_ends_no_ready_vm(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         poll, seen = hypervisor.poll, []
@@ -571,7 +573,7 @@ def test_hypervisor_that_is_away_for_a_while_costs_no_vm_that_is_up(tmp_path: Pa
     play(worlds(tmp_path), scenario)
 
 
-def test_logs_of_failed_vms_go_after_their_time(tmp_path: Path) -> None:
+def test_logs_of_failed_vms_are_deleted_after_a_day(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -590,7 +592,7 @@ def test_logs_of_failed_vms_go_after_their_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("days", [2, 0])
-def test_sessions_are_forgotten_after_their_time(tmp_path: Path, days: int) -> None:
+def test_ended_sessions_are_deleted_after_keep_ended_days(tmp_path: Path, days: int) -> None:
     async def scenario(world: World) -> None:
         over = await world.start()
         async with world.driving():

@@ -61,7 +61,7 @@ async def until_wiped(world: World, session: Session, fake: FakeVm) -> Session:
     return found
 
 
-def test_credentials_are_handed_over_wiped_and_the_session_is_completed(tmp_path: Path) -> None:
+def test_login_hands_over_and_wipes_credentials_and_completes_session(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
             session, fake = await waiting(world)
@@ -88,7 +88,7 @@ def test_credentials_are_handed_over_wiped_and_the_session_is_completed(tmp_path
     play(with_key(tmp_path), scenario)
 
 
-def test_what_the_api_has_seen_is_looked_at_before_the_next_check(tmp_path: Path) -> None:
+def test_check_login_does_not_wait_for_the_next_check(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
             session, fake = await waiting(world)
@@ -101,7 +101,7 @@ def test_what_the_api_has_seen_is_looked_at_before_the_next_check(tmp_path: Path
     play(with_key(tmp_path, vm_check={"every_seconds": 3600}), scenario)
 
 
-def test_a_session_is_not_completed_by_itself_where_the_settings_say_so(tmp_path: Path) -> None:
+def test_session_is_not_completed_automatically_if_disabled(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
             session, fake = await waiting(world)
@@ -117,7 +117,7 @@ def test_a_session_is_not_completed_by_itself_where_the_settings_say_so(tmp_path
     play(with_key(tmp_path, **settings), scenario)
 
 
-def test_two_users_at_once_get_their_own(tmp_path: Path) -> None:
+def test_concurrent_logins_store_credentials_for_their_own_users(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         other = (await Users(world.database).add("user")).id
         async with world.driving():
@@ -133,9 +133,7 @@ def test_two_users_at_once_get_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["failed", "none"])
-def test_a_login_that_comes_to_nothing_is_told_and_may_begin_again(
-    tmp_path: Path, status: LoginStatus
-) -> None:
+def test_failed_login_is_reported_and_can_start_again(tmp_path: Path, status: LoginStatus) -> None:
     """The user denies, the tool crashes, or its VM's agent has forgotten it."""
 
     async def scenario(world: World) -> None:
@@ -159,7 +157,7 @@ def test_a_login_that_comes_to_nothing_is_told_and_may_begin_again(
     play(with_key(tmp_path), scenario)
 
 
-def test_a_login_whose_callback_never_comes_ends_with_its_session(tmp_path: Path) -> None:
+def test_unfinished_login_ends_with_its_session(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, _fake = await waiting(world)
@@ -188,7 +186,7 @@ def test_a_login_whose_callback_never_comes_ends_with_its_session(tmp_path: Path
     ],
     ids=["list", "empty", "no-number", "no-object", "other-provider", "large", "huge", "gone"],
 )
-def test_what_are_no_credentials_is_said_and_kept_nowhere(
+def test_invalid_credentials_are_reported_and_not_stored(
     tmp_path: Path, lie: object, words: str
 ) -> None:
     async def scenario(world: World) -> None:
@@ -218,7 +216,7 @@ def test_what_are_no_credentials_is_said_and_kept_nowhere(
 @pytest.mark.parametrize(
     ("kind", "key", "words"), [(OldImageVm, KEY, NO_HAND_OVER), (FakeVm, None, NO_KEY)]
 )
-def test_where_none_are_kept_the_session_says_why_and_goes_on(
+def test_session_continues_if_credentials_cannot_be_stored(
     tmp_path: Path, kind: type[FakeVm], key: SecretStr | None, words: str
 ) -> None:
     async def scenario(world: World) -> None:
@@ -239,7 +237,7 @@ def test_where_none_are_kept_the_session_says_why_and_goes_on(
     play(with_key(tmp_path, kind=kind, credentials_key=key), scenario)
 
 
-def test_a_recipient_is_enough_where_the_host_has_no_key(tmp_path: Path) -> None:
+def test_credentials_are_sealed_to_recipient_without_host_key(tmp_path: Path) -> None:
     import pyrage
 
     identity = pyrage.x25519.Identity.generate()
@@ -258,7 +256,7 @@ def test_a_recipient_is_enough_where_the_host_has_no_key(tmp_path: Path) -> None
     play(with_key(tmp_path, credentials_key=None), scenario)
 
 
-def test_credentials_stored_by_hand_meanwhile_are_not_replaced(tmp_path: Path) -> None:
+def test_credentials_stored_by_hand_are_not_replaced_by_login(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
             session, fake = await waiting(world)
@@ -272,7 +270,7 @@ def test_credentials_stored_by_hand_meanwhile_are_not_replaced(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("step", ["credentials", "hand_over", "wipe"])
-def test_a_controller_that_ends_after_a_step_leaves_the_rest_to_the_next(
+def test_next_driver_finishes_interrupted_handover(
     tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fetched but not stored, stored but not wiped, wiped but not noted."""
@@ -316,9 +314,7 @@ def test_a_controller_that_ends_after_a_step_leaves_the_rest_to_the_next(
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_a_controller_that_is_killed_leaves_the_rest_to_the_next(
-    tmp_path: Path, method: str
-) -> None:
+def test_next_driver_finishes_handover_of_killed_process(tmp_path: Path, method: str) -> None:
     """A process of its own: while it fetches, and between storing and wiping."""
 
     async def scenario(world: World) -> None:
@@ -353,7 +349,7 @@ def test_a_controller_that_is_killed_leaves_the_rest_to_the_next(
     play(with_key(tmp_path, kind=HeldVm), scenario)
 
 
-def test_a_controller_that_ends_before_the_completion_leaves_it_to_the_next(
+def test_next_driver_completes_the_session(
     tmp_path: Path,
 ) -> None:
     async def scenario(world: World) -> None:
@@ -369,7 +365,7 @@ def test_a_controller_that_ends_before_the_completion_leaves_it_to_the_next(
     play(with_key(tmp_path), scenario)
 
 
-def test_a_vm_that_is_paused_as_its_login_begins_wakes_and_stays_awake(tmp_path: Path) -> None:
+def test_login_wakes_paused_vm_and_keeps_it_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session = await world.start()
@@ -389,7 +385,7 @@ def test_a_vm_that_is_paused_as_its_login_begins_wakes_and_stays_awake(tmp_path:
     play(with_key(tmp_path), scenario)
 
 
-def test_a_user_who_is_removed_meanwhile_leaves_nothing(tmp_path: Path) -> None:
+def test_login_of_removed_user_stores_nothing(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         from polydev.controller.store.user_removal import remove_user
 

@@ -35,7 +35,7 @@ async def until_awake(world: World, session: Session) -> None:
     await until(look, "the waking")
 
 
-async def checked_again(fake: FakeVm) -> None:
+async def until_checked_again(fake: FakeVm) -> None:
     asked = fake.asked
 
     async def look() -> bool:
@@ -44,12 +44,12 @@ async def checked_again(fake: FakeVm) -> None:
     await until(look, "checks")
 
 
-def test_a_vm_is_paused_after_its_time_and_wakes_for_a_viewer(tmp_path: Path) -> None:
+def test_idle_vm_is_paused_and_wakes_for_a_viewer(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
             session, fake = await up(world)
             world.clock.pass_(IDLE_SECONDS - 1)
-            await checked_again(fake)
+            await until_checked_again(fake)
             assert not fake.is_paused
             world.clock.pass_(1)
             await until_paused(world, session)
@@ -64,20 +64,20 @@ def test_a_vm_is_paused_after_its_time_and_wakes_for_a_viewer(tmp_path: Path) ->
             assert not fake.is_paused
             assert "set_clock 2" in world.host.hypervisor.calls
             await world.until_news(session, "awake")
-            await checked_again(fake)
+            await until_checked_again(fake)
             assert (await world.vm_of(session)).failed_checks == 0
 
     play(worlds(tmp_path, **ENDLESS), scenario)
 
 
-def test_whoever_looks_on_keeps_it_awake(tmp_path: Path) -> None:
+def test_viewer_keeps_vm_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, fake = await up(world)
             for _ in range(3):
                 world.clock.pass_(IDLE_SECONDS - 1)
                 await world.sessions.watched([session.id])
-                await checked_again(fake)
+                await until_checked_again(fake)
             assert not await world.news(session, "paused")
             # A heartbeat keeps the session, and wakes nobody.
             world.clock.pass_(IDLE_SECONDS)
@@ -89,14 +89,14 @@ def test_whoever_looks_on_keeps_it_awake(tmp_path: Path) -> None:
     play(worlds(tmp_path, **ENDLESS), scenario)
 
 
-def test_a_tool_that_logs_in_keeps_it_awake(tmp_path: Path) -> None:
+def test_login_keeps_vm_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, fake = await up(world)
             fake.login = login_reply("claude", "waiting")
             await world.sessions.set_login(session.id, "waiting")
             world.clock.pass_(2 * IDLE_SECONDS)
-            await checked_again(fake)
+            await until_checked_again(fake)
             assert not await world.news(session, "paused")
             fake.login = login_reply("claude", "done")
             await world.until_session(session, "authenticated")
@@ -105,18 +105,18 @@ def test_a_tool_that_logs_in_keeps_it_awake(tmp_path: Path) -> None:
     play(worlds(tmp_path, **ENDLESS), scenario)
 
 
-def test_it_is_never_paused_where_the_settings_say_so(tmp_path: Path) -> None:
+def test_vm_is_never_paused_if_pausing_is_off(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, fake = await up(world)
             world.clock.pass_(100 * IDLE_SECONDS)
-            await checked_again(fake)
+            await until_checked_again(fake)
             assert not await world.news(session, "paused")
 
     play(worlds(tmp_path, **(ENDLESS | {"vm": {"pause_after_seconds": 0}})), scenario)
 
 
-def test_a_vm_that_is_used_as_it_is_to_be_paused_is_left_alone(tmp_path: Path) -> None:
+def test_vm_used_meanwhile_is_not_paused(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, _fake = await up(world)
@@ -128,7 +128,7 @@ def test_a_vm_that_is_used_as_it_is_to_be_paused_is_left_alone(tmp_path: Path) -
     play(worlds(tmp_path, **ENDLESS), scenario)
 
 
-def test_a_pause_that_the_hypervisor_refuses_is_none(tmp_path: Path) -> None:
+def test_refused_pause_leaves_vm_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async def refuse(slot: int, vm_id: str) -> None:
             raise VmError("QEMU: no")
@@ -154,7 +154,7 @@ async def until_idle(world: World, fake: FakeVm) -> None:
     await until(look, "the pause in the hypervisor")
 
 
-def test_a_paused_vm_that_ends_fails_with_its_reason(tmp_path: Path) -> None:
+def test_paused_vm_that_dies_fails_with_reason(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, fake = await up(world)
@@ -167,7 +167,7 @@ def test_a_paused_vm_that_ends_fails_with_its_reason(tmp_path: Path) -> None:
     play(worlds(tmp_path, **ENDLESS), scenario)
 
 
-def test_the_end_of_its_session_ends_a_paused_vm(tmp_path: Path) -> None:
+def test_session_end_ends_paused_vm(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, _fake = await up(world)
@@ -180,7 +180,7 @@ def test_the_end_of_its_session_ends_a_paused_vm(tmp_path: Path) -> None:
     play(worlds(tmp_path, **ENDLESS), scenario)
 
 
-def test_whoever_takes_over_wakes_it(tmp_path: Path) -> None:
+def test_next_driver_wakes_paused_vm(tmp_path: Path) -> None:
     """A controller that ended after the wish, and after it let the VM run on."""
 
     async def scenario(world: World) -> None:
@@ -192,7 +192,7 @@ def test_whoever_takes_over_wakes_it(tmp_path: Path) -> None:
         await world.host.hypervisor.resume(2, session.vm_id)
         async with world.driving():
             await until_awake(world, session)
-            await checked_again(fake)
+            await until_checked_again(fake)
 
     play(worlds(tmp_path, **ENDLESS), scenario)
 

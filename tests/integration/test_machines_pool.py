@@ -56,7 +56,7 @@ def test_pool_fills_and_its_vms_are_paused_without_identity(tmp_path: Path) -> N
     play(worlds(tmp_path, (2, 3, 4), **ROOMY), scenario)
 
 
-def test_a_session_takes_a_primed_vm_and_the_pool_fills_again(tmp_path: Path) -> None:
+def test_session_takes_primed_vm_and_pool_refills(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         hypervisor.resumes_from(TEMPLATE)
@@ -77,7 +77,7 @@ def test_a_session_takes_a_primed_vm_and_the_pool_fills_again(tmp_path: Path) ->
     play(worlds(tmp_path, (2, 3, 4, 5), **ROOMY), scenario)
 
 
-def test_the_pool_leaves_slots_to_sessions_and_gives_up_its_own(tmp_path: Path) -> None:
+def test_pool_leaves_and_returns_slots_to_sessions(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         async with world.driving() as driver:
@@ -93,7 +93,7 @@ def test_the_pool_leaves_slots_to_sessions_and_gives_up_its_own(tmp_path: Path) 
     play(worlds(tmp_path, (2, 3), session={"per_user": 3}, **ROOMY), scenario)
 
 
-def test_a_session_has_what_is_being_primed_where_no_slot_is_free(tmp_path: Path) -> None:
+def test_session_takes_unprimed_pool_vm_if_no_slot_is_free(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         hypervisor.resumes_from(TEMPLATE)
@@ -113,7 +113,7 @@ def test_a_session_has_what_is_being_primed_where_no_slot_is_free(tmp_path: Path
     play(worlds(tmp_path, (2,), templates=True, pool=pool), scenario)
 
 
-def test_a_newer_template_makes_the_pool_anew(tmp_path: Path) -> None:
+def test_newer_template_replaces_pool_vms(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         hypervisor.resumes_from(TEMPLATE)
@@ -133,7 +133,7 @@ def test_a_newer_template_makes_the_pool_anew(tmp_path: Path) -> None:
     play(worlds(tmp_path, (2, 3, 4, 5, 6), **ROOMY), scenario)
 
 
-def test_where_templates_are_off_the_pool_ends(tmp_path: Path) -> None:
+def test_pool_is_drained_if_templates_are_off(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         await world.vms.add_pooled(IMAGE_DIGEST, TEMPLATE, spare_slots=0)
@@ -148,7 +148,7 @@ def test_where_templates_are_off_the_pool_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [UnloadableVm, DiesAsCloneVm])
-def test_what_cannot_be_primed_fails_with_its_reason_and_is_tried_again(
+def test_pool_vm_that_cannot_be_primed_fails_and_is_replaced(
     tmp_path: Path, kind: type[UnloadableVm]
 ) -> None:
     async def scenario(world: World) -> None:
@@ -164,7 +164,7 @@ def test_what_cannot_be_primed_fails_with_its_reason_and_is_tried_again(
     play(worlds(tmp_path, (2, 3, 4), **ROOMY), scenario)
 
 
-def test_a_primed_vm_that_ends_is_replaced(tmp_path: Path) -> None:
+def test_dead_primed_vm_is_replaced(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         hypervisor.resumes_from(TEMPLATE)
@@ -183,7 +183,7 @@ def test_a_primed_vm_that_ends_is_replaced(tmp_path: Path) -> None:
     play(worlds(tmp_path, (2, 3, 4), **ROOMY), scenario)
 
 
-def test_a_taken_vm_whose_guest_is_silent_boots_instead(tmp_path: Path) -> None:
+def test_pool_vm_with_silent_guest_boots_instead(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         world.host.hypervisor.next = [NamelessVm]
@@ -199,7 +199,7 @@ def test_a_taken_vm_whose_guest_is_silent_boots_instead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("done", ["added", "started", "launched", "resumed", "taken", "identified"])
-def test_whoever_takes_over_goes_on_with_the_pool(tmp_path: Path, done: str) -> None:
+def test_next_driver_continues_with_the_pool(tmp_path: Path, done: str) -> None:
     """A controller ended after each of its steps; the next one finds out what is true."""
     steps = ["added", "started", "launched", "resumed", "taken", "identified"]
 
@@ -234,7 +234,7 @@ def test_whoever_takes_over_goes_on_with_the_pool(tmp_path: Path, done: str) -> 
     play(worlds(tmp_path, (2, 3), **ROOMY), scenario)
 
 
-def test_sessions_that_start_at_once_have_a_vm_each(tmp_path: Path) -> None:
+def test_concurrent_sessions_get_different_vms(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
         async with world.driving():
@@ -247,7 +247,7 @@ def test_sessions_that_start_at_once_have_a_vm_each(tmp_path: Path) -> None:
     play(worlds(tmp_path, range(2, 8), session=limits, **ROOMY), scenario)
 
 
-def test_a_host_short_of_memory_drains_the_pool_and_lets_sessions_wait(tmp_path: Path) -> None:
+def test_memory_shortage_drains_pool_and_queues_sessions(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         hypervisor.resumes_from(TEMPLATE)
@@ -272,27 +272,27 @@ def test_a_host_short_of_memory_drains_the_pool_and_lets_sessions_wait(tmp_path:
     play(worlds(tmp_path, (2, 3, 4, 5), templates=True, pool=limits), scenario)
 
 
-def test_followers_are_rung_for_as_soon_as_a_vm_has_come_further(tmp_path: Path) -> None:
+def test_driver_notifies_after_each_vm_step(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.hypervisor.resumes_from(TEMPLATE)
-        rung: list[str] = []
-        async with world.driving(on_step=lambda: rung.append("")) as driver:
+        notified: list[str] = []
+        async with world.driving(on_step=lambda: notified.append("")) as driver:
             await primed(world, 2)
             await driver.more_turns()
-            rung.clear()
+            notified.clear()
             session = await world.start()
             driver.wake()
             await taken_clone(world, session)
 
-            async def rung_for() -> bool:
-                return bool(rung)
+            async def was_notified() -> bool:
+                return bool(notified)
 
-            await until(rung_for, "the ring")
+            await until(was_notified, "a notification")
             await primed(world, 2)
             await driver.more_turns()
-            rung.clear()
+            notified.clear()
             await driver.more_turns()
-            assert not rung, "where nothing moves nobody is rung for"
+            assert not notified, "nobody is notified while nothing changes"
 
     checks = {"every_seconds": 3600}
     play(worlds(tmp_path, (2, 3, 4, 5), **ROOMY | {"vm_check": checks}), scenario)

@@ -91,7 +91,7 @@ class _Around:
         return counted
 
 
-async def live_until_end(world: World, session: Session, ends: tuple[str, ...]) -> None:
+async def use_and_end_session(world: World, session: Session, ends: tuple[str, ...]) -> None:
     """Act as a user: wait for the VM, and end the session."""
 
     async def look() -> bool:
@@ -104,14 +104,16 @@ async def live_until_end(world: World, session: Session, ends: tuple[str, ...]) 
     await world.until_released(session)
 
 
-async def whole_life(world: World, struck: Interruption, ends: tuple[str, ...]) -> bool:
+async def run_interrupted_session(
+    world: World, struck: Interruption, ends: tuple[str, ...]
+) -> bool:
     """One session under a driver that is struck, and under another if that is its end.
 
     Whether it was struck.
     """
     session = await world.start()
     hypervisor = cast(Hypervisor, struck.around(world.host.hypervisor))
-    user = asyncio.create_task(live_until_end(world, session, ends))
+    user = asyncio.create_task(use_and_end_session(world, session, ends))
     came = asyncio.create_task(struck.came.wait())
     async with world.driving(hypervisor, struck.around(world.vms)):
         wanted = {came, user} if isinstance(struck, Kill) else {user}
@@ -127,14 +129,14 @@ async def whole_life(world: World, struck: Interruption, ends: tuple[str, ...]) 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("struck", [Kill, Refusal, Bug])
 @pytest.mark.parametrize("kind", [HealthyVm, StubbornVm, PanicsVm])
-def test_struck_at_any_effect_it_all_comes_to_the_same(
+def test_driver_interrupted_at_any_effect_reaches_same_end(
     tmp_path: Path, struck: type[Interruption], before: bool, kind: type[FakeVm]
 ) -> None:
     ends = ("failed",) if kind is PanicsVm else ()
 
     async def scenario(world: World) -> None:
         for number in range(1, MOST_EFFECTS):
-            if not await whole_life(world, struck(number, before=before), ends):
+            if not await run_interrupted_session(world, struck(number, before=before), ends):
                 assert number > 6
                 return
         raise AssertionError("its effects have no end")
@@ -143,7 +145,7 @@ def test_struck_at_any_effect_it_all_comes_to_the_same(
 
 
 @pytest.mark.parametrize("stage", ["kernel", "network", "ready"])
-def test_restarted_driver_takes_a_vm_over(tmp_path: Path, stage: Any) -> None:
+def test_restarted_driver_takes_over_booting_vm(tmp_path: Path, stage: Any) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -162,7 +164,7 @@ def test_restarted_driver_takes_a_vm_over(tmp_path: Path, stage: Any) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_restart_gives_a_vm_no_more_time(tmp_path: Path) -> None:
+def test_driver_restart_does_not_extend_boot_deadline(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -180,7 +182,7 @@ def test_restart_gives_a_vm_no_more_time(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_vm_that_came_up_while_nobody_drove_is_not_late(tmp_path: Path) -> None:
+def test_vm_that_became_ready_without_driver_is_not_late(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -195,7 +197,7 @@ def test_vm_that_came_up_while_nobody_drove_is_not_late(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_vm_that_died_while_nobody_drove(tmp_path: Path) -> None:
+def test_vm_that_died_without_driver_fails_with_reason(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         session = await world.start()
         async with world.driving():
@@ -235,7 +237,7 @@ def test_one_of_two_drivers_leads_and_hands_over(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_orphan_unit_and_folders_go(tmp_path: Path) -> None:
+def test_orphaned_unit_and_folders_are_removed(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
         await hypervisor.start(Launch(str(uuid.uuid4()), 3, IMAGE_DIGEST, None))
@@ -250,7 +252,7 @@ def test_orphan_unit_and_folders_go(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_orphan_in_the_slot_of_a_new_vm_makes_way(tmp_path: Path) -> None:
+def test_orphan_in_slot_of_new_vm_is_removed(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         orphan = Launch(str(uuid.uuid4()), 2, IMAGE_DIGEST, None)
         await world.host.hypervisor.start(orphan)
@@ -288,7 +290,7 @@ def test_session_without_vm_fails_with_a_reason(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_session_that_ends_while_its_vm_starts(tmp_path: Path) -> None:
+def test_session_end_during_boot_releases_the_vm(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
             session = await world.start()
@@ -301,7 +303,7 @@ def test_session_that_ends_while_its_vm_starts(tmp_path: Path) -> None:
     play(worlds(tmp_path, kind=SlowVm), scenario)
 
 
-def test_database_that_is_away_for_a_while(tmp_path: Path) -> None:
+def test_driver_survives_unreachable_database(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         class Away:
             is_away = True
@@ -331,7 +333,7 @@ def test_database_that_is_away_for_a_while(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
-def test_hypervisor_that_never_answers_holds_up_nobody_else(tmp_path: Path) -> None:
+def test_hung_hypervisor_call_delays_no_other_slot(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         class HangsInSlot2:
             def __getattr__(self, name: str) -> Any:
