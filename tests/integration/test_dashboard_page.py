@@ -47,7 +47,7 @@ def well(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def looked_at(
+async def opened_page(
     folder: Path, packed_assets: Path, **options: Any
 ) -> AsyncIterator[tuple[Screens, Look]]:
     async with AsyncExitStack() as stack:
@@ -82,11 +82,11 @@ OF_MEMORY = """() => {
 }"""
 
 
-def test_bars_have_the_colour_of_their_share(
+def test_bar_colour_follows_usage(
     tmp_path: Path, packed_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (_host, look):
+        async with opened_page(tmp_path, packed_assets) as (_host, look):
             for percent, colour in ((69, "good"), (70, "warn"), (90, "warn"), (91, "bad")):
                 memory = SimpleNamespace(total=100, available=100 - percent)
                 monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
@@ -103,7 +103,7 @@ def test_bars_have_the_colour_of_their_share(
     run(scenario())
 
 
-def test_figures_come_anew_and_unchanged_parts_stay(
+def test_dashboard_updates_only_changed_parts(
     tmp_path: Path, packed_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # This machine's own disk may be nearly full.
@@ -111,7 +111,7 @@ def test_figures_come_anew_and_unchanged_parts_stay(
     monkeypatch.setattr(psutil, "disk_usage", lambda _mount: usage)
 
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (host, look):
+        async with opened_page(tmp_path, packed_assets) as (host, look):
             await look.go("/admin")
             await look.page.wait_for_selector("#part-processes table")
             same = "document.querySelector('#part-alerts p') === window.seen"
@@ -138,9 +138,9 @@ HIDE = """() => {
 SHOW = "window.away = false; document.dispatchEvent(new Event('visibilitychange'))"
 
 
-def test_nothing_is_asked_while_nobody_sees_the_page(tmp_path: Path, packed_assets: Path) -> None:
+def test_hidden_dashboard_stops_polling(tmp_path: Path, packed_assets: Path) -> None:
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (_host, look):
+        async with opened_page(tmp_path, packed_assets) as (_host, look):
             await look.go("/admin")
             await look.page.wait_for_selector("#part-processes table")
             await look.page.evaluate(HIDE)
@@ -154,13 +154,13 @@ def test_nothing_is_asked_while_nobody_sees_the_page(tmp_path: Path, packed_asse
     run(scenario())
 
 
-def test_a_controller_that_is_away_leaves_its_figures_with_their_age(
+def test_unreachable_controller_keeps_figures_and_shows_their_age(
     tmp_path: Path, packed_assets: Path
 ) -> None:
     """The answers are held back where a broken connection would be: between browser and server."""
 
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (host, look):
+        async with opened_page(tmp_path, packed_assets) as (host, look):
             page = look.page
             await fill(host.services)
             await look.go("/admin")
@@ -182,7 +182,7 @@ def test_a_controller_that_is_away_leaves_its_figures_with_their_age(
     run(scenario())
 
 
-def test_a_controller_that_has_ended_and_comes_back(tmp_path: Path, packed_assets: Path) -> None:
+def test_dashboard_recovers_after_controller_restart(tmp_path: Path, packed_assets: Path) -> None:
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
             browser = await stack.enter_async_context(chromium())
@@ -213,9 +213,9 @@ def test_a_controller_that_has_ended_and_comes_back(tmp_path: Path, packed_asset
     run(scenario())
 
 
-def test_charts_of_a_day(tmp_path: Path, packed_assets: Path) -> None:
+def test_charts_draw_a_day_of_samples(tmp_path: Path, packed_assets: Path) -> None:
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (host, look):
+        async with opened_page(tmp_path, packed_assets) as (host, look):
             page, count = look.page, await fill(host.services)
             await look.go("/admin")
             (drawn,) = await charts_drawn(page)
@@ -252,11 +252,11 @@ def test_charts_of_a_day(tmp_path: Path, packed_assets: Path) -> None:
     run(scenario())
 
 
-def test_the_page_is_light(tmp_path: Path, packed_assets: Path) -> None:
+def test_dashboard_transfers_few_bytes(tmp_path: Path, packed_assets: Path) -> None:
     """By what crosses the network with an empty cache, headers and a day of charts included."""
 
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (host, look):
+        async with opened_page(tmp_path, packed_assets) as (host, look):
             await fill(host.services)
             cdp = await look.page.context.new_cdp_session(look.page)
             sizes: list[float] = []
@@ -279,9 +279,9 @@ INK = (
 )
 
 
-def test_charts_without_samples_say_so(tmp_path: Path, packed_assets: Path) -> None:
+def test_charts_without_samples_show_a_message(tmp_path: Path, packed_assets: Path) -> None:
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (_host, look):
+        async with opened_page(tmp_path, packed_assets) as (_host, look):
             await look.go("/admin")
             await look.page.get_by_text("There are no samples yet.").wait_for()
             assert look.errors == []
@@ -289,9 +289,9 @@ def test_charts_without_samples_say_so(tmp_path: Path, packed_assets: Path) -> N
     run(scenario())
 
 
-def test_charts_that_cannot_be_loaded_say_so(tmp_path: Path, packed_assets: Path) -> None:
+def test_charts_that_fail_to_load_show_a_message(tmp_path: Path, packed_assets: Path) -> None:
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (_host, look):
+        async with opened_page(tmp_path, packed_assets) as (_host, look):
             await look.page.route("**/charts.json", lambda route: route.abort())
             await look.go("/admin")
             await look.page.get_by_text("The charts could not be loaded:").wait_for()
@@ -299,9 +299,9 @@ def test_charts_that_cannot_be_loaded_say_so(tmp_path: Path, packed_assets: Path
     run(scenario())
 
 
-def test_exports_are_files_that_parse(tmp_path: Path, packed_assets: Path) -> None:
+def test_exports_download_as_csv_and_json(tmp_path: Path, packed_assets: Path) -> None:
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (host, look):
+        async with opened_page(tmp_path, packed_assets) as (host, look):
             count = await fill(host.services)
             await look.go("/admin")
             for form in ("CSV", "JSON"):
@@ -320,7 +320,7 @@ def test_exports_are_files_that_parse(tmp_path: Path, packed_assets: Path) -> No
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing(
+def test_dashboard_passes_axe(
     tmp_path: Path,
     packed_assets: Path,
     node_modules: Path,
@@ -334,7 +334,7 @@ def test_axe_finds_nothing(
     async def scenario() -> None:
         size = {"width": width, "height": 900}
         options = {"color_scheme": scheme, "viewport": size}
-        async with looked_at(tmp_path, packed_assets, **options) as (host, look):
+        async with opened_page(tmp_path, packed_assets, **options) as (host, look):
             await fill(host.services)
             await host.services.alerts.raise_("no_slots", "host", "warning", "all in use", None)
             await look.go("/admin")
@@ -350,7 +350,7 @@ def test_axe_finds_nothing(
     run(scenario())
 
 
-def test_scripts_in_names_are_text(
+def test_scripts_in_names_are_escaped(
     tmp_path: Path, packed_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "process_times", named_script(processes.process_times))
@@ -362,7 +362,7 @@ def test_scripts_in_names_are_text(
     monkeypatch.setattr(psutil, "net_io_counters", lambda **_: {SCRIPT: counters})
 
     async def scenario() -> None:
-        async with looked_at(tmp_path, packed_assets) as (host, look):
+        async with opened_page(tmp_path, packed_assets) as (host, look):
             await fill(host.services)
             sample = {"cpu": 1.0, "disk": {f"/{SCRIPT}": 50.0}}
             await host.services.samples.add(now(), sample)

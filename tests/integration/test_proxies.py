@@ -80,7 +80,7 @@ async def _awaited(scenario: Awaitable[None]) -> None:
     await scenario
 
 
-def test_a_screen_is_seen_both_ways(start: Callable[..., Any]) -> None:
+def test_screen_is_relayed_through_proxy(start: Callable[..., Any]) -> None:
     async def scenario() -> None:
         async with start() as host:
             session = await host.made.session()
@@ -95,7 +95,7 @@ def test_a_screen_is_seen_both_ways(start: Callable[..., Any]) -> None:
     play(scenario())
 
 
-def test_an_untouched_viewer_outlives_the_proxys_patience(
+def test_pings_keep_idle_viewer_open_through_proxy(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As 20 s between pings are to nginx's usual 60 s, for three times its patience."""
@@ -117,7 +117,7 @@ def test_an_untouched_viewer_outlives_the_proxys_patience(
     play(scenario())
 
 
-def test_without_pings_nginx_would_cut_it(
+def test_nginx_closes_idle_viewer_without_pings(
     tmp_path: Path, tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(novnc, "KeepaliveTimer", partial(KeepaliveTimer, HOURS))
@@ -135,7 +135,7 @@ def test_without_pings_nginx_would_cut_it(
 
 
 @pytest.mark.parametrize("compresses", [False, True], ids=["plain", "compressed"])
-def test_an_event_comes_by_itself(
+def test_event_is_not_buffered_by_proxy(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, *, compresses: bool
 ) -> None:
     """Nothing is sent after it that would push it out of a buffer."""
@@ -173,7 +173,7 @@ async def _until_line(lines: AsyncIterator[str], words: str) -> None:
     await asyncio.wait_for(look(), PATIENCE_SECONDS)
 
 
-def test_failures_count_for_the_address_that_the_proxy_names(start: Callable[..., Any]) -> None:
+def test_failed_logins_count_for_client_address_of_proxy(start: Callable[..., Any]) -> None:
     """And for no other that a client makes up."""
 
     async def scenario() -> None:
@@ -193,7 +193,7 @@ def test_failures_count_for_the_address_that_the_proxy_names(start: Callable[...
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
-def test_a_cookie_is_secure_by_the_word_of_a_trusted_proxy_only(
+def test_cookie_is_secure_only_behind_trusted_proxy(
     start: Callable[..., Any], *, is_trusted: bool
 ) -> None:
     settings = {"trusted_proxies": TRUSTED if is_trusted else ()}
@@ -220,7 +220,7 @@ def test_a_cookie_is_secure_by_the_word_of_a_trusted_proxy_only(
     play(scenario())
 
 
-def test_the_proxys_answers_promise_tls(start: Callable[..., Any]) -> None:
+def test_proxy_answers_have_hsts_header(start: Callable[..., Any]) -> None:
     async def scenario() -> None:
         async with start() as host, host.client(None) as client:
             answer = await client.get("/api/auth/health")

@@ -125,7 +125,7 @@ class Vm:
             self.released.set()
 
 
-def test_bytes_go_both_ways_whole(run: Run) -> None:
+def test_bytes_are_relayed_both_ways(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         pieces = [os.urandom(size) for size in (1, 125, 126, 70_000, MEBIBYTE, 300)]
@@ -147,7 +147,7 @@ async def exactly(viewer: Any, count: int) -> bytes:
     return got
 
 
-def test_a_burst_far_larger_than_all_buffers_arrives_whole(run: Run) -> None:
+def test_burst_larger_than_buffers_arrives_complete(run: Run) -> None:
     burst = os.urandom(24 * MEBIBYTE)
 
     async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,7 +167,7 @@ def test_a_burst_far_larger_than_all_buffers_arrives_whole(run: Run) -> None:
 @pytest.mark.parametrize(
     ("offered", "agreed"), [(["binary"], "binary"), (["base64", "binary"], "binary"), ([], None)]
 )
-def test_the_subprotocol_is_echoed_and_nothing_compressed(
+def test_subprotocol_is_echoed_and_compression_refused(
     run: Run, offered: list[str], agreed: str | None
 ) -> None:
     async def scenario(made: Screens) -> None:
@@ -182,7 +182,7 @@ def test_the_subprotocol_is_echoed_and_nothing_compressed(
     run(scenario)
 
 
-def test_whoever_may_not_look_is_told_why(run: Run) -> None:
+def test_refused_viewers_get_close_code_and_reason(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         unknown = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
@@ -208,7 +208,7 @@ def test_whoever_may_not_look_is_told_why(run: Run) -> None:
     run(scenario)
 
 
-def test_operators_may_look_and_so_may_a_token_in_the_query(run: Run) -> None:
+def test_operators_and_query_tokens_may_view(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with made.connect(session.id, "operator") as viewer:
@@ -224,7 +224,7 @@ def test_operators_may_look_and_so_may_a_token_in_the_query(run: Run) -> None:
     run(scenario)
 
 
-def test_a_screen_that_does_not_answer(run: Run) -> None:
+def test_silent_screen_closes_the_viewer(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         made.vms[session.id].hang_up()
@@ -233,7 +233,7 @@ def test_a_screen_that_does_not_answer(run: Run) -> None:
     run(scenario)
 
 
-def test_a_viewer_waits_until_a_paused_vm_is_awake(run: Run) -> None:
+def test_viewer_waits_until_paused_vm_is_awake(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         vms = made.services.vms
         screen = Vm()
@@ -258,7 +258,7 @@ def test_a_viewer_waits_until_a_paused_vm_is_awake(run: Run) -> None:
     run(scenario)
 
 
-def test_a_viewer_of_a_vm_that_does_not_wake_is_told_so(
+def test_viewer_is_closed_if_paused_vm_does_not_wake(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_services, "WAKE_SECONDS", 0.05)
@@ -279,7 +279,7 @@ def test_a_viewer_of_a_vm_that_does_not_wake_is_told_so(
     run(scenario)
 
 
-def test_no_more_than_some_may_look_at_once(run: Run) -> None:
+def test_number_of_viewers_per_session_is_limited(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         viewers = [await made.connect(session.id) for _ in range(MOST_VIEWERS)]
@@ -301,7 +301,7 @@ async def figure_is(made: Screens, line: str) -> bool:
     return f"polydev_relay_{line}" in made.services.metrics.text().decode()
 
 
-def test_the_end_of_the_session_is_told_at_once(run: Run) -> None:
+def test_session_end_closes_viewers_at_once(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session, other = await made.session(), await made.session()
         async with made.connect(session.id) as viewer, made.connect(other.id) as unconcerned:
@@ -317,7 +317,7 @@ def test_the_end_of_the_session_is_told_at_once(run: Run) -> None:
     run(scenario)
 
 
-def test_the_end_of_the_session_is_told_where_nobody_rings(run: Run) -> None:
+def test_session_end_without_notification_closes_viewers(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with made.connect(session.id) as viewer:
@@ -327,7 +327,7 @@ def test_the_end_of_the_session_is_told_where_nobody_rings(run: Run) -> None:
     run(scenario)
 
 
-def test_a_viewer_goes_with_its_token(run: Run) -> None:
+def test_expired_token_closes_viewer(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         for seconds in (1, 4, 16, 64):  # a busy machine needs longer to let a viewer in
@@ -345,9 +345,7 @@ def test_a_viewer_goes_with_its_token(run: Run) -> None:
     run(scenario)
 
 
-def test_a_viewer_goes_soon_after_its_token_was_revoked(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revoked_token_closes_viewer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
 
     async def scenario(made: Screens) -> None:
@@ -364,7 +362,7 @@ def test_a_viewer_goes_soon_after_its_token_was_revoked(
     run(scenario)
 
 
-def test_an_operator_without_the_role_sees_nothing_of_others_any_more(
+def test_lost_operator_role_closes_viewers_of_other_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_services, "TokenWatch", partial(TokenWatch, check_seconds=0.05))
@@ -407,7 +405,7 @@ def test_an_operator_without_the_role_sees_nothing_of_others_any_more(
     play(tmp_path, scenario, jwt_secret=JWT_SECRET)
 
 
-def test_a_vm_that_goes_with_its_session_is_told_as_that(run: Run) -> None:
+def test_vm_end_after_session_end_is_reported_as_session_end(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with made.connect(session.id) as viewer:
@@ -419,7 +417,7 @@ def test_a_vm_that_goes_with_its_session_is_told_as_that(run: Run) -> None:
     run(scenario)
 
 
-def test_a_vm_that_dies_is_told_as_that_and_reconnecting_finds_the_same_one(run: Run) -> None:
+def test_lost_vm_connection_closes_viewer_and_reconnect_works(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         vm = made.vms[session.id]
@@ -437,7 +435,7 @@ def test_a_vm_that_dies_is_told_as_that_and_reconnecting_finds_the_same_one(run:
     run(scenario)
 
 
-def test_viewers_are_told_of_a_restart_and_find_the_same_vm_after_it(run: Run) -> None:
+def test_restart_closes_viewers_and_reconnect_finds_same_vm(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with made.connect(session.id) as viewer:
@@ -454,9 +452,7 @@ def test_viewers_are_told_of_a_restart_and_find_the_same_vm_after_it(run: Run) -
 
 
 @pytest.mark.parametrize("payload", [b"", struct.pack(">H", 1000), struct.pack(">H", 1001)])
-def test_a_viewer_that_closes_gets_a_legal_answer_and_its_vm_is_let_go(
-    run: Run, payload: bytes
-) -> None:
+def test_viewer_close_is_answered_and_vm_connection_closed(run: Run, payload: bytes) -> None:
     vm = Vm()
 
     async def scenario(made: Screens) -> None:
@@ -476,7 +472,7 @@ def test_a_viewer_that_closes_gets_a_legal_answer_and_its_vm_is_let_go(
     run(scenario)
 
 
-def test_a_viewer_that_vanishes_lets_its_vm_go(run: Run) -> None:
+def test_vanished_viewer_closes_vm_connection(run: Run) -> None:
     vm = Vm()
 
     async def scenario(made: Screens) -> None:
@@ -500,7 +496,7 @@ def test_a_viewer_that_vanishes_lets_its_vm_go(run: Run) -> None:
     ],
     ids=["not-masked", "text", "too-big"],
 )
-def test_a_viewer_that_breaks_the_rules_is_told_which(run: Run, frames: bytes, code: int) -> None:
+def test_protocol_errors_close_viewer_with_code(run: Run, frames: bytes, code: int) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with raw_viewer(made, session.id) as viewer:
@@ -520,7 +516,7 @@ EMPTY_PING = b"\x89\x80\0\0\0\0"
 @pytest.mark.parametrize(
     "frame", [EMPTY, EMPTY_PING, b"\x8a\x80\0\0\0\0"], ids=["data", "ping", "pong"]
 )
-def test_a_viewer_that_sends_frames_without_end_is_closed(run: Run, frame: bytes) -> None:
+def test_viewer_that_floods_frames_is_closed(run: Run, frame: bytes) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with raw_viewer(made, session.id) as viewer:
@@ -544,7 +540,7 @@ def test_a_viewer_that_sends_frames_without_end_is_closed(run: Run, frame: bytes
     run(scenario)
 
 
-def test_many_frames_of_a_viewer_before_it_is_let_in_are_not_read(run: Run) -> None:
+def test_frames_before_admission_are_not_read(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -557,7 +553,7 @@ def test_many_frames_of_a_viewer_before_it_is_let_in_are_not_read(run: Run) -> N
     run(scenario)
 
 
-def test_a_slow_viewer_holds_the_vm_back_and_costs_no_memory(run: Run) -> None:
+def test_slow_viewer_applies_backpressure_to_the_vm(run: Run) -> None:
     offered = 0
     chunk = os.urandom(MEBIBYTE)
 
@@ -593,7 +589,7 @@ async def stands_still(figure: Callable[[], int]) -> bool:
     return figure() == before > 0
 
 
-def test_a_slow_vm_holds_the_viewer_back(run: Run) -> None:
+def test_slow_vm_applies_backpressure_to_the_viewer(run: Run) -> None:
     vm = Vm()
     chunk = os.urandom(MEBIBYTE)
     sent = 0
@@ -623,7 +619,7 @@ def test_a_slow_vm_holds_the_viewer_back(run: Run) -> None:
     run(scenario)
 
 
-def test_answers_to_pings_do_not_cut_through_what_a_slow_viewer_gets(run: Run) -> None:
+def test_pongs_do_not_split_frames_of_slow_viewer(run: Run) -> None:
     picture = os.urandom(32 * MEBIBYTE)
 
     async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -658,7 +654,7 @@ def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_pings")
-def test_who_answers_no_ping_is_gone(run: Run) -> None:
+def test_viewer_without_pongs_is_closed(run: Run) -> None:
     vm = Vm()
 
     async def scenario(made: Screens) -> None:
@@ -675,7 +671,7 @@ def test_who_answers_no_ping_is_gone(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("quick_pings")
-def test_who_answers_pings_stays_and_so_does_who_is_only_slow(run: Run) -> None:
+def test_viewers_that_answer_pings_or_read_slowly_stay(run: Run) -> None:
     async def screen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(bytes(48 * MEBIBYTE))
         await reader.read()
@@ -885,7 +881,7 @@ class TestUse:
         play(tmp_path, scenario, **self.LIMITS)
 
 
-def test_the_vm_hears_a_viewer_that_it_does_not_answer(run: Run) -> None:
+def test_vm_gets_bytes_of_viewer_without_answering(run: Run) -> None:
     vm = Vm()
 
     async def scenario(made: Screens) -> None:
@@ -901,7 +897,7 @@ def test_the_vm_hears_a_viewer_that_it_does_not_answer(run: Run) -> None:
     run(scenario)
 
 
-def test_every_upgrade_and_every_refusal_is_told_without_secrets(run: Run) -> None:
+def test_upgrades_and_refusals_are_logged_without_secrets(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         url = f"{made.url(session.id)}?access_token={made.tokens['user']}"
@@ -943,7 +939,7 @@ async def until_logged(logs: list[Any], event: str) -> None:
     await until(look, event)
 
 
-def test_who_did_not_ask_for_an_upgrade_gets_problem_details(run: Run) -> None:
+def test_plain_request_to_websocket_path_gets_problem_details(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         path = made.url(session.id).replace("ws", "http", 1)
@@ -960,7 +956,7 @@ def test_who_did_not_ask_for_an_upgrade_gets_problem_details(run: Run) -> None:
     run(scenario)
 
 
-def test_figures_are_those_of_the_viewers(run: Run) -> None:
+def test_metrics_count_viewers_and_bytes(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         async with made.connect(session.id) as viewer:
@@ -975,7 +971,7 @@ def test_figures_are_those_of_the_viewers(run: Run) -> None:
     run(scenario)
 
 
-def test_a_vnc_client_sees_the_picture_of_its_vm(run: Run) -> None:
+def test_vnc_client_sees_screen_of_the_vm(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         pixels = os.urandom(WIDTH * HEIGHT * 4)
         session = await made.session(partial(rfb_screen, pixels))

@@ -163,7 +163,7 @@ async def looking(
         yield at
 
 
-def test_only_the_owners_keys_and_clicks_arrive(tmp_path: Path) -> None:
+def test_only_owner_keys_and_clicks_reach_the_vm(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with looking(tmp_path) as at:
             first = await at.until_heard()
@@ -181,7 +181,7 @@ def test_only_the_owners_keys_and_clicks_arrive(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_only_the_owner_changes_the_size_of_the_screen(tmp_path: Path) -> None:
+def test_only_owner_can_resize_the_screen(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with looking(tmp_path, owner_knows=[EXTENDED_DESKTOP_SIZE]) as at:
             await at.spectator.send(desktop_size(640, 480))
@@ -198,7 +198,7 @@ def test_only_the_owner_changes_the_size_of_the_screen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encodings", [(), (EXTENDED_CLIPBOARD,)], ids=["plain", "extended"])
-def test_texts_go_to_and_from_the_owner_only(tmp_path: Path, encodings: tuple[bytes, ...]) -> None:
+def test_clipboard_works_for_owner_only(tmp_path: Path, encodings: tuple[bytes, ...]) -> None:
     async def scenario() -> None:
         async with looking(tmp_path, spectator_knows=encodings) as at:
             await at.spectator.send(text_message(SECRET))
@@ -213,7 +213,7 @@ def test_texts_go_to_and_from_the_owner_only(tmp_path: Path, encodings: tuple[by
     asyncio.run(scenario())
 
 
-def test_a_spectator_that_says_more_is_closed_with_the_reason(tmp_path: Path) -> None:
+def test_spectator_with_unknown_message_is_closed(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with looking(tmp_path) as at:
             await at.spectator.send(b"\x4d", WANTS_UPDATE)

@@ -35,7 +35,7 @@ async def ticket(made: Screens, session_id: str, purpose: Purpose = "viewer") ->
     return str(answer.json()["ticket"])
 
 
-def test_a_ticket_opens_one_viewer(run: Run) -> None:
+def test_ticket_opens_one_viewer(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         uri = f"{made.url(session.id)}?ticket={await ticket(made, session.id)}"
@@ -51,7 +51,7 @@ def test_a_ticket_opens_one_viewer(run: Run) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"http://{HOST}:1"])
-def test_another_site_s_page_gets_no_viewer_and_spends_no_ticket(run: Run, origin: str) -> None:
+def test_foreign_origin_is_refused_and_keeps_the_ticket(run: Run, origin: str) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
         uri = f"{made.url(session.id)}?ticket={await ticket(made, session.id)}"
@@ -63,7 +63,7 @@ def test_another_site_s_page_gets_no_viewer_and_spends_no_ticket(run: Run, origi
     run(scenario)
 
 
-def test_a_ticket_is_for_its_session_and_purpose(run: Run) -> None:
+def test_ticket_is_bound_to_session_and_purpose(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session, other = await made.session(), await made.session()
         for given, code in (
@@ -92,7 +92,7 @@ def test_a_cookie_opens_no_viewer(run: Run) -> None:
     run(scenario)
 
 
-def test_a_viewer_goes_when_its_browser_signs_out(
+def test_sign_out_closes_the_viewer(
     run: Run,
 ) -> None:
     async def scenario(made: Screens) -> None:

@@ -92,7 +92,7 @@ def play(scenario: Callable[[Bench], Awaitable[None]], early: bytes = b"") -> No
     asyncio.run(played())
 
 
-def test_what_came_before_the_takeover_goes_first() -> None:
+def test_bytes_read_before_takeover_are_delivered_first() -> None:
     async def scenario(bench: Bench) -> None:
         bench.begin()
         (await bench.far()).send(BINARY, b" and late")
@@ -102,7 +102,7 @@ def test_what_came_before_the_takeover_goes_first() -> None:
     play(scenario, early=b"early")
 
 
-def test_who_is_not_listened_to_is_not_taken_for_dead() -> None:
+def test_paused_viewer_is_not_considered_dead() -> None:
     async def scenario(bench: Bench) -> None:
         viewer = bench.viewer
         bench.begin()
@@ -119,7 +119,7 @@ def test_who_is_not_listened_to_is_not_taken_for_dead() -> None:
     play(scenario)
 
 
-def test_a_frame_that_does_not_leave_at_once_leaves_whole_and_pings_follow_it() -> None:
+def test_pings_follow_a_partly_sent_frame() -> None:
     async def scenario(bench: Bench) -> None:
         viewer, data = bench.viewer, os.urandom(MUCH)
         drained = asyncio.Event()
@@ -138,7 +138,7 @@ def test_a_frame_that_does_not_leave_at_once_leaves_whole_and_pings_follow_it() 
     play(scenario)
 
 
-def test_who_has_hung_up_is_noticed_by_what_is_sent() -> None:
+def test_send_detects_vanished_viewer() -> None:
     async def scenario(bench: Bench) -> None:
         viewer = bench.viewer
         linger = struct.pack("ii", 1, 0)  # a reset, at once
@@ -151,7 +151,7 @@ def test_who_has_hung_up_is_noticed_by_what_is_sent() -> None:
     play(scenario)
 
 
-def test_while_something_waits_the_vm_is_not_read() -> None:
+def test_vm_is_not_read_while_viewer_has_unsent_bytes() -> None:
     async def scenario(bench: Bench) -> None:
         viewer, data = bench.viewer, os.urandom(MUCH)
         near, vm = connected()
@@ -182,7 +182,7 @@ def readable(connection: socket.socket) -> bool:
         return False
 
 
-def test_what_a_viewer_says_after_the_end_goes_nowhere() -> None:
+def test_bytes_after_close_are_dropped() -> None:
     async def scenario(bench: Bench) -> None:
         bench.begin()
         far = await bench.far()
@@ -196,7 +196,7 @@ def test_what_a_viewer_says_after_the_end_goes_nowhere() -> None:
     play(scenario)
 
 
-def test_a_viewer_that_answers_no_close_is_let_go_all_the_same() -> None:
+def test_viewer_that_ignores_close_is_disconnected() -> None:
     async def scenario(bench: Bench) -> None:
         bench.begin()
         far = await bench.far()
@@ -208,7 +208,7 @@ def test_a_viewer_that_answers_no_close_is_let_go_all_the_same() -> None:
     play(scenario)
 
 
-def test_a_pipe_with_something_left_in_it_is_nobody_elses() -> None:
+def test_pipe_with_leftover_bytes_is_not_reused() -> None:
     pipes = PipePool()
     near, far = connected()
     with near, far, pipes.kept():
@@ -226,7 +226,7 @@ def test_a_pipe_with_something_left_in_it_is_nobody_elses() -> None:
             pipes.give_back(pipe)
 
 
-def test_who_may_not_look_yet_is_told_nothing_of_the_end() -> None:
+def test_session_end_before_admission_refuses_the_viewer() -> None:
     async def scenario(bench: Bench) -> None:
         entry = ViewerEntry("a session", bench.viewer)
         entry.end(OVER)

@@ -31,7 +31,7 @@ PIXELS = b"".join(
 SCREEN: Serve = partial(rfb_screen, PIXELS)
 
 
-def as_it_is(vm: Vm) -> ReadVm:
+def unchanged(vm: Vm) -> ReadVm:
     """The VM has not changed meanwhile."""
 
     async def look() -> Vm:
@@ -48,7 +48,7 @@ async def ask(service: Screens, vm_id: str, caller: str = "user") -> httpx.Respo
 
 
 @run_async
-async def test_the_picture_is_what_the_screen_shows(tmp_path: Path) -> None:
+async def test_screenshot_shows_the_screen(tmp_path: Path) -> None:
     async with screens(tmp_path) as service:
         session = await service.session(SCREEN)
         for caller in ("user", "operator"):
@@ -64,7 +64,7 @@ async def test_the_picture_is_what_the_screen_shows(tmp_path: Path) -> None:
 
 
 @run_async
-async def test_a_real_screen_and_a_viewer_who_stays(tmp_path: Path) -> None:
+async def test_screenshot_of_real_screen_keeps_viewer_connected(tmp_path: Path) -> None:
     """TigerVNC, as in the golden image; its root window is coloured."""
     (folder := tmp_path / "x").mkdir()
     async with x_screens(folder) as screen, screens(tmp_path) as service:
@@ -82,7 +82,7 @@ async def test_a_real_screen_and_a_viewer_who_stays(tmp_path: Path) -> None:
 
 
 @run_async
-async def test_one_picture_for_all_who_ask_at_once(tmp_path: Path) -> None:
+async def test_concurrent_requests_share_one_screenshot(tmp_path: Path) -> None:
     connections = 0
 
     async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,16 +94,16 @@ async def test_one_picture_for_all_who_ask_at_once(tmp_path: Path) -> None:
         session = await service.session(counted)
         vm = await service.services.vms.get(session.vm_id)
         taken = Screenshots(fresh_seconds=60)
-        first, *others = await asyncio.gather(*(taken.take(vm, as_it_is(vm)) for _ in range(20)))
+        first, *others = await asyncio.gather(*(taken.take(vm, unchanged(vm)) for _ in range(20)))
         assert connections == 1
         assert others == [first] * 19
-        assert await taken.take(vm, as_it_is(vm)) is first
-        await Screenshots(FRESH_SECONDS).take(vm, as_it_is(vm))
+        assert await taken.take(vm, unchanged(vm)) is first
+        await Screenshots(FRESH_SECONDS).take(vm, unchanged(vm))
         assert connections == 2
 
 
 @run_async
-async def test_who_leaves_does_not_take_the_picture_from_the_others(tmp_path: Path) -> None:
+async def test_cancelled_request_does_not_cancel_shared_screenshot(tmp_path: Path) -> None:
     is_open, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,7 +115,7 @@ async def test_who_leaves_does_not_take_the_picture_from_the_others(tmp_path: Pa
         session = await service.session(slow)
         vm = await service.services.vms.get(session.vm_id)
         taken = Screenshots()
-        leaves, stays = (asyncio.create_task(taken.take(vm, as_it_is(vm))) for _ in range(2))
+        leaves, stays = (asyncio.create_task(taken.take(vm, unchanged(vm))) for _ in range(2))
         await is_open.wait()
         leaves.cancel()
         go_on.set()
@@ -124,7 +124,7 @@ async def test_who_leaves_does_not_take_the_picture_from_the_others(tmp_path: Pa
 
 
 @run_async
-async def test_no_picture_is_given_of_whoever_has_the_address_by_then(tmp_path: Path) -> None:
+async def test_screenshot_is_dropped_if_vm_ended_meanwhile(tmp_path: Path) -> None:
     async with screens(tmp_path) as service:
         session = await service.session(SCREEN)
         vm = await service.services.vms.get(session.vm_id)
@@ -137,11 +137,11 @@ async def test_no_picture_is_given_of_whoever_has_the_address_by_then(tmp_path: 
         with pytest.raises(SessionExpired):
             await Screenshots().take(vm, look)
         with pytest.raises(SessionExpired):
-            await Screenshots().take(vm, as_it_is(over))
+            await Screenshots().take(vm, unchanged(over))
 
 
 @run_async
-async def test_what_has_no_screen_says_why(tmp_path: Path) -> None:
+async def test_vm_without_screen_is_refused_with_reason(tmp_path: Path) -> None:
     async with screens(tmp_path, slots=(2, 3, 4)) as service:
         vms = service.services.vms
         booting = await service.booting(SCREEN)
@@ -162,7 +162,7 @@ async def test_what_has_no_screen_says_why(tmp_path: Path) -> None:
 
 
 @run_async
-async def test_too_many_are_told_when_to_come_again(tmp_path: Path) -> None:
+async def test_screenshots_are_rate_limited(tmp_path: Path) -> None:
     async with screens(tmp_path) as service:
         session = await service.session(SCREEN)
         answers = [await ask(service, session.vm_id) for _ in range(15)]
@@ -213,7 +213,7 @@ EVIL = {
 
 @pytest.mark.parametrize("name", EVIL)
 @run_async
-async def test_a_screen_that_is_not_to_be_trusted(name: str, tmp_path: Path) -> None:
+async def test_invalid_rfb_server_is_an_error(name: str, tmp_path: Path) -> None:
     screen, words = EVIL[name]
     async with screens(tmp_path) as service:
         session = await service.session(screen)
@@ -223,7 +223,7 @@ async def test_a_screen_that_is_not_to_be_trusted(name: str, tmp_path: Path) -> 
 
 
 @run_async
-async def test_a_screen_that_closes_or_says_nothing(
+async def test_closed_or_silent_screen_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polydev.controller.machines.screenshots.TIMEOUT_SECONDS", 0.2)
@@ -239,8 +239,8 @@ async def test_a_screen_that_closes_or_says_nothing(
             session = await service.session(screen)
             vm = await service.services.vms.get(session.vm_id)
             with pytest.raises(VmError, match=words):
-                await Screenshots().take(vm, as_it_is(vm))
+                await Screenshots().take(vm, unchanged(vm))
 
 
-def test_the_largest_screen_is_one_that_people_have() -> None:
+def test_4k_screens_are_allowed() -> None:
     assert 3840 * 2160 <= MOST_PIXELS < 2**24

@@ -133,7 +133,7 @@ STATES = {"start": states_of_start, "session": states_of_session}
 
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("states", STATES)
-def test_no_violation_in_any_state(
+def test_user_pages_pass_axe_in_every_state(
     tmp_path: Path, packed_assets: Path, node_modules: Path, states: str, look: str
 ) -> None:
     async def scenario() -> None:

@@ -77,7 +77,7 @@ async def ticket_url(made: Screens, session_id: str, purpose: Purpose = "page") 
     return own(made) + str(answer.json()["url"])
 
 
-async def framed(page: Page, foreign: ForeignSite, url: str) -> bool:
+async def can_be_framed(page: Page, foreign: ForeignSite, url: str) -> bool:
     """Whether the other site's page can show ours in a frame."""
     foreign.html = f'<iframe src="{url}" width=800 height=600></iframe>'
     await page.goto(foreign.url)
@@ -87,16 +87,16 @@ async def framed(page: Page, foreign: ForeignSite, url: str) -> bool:
 
 
 @pytest.mark.parametrize("may_embed", [False, True])
-def test_a_frame_is_for_configured_sites_and_pages_with_a_ticket(
+def test_framing_needs_configured_origin_and_ticket(
     tmp_path: Path, packed_assets: Path, may_embed: bool
 ) -> None:
     async def play() -> None:
         async with both_sites(tmp_path, packed_assets, may_embed=may_embed) as (made, page, site):
             session = await made.session()
             url = await ticket_url(made, session.id)
-            assert await framed(page, site, url) is may_embed
+            assert await can_be_framed(page, site, url) is may_embed
             for path in ("/", "/login", f"/session/{session.id}", "/session/x?tickets=1"):
-                assert not await framed(page, site, own(made) + path), path
+                assert not await can_be_framed(page, site, own(made) + path), path
 
     run_in_browser(play())
 
@@ -114,9 +114,7 @@ FORGED: dict[str, str] = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_another_site_s_page_changes_nothing(
-    tmp_path: Path, packed_assets: Path, kind: str
-) -> None:
+def test_cross_site_requests_change_nothing(tmp_path: Path, packed_assets: Path, kind: str) -> None:
     async def play() -> None:
         async with both_sites(tmp_path, packed_assets) as (made, page, site):
             for path in ("/api/auth/start", "/logout", "/login"):
@@ -132,7 +130,7 @@ def test_another_site_s_page_changes_nothing(
     run_in_browser(play())
 
 
-def test_another_site_s_page_opens_no_viewer_and_reads_nothing(
+def test_foreign_page_cannot_open_viewer_or_read_answers(
     tmp_path: Path, packed_assets: Path
 ) -> None:
     """Even with a ticket that it has got hold of."""
@@ -157,9 +155,7 @@ def test_another_site_s_page_opens_no_viewer_and_reads_nothing(
     run_in_browser(play())
 
 
-def test_who_follows_a_link_from_another_site_is_still_signed_in(
-    tmp_path: Path, packed_assets: Path
-) -> None:
+def test_link_from_another_site_keeps_user_signed_in(tmp_path: Path, packed_assets: Path) -> None:
     """The browser shows the cookie only to what our own pages ask for, as the sign-in page does."""
 
     async def play() -> None:

@@ -44,7 +44,7 @@ async def pages(host: BusyHost, caller: str = "operator", **context: Any) -> Asy
 
 
 @in_browser
-async def test_the_list_stays_up_to_date_and_keeps_focus_and_place(
+async def test_session_list_updates_and_keeps_focus_and_scroll(
     tmp_path: Path, packed_assets: Path
 ) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host, pages(host, **LOW) as page:
@@ -68,7 +68,7 @@ async def test_the_list_stays_up_to_date_and_keeps_focus_and_place(
 
 
 @in_browser
-async def test_filters_and_older_ones(
+async def test_session_list_filters_and_pages(
     tmp_path: Path, packed_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polydev.controller.web.vm_pages.PAGE", 2)
@@ -96,7 +96,9 @@ async def test_filters_and_older_ones(
 
 
 @in_browser
-async def test_a_session_is_ended_after_a_question(tmp_path: Path, packed_assets: Path) -> None:
+async def test_operator_ends_session_after_confirmation(
+    tmp_path: Path, packed_assets: Path
+) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host, pages(host) as page:
         sessions = host.made.services.sessions
         await page.goto(host.vm_page("ready"))
@@ -115,9 +117,7 @@ async def test_a_session_is_ended_after_a_question(tmp_path: Path, packed_assets
 
 
 @in_browser
-async def test_the_console_follows_pauses_and_shows_text_only(
-    tmp_path: Path, packed_assets: Path
-) -> None:
+async def test_console_follows_pauses_and_escapes_text(tmp_path: Path, packed_assets: Path) -> None:
     async with (
         busy_hosts(tmp_path, packed_assets) as host,
         pages(host, expects_network_errors=True) as page,
@@ -149,7 +149,7 @@ async def test_the_console_follows_pauses_and_shows_text_only(
 
 
 @in_browser
-async def test_a_screenshot_shows_the_screen_and_a_paused_vm_sleeps_on(
+async def test_screenshot_shows_screen_and_does_not_wake_paused_vm(
     tmp_path: Path, packed_assets: Path
 ) -> None:
     screen = partial(rfb_screen, RED)
@@ -181,7 +181,7 @@ async def test_a_screenshot_shows_the_screen_and_a_paused_vm_sleeps_on(
 
 
 @in_browser
-async def test_the_viewer_is_opened_to_look_only(tmp_path: Path, packed_assets: Path) -> None:
+async def test_operator_viewer_is_read_only(tmp_path: Path, packed_assets: Path) -> None:
     async with (
         busy_hosts(tmp_path, packed_assets) as host,
         pages(host, expects_network_errors=True) as page,
@@ -195,7 +195,7 @@ async def test_the_viewer_is_opened_to_look_only(tmp_path: Path, packed_assets: 
 
 
 @in_browser
-async def test_users_and_what_they_use(tmp_path: Path, packed_assets: Path) -> None:
+async def test_users_page_shows_usage_and_quotas(tmp_path: Path, packed_assets: Path) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host, pages(host) as page:
         await page.goto(f"{host.url}/admin/users")
         row = page.locator("tr", has=page.get_by_role("link", name="Alan Cole"))
@@ -212,7 +212,7 @@ async def test_users_and_what_they_use(tmp_path: Path, packed_assets: Path) -> N
 
 
 @in_browser
-async def test_a_user_sees_their_quotas_and_is_warned_while_the_session_goes_on(
+async def test_start_page_shows_quotas_and_warning(
     tmp_path: Path, packed_assets: Path, node_modules: Path
 ) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host:
@@ -257,9 +257,7 @@ async def test_tokens_are_shown_to_operators_and_revoked_by_admins(
 
 
 @in_browser
-async def test_what_users_and_guests_choose_is_shown_as_text(
-    tmp_path: Path, packed_assets: Path
-) -> None:
+async def test_texts_of_users_and_guests_are_escaped(tmp_path: Path, packed_assets: Path) -> None:
     async with busy_hosts(tmp_path, packed_assets) as host:
         services = host.made.services
         evil = host.ids[SCRIPT] = (await services.users.add("user", SCRIPT)).id
@@ -291,7 +289,7 @@ async def test_what_users_and_guests_choose_is_shown_as_text(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @in_browser
-async def test_axe_finds_nothing_and_pictures_are_taken(
+async def test_operator_pages_pass_axe_and_screenshots_are_taken(
     scheme: str, tmp_path: Path, packed_assets: Path, node_modules: Path
 ) -> None:
     """With POLYDEV_PICTURES=docs/web the pictures are kept there."""

@@ -66,7 +66,7 @@ def paths_of(host: RecordedHost) -> list[str]:
 
 
 @in_browser
-async def test_images_lead_to_their_specs_packages_and_differences(opened: Opened) -> None:
+async def test_image_pages_show_specs_packages_and_differences(opened: Opened) -> None:
     async with opened() as (host, page):
         rows = page.locator("table.images tbody tr")
         golden = host.images["golden"]
@@ -92,7 +92,7 @@ async def test_images_lead_to_their_specs_packages_and_differences(opened: Opene
 
 
 @in_browser
-async def test_a_deployment_says_what_it_did_and_the_way_back(opened: Opened) -> None:
+async def test_deployment_page_shows_operations_and_rollback_command(opened: Opened) -> None:
     async with opened() as (host, page):
         await page.goto(host.url + LISTS["deployments"])
         newest = host.deployments["newest"]
@@ -112,7 +112,7 @@ async def test_a_deployment_says_what_it_did_and_the_way_back(opened: Opened) ->
 
 
 @in_browser
-async def test_more_deployments_than_a_page_holds(opened: Opened) -> None:
+async def test_deployment_list_has_pages(opened: Opened) -> None:
     async with opened() as (host, page):
         for number in range(30):
             host.deploy(f"more {number}", timedelta(hours=30 - number))
@@ -126,7 +126,7 @@ async def test_more_deployments_than_a_page_holds(opened: Opened) -> None:
 
 
 @in_browser
-async def test_a_new_alert_appears_and_is_told_where_that_is_wanted(opened: Opened) -> None:
+async def test_new_alert_appears_and_sends_notification_if_enabled(opened: Opened) -> None:
     async with opened(permissions=["notifications"]) as (host, page):
         await _note_notifications(page)
         await page.goto(host.url + LISTS["alerts"])
@@ -162,7 +162,7 @@ async def _note_notifications(page: Page) -> None:
 
 
 @in_browser
-async def test_whoever_denies_notifications_is_told_what_that_means(opened: Opened) -> None:
+async def test_denied_notifications_are_explained(opened: Opened) -> None:
     async with opened() as (host, page):
         # Whatever is not granted then is denied.
         await page.context.grant_permissions(["clipboard-read"])
@@ -174,7 +174,7 @@ async def test_whoever_denies_notifications_is_told_what_that_means(opened: Open
 
 
 @in_browser
-async def test_markup_in_records_is_text(opened: Opened) -> None:
+async def test_markup_in_records_is_escaped(opened: Opened) -> None:
     async with opened() as (host, page):
         for path in paths_of(host):
             await page.goto(host.url + path)
@@ -187,7 +187,7 @@ async def test_markup_in_records_is_text(opened: Opened) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @in_browser
-async def test_no_page_keeps_anybody_out(opened: Opened, node_modules: Path, scheme: str) -> None:
+async def test_record_pages_pass_axe(opened: Opened, node_modules: Path, scheme: str) -> None:
     async with opened(color_scheme=scheme) as (host, page):
         for path in paths_of(host):
             await page.goto(host.url + path)
@@ -197,7 +197,7 @@ async def test_no_page_keeps_anybody_out(opened: Opened, node_modules: Path, sch
 
 @pytest.mark.parametrize("kind", ["light", "dark", "phone"])
 @in_browser
-async def test_nothing_sticks_out(opened: Opened, kind: str) -> None:
+async def test_record_pages_have_no_horizontal_overflow(opened: Opened, kind: str) -> None:
     context = PHONE if kind == "phone" else {**WIDE, "color_scheme": kind}
     async with opened("", **context) as (host, page):
         golden, newest = host.images["golden"], host.deployments["newest"]

@@ -50,7 +50,7 @@ def play(tmp_path: Path, packed_assets: Path) -> Play:
     return lambda scenario, **context: run_in_browser(played(scenario, **context))
 
 
-def test_what_is_typed_is_seen_and_arrives(play: Play) -> None:
+def test_typed_keys_are_shown_and_reach_the_vm(play: Play) -> None:
     async def scenario(_site: Site, _session: Session, page: Page, typed: Typed) -> None:
         before = await picture(page)
         await page.keyboard.type("echo Hello 42!")
@@ -61,7 +61,7 @@ def test_what_is_typed_is_seen_and_arrives(play: Play) -> None:
     play(scenario)
 
 
-def test_a_click_reaches_the_vm(play: Play) -> None:
+def test_click_reaches_the_vm(play: Play) -> None:
     async def scenario(site: Site, _session: Session, page: Page, typed: Typed) -> None:
         site.screen.start("stdbuf", "-oL", "xinput", "test-xi2", "--root")
 
@@ -74,7 +74,7 @@ def test_a_click_reaches_the_vm(play: Play) -> None:
     play(scenario)
 
 
-def test_a_text_is_pasted_by_ctrl_v(play: Play) -> None:
+def test_ctrl_v_pastes_text_into_the_vm(play: Play) -> None:
     async def scenario(site: Site, _session: Session, page: Page, typed: Typed) -> None:
         await page.evaluate("text => navigator.clipboard.writeText(text)", TEXT)
         for times in (1, 2):
@@ -88,7 +88,7 @@ def test_a_text_is_pasted_by_ctrl_v(play: Play) -> None:
     play(scenario, permissions=CLIPBOARD)
 
 
-def test_what_is_copied_in_the_vm_comes_to_the_users_clipboard(play: Play) -> None:
+def test_text_copied_in_vm_reaches_user_clipboard(play: Play) -> None:
     async def scenario(site: Site, _session: Session, page: Page, _typed: Typed) -> None:
         await site.screen.copy(TEXT)
         await page.wait_for_selector("#status-text:has-text('is in your clipboard')")
@@ -97,7 +97,7 @@ def test_what_is_copied_in_the_vm_comes_to_the_users_clipboard(play: Play) -> No
     play(scenario, permissions=CLIPBOARD)
 
 
-def test_texts_go_both_ways_by_hand(play: Play) -> None:
+def test_clipboard_panel_sends_and_receives_text(play: Play) -> None:
     async def scenario(site: Site, _session: Session, page: Page, _typed: Typed) -> None:
         await page.click("#clipboard-button")
         await page.fill("#outgoing", TEXT)
@@ -118,7 +118,7 @@ def test_texts_go_both_ways_by_hand(play: Play) -> None:
     play(scenario)
 
 
-def test_the_keyboard_alone_is_enough(play: Play) -> None:
+def test_session_page_works_by_keyboard_alone(play: Play) -> None:
     async def scenario(_site: Site, _session: Session, page: Page, typed: Typed) -> None:
         assert "Ctrl+Alt+Shift" in await page.inner_text("#key-hint")
         await page.keyboard.press("Tab")  # goes to the VM
@@ -155,7 +155,7 @@ def test_the_bar_can_be_hidden(play: Play) -> None:
     play(scenario)
 
 
-def test_the_screen_fits_into_the_window_or_gets_its_size(play: Play) -> None:
+def test_screen_scales_to_window_or_is_resized_to_it(play: Play) -> None:
     async def scenario(site: Site, _session: Session, page: Page, _typed: Typed) -> None:
         stage, canvas = page.locator(".stage"), page.locator(CANVAS)
         shown, room = await canvas.bounding_box(), await stage.bounding_box()
@@ -183,7 +183,7 @@ def test_full_screen(play: Play) -> None:
     play(scenario)
 
 
-def test_only_touch_screens_have_a_keyboard_button_and_its_keys_arrive(play: Play) -> None:
+def test_touch_keyboard_button_sends_keys(play: Play) -> None:
     async def scenario(_site: Site, _session: Session, page: Page, typed: Typed) -> None:
         await page.tap("#keyboard-button")
         await page.wait_for_selector("#typed:focus")
@@ -196,7 +196,7 @@ def test_only_touch_screens_have_a_keyboard_button_and_its_keys_arrive(play: Pla
     play(scenario, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
 
 
-def test_a_mouse_needs_no_keyboard_button(play: Play) -> None:
+def test_keyboard_button_is_hidden_without_touch_screen(play: Play) -> None:
     async def scenario(_site: Site, _session: Session, page: Page, _typed: Typed) -> None:
         assert await page.is_hidden("#keyboard-button")
 

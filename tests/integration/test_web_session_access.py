@@ -26,7 +26,7 @@ from tests.web import (
 )
 
 
-def test_a_link_lets_one_person_look_and_do_nothing_else(play: Play) -> None:
+def test_share_link_opens_one_read_only_viewer(play: Play) -> None:
     async def scenario(site: Site) -> None:
         typed = site.screen.terminal()
         session = await site.session()
@@ -87,12 +87,12 @@ async def front_ends(shows: list[str]) -> AsyncIterator[str]:
         yield f"http://localhost:{server.sockets[0].getsockname()[1]}"
 
 
-def tells_of_framing(message: ConsoleMessage) -> bool:
+def reports_framing(message: ConsoleMessage) -> bool:
     return "frame-ancestors" in message.text and "blocked" in message.text
 
 
 @pytest.mark.parametrize("is_configured", [True, False])
-def test_only_a_configured_site_may_frame_a_session(
+def test_only_configured_origin_may_frame_session_page(
     tmp_path: Path, packed_assets: Path, is_configured: bool
 ) -> None:
     async def scenario() -> None:
@@ -107,7 +107,7 @@ def test_only_a_configured_site_may_frame_a_session(
                 page_of(site.browser, expects_network_errors=not is_configured)
             )
             if not is_configured:
-                async with page.expect_console_message(tells_of_framing):
+                async with page.expect_console_message(reports_framing):
                     await page.goto(origin)
                 return
             await page.goto(origin)
@@ -123,7 +123,7 @@ def test_only_a_configured_site_may_frame_a_session(
     run_in_browser(scenario())
 
 
-def test_a_copied_address_shows_another_user_nothing(play: Play) -> None:
+def test_session_page_is_forbidden_to_other_users(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser, expects_network_errors=True) as page:

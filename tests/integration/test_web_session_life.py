@@ -26,7 +26,7 @@ BOOT: dict[Stage, str] = {
 }
 
 
-def test_a_boot_is_followed_until_the_screen_is_seen(play: Play) -> None:
+def test_page_follows_boot_until_screen_is_shown(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.made.booting(site.screen)
         vms, vm = site.made.services.vms, site.made.vms[session.id]
@@ -46,7 +46,7 @@ def test_a_boot_is_followed_until_the_screen_is_seen(play: Play) -> None:
     play(scenario)
 
 
-def test_a_session_that_waits_is_told_its_place_and_why(play: Play) -> None:
+def test_queued_session_shows_place_and_reason(play: Play) -> None:
     async def scenario(site: Site) -> None:
         services = site.made.services
         session = await site.made.waiting()
@@ -60,7 +60,7 @@ def test_a_session_that_waits_is_told_its_place_and_why(play: Play) -> None:
     play(scenario)
 
 
-def test_a_vm_that_dies_has_its_reason_and_a_way_to_begin_anew(play: Play) -> None:
+def test_failed_vm_shows_reason_and_start_button(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser) as page:
@@ -79,7 +79,7 @@ def test_a_vm_that_dies_has_its_reason_and_a_way_to_begin_anew(play: Play) -> No
     play(scenario)
 
 
-def test_a_page_that_is_seen_is_use_of_its_session(play: Play) -> None:
+def test_visible_page_sends_heartbeats(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser) as page:
@@ -92,7 +92,7 @@ def test_a_page_that_is_seen_is_use_of_its_session(play: Play) -> None:
     play(scenario, session={"idle_seconds": 8})
 
 
-def test_a_session_is_ended_after_a_question(play: Play) -> None:
+def test_session_ends_after_confirmation(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         sessions = site.made.services.sessions
@@ -110,7 +110,7 @@ def test_a_session_is_ended_after_a_question(play: Play) -> None:
     play(scenario)
 
 
-def test_a_session_without_use_ends_unless_its_user_stays(play: Play) -> None:
+def test_idle_session_shows_countdown_and_stay_button(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         sessions = site.made.services.sessions
@@ -139,7 +139,7 @@ def test_a_session_without_use_ends_unless_its_user_stays(play: Play) -> None:
     play(scenario, session={"per_user": 9, "idle_seconds": 8})
 
 
-def test_the_longest_life_is_told_before_and_cannot_be_longer(play: Play) -> None:
+def test_maximum_length_shows_countdown_without_stay_button(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser) as page:

@@ -52,7 +52,7 @@ async def until_started(vm: FakeVm) -> None:
     await until(is_started, "the start of the tool")
 
 
-def test_the_login_of_the_tool_is_followed(play: Play) -> None:
+def test_login_of_tool_is_followed(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         vm = site.made.vms[session.id]
@@ -78,7 +78,7 @@ def test_the_login_of_the_tool_is_followed(play: Play) -> None:
     play(scenario)
 
 
-def test_a_login_that_fails_has_the_tools_words_and_can_be_tried_again(play: Play) -> None:
+def test_failed_login_shows_tool_message_and_can_be_retried(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         vm = site.made.vms[session.id]
@@ -96,7 +96,7 @@ def test_a_login_that_fails_has_the_tools_words_and_can_be_tried_again(play: Pla
     play(scenario)
 
 
-def test_a_device_code_is_shown_and_a_code_to_paste_reaches_the_tool(play: Play) -> None:
+def test_device_code_is_shown_and_pasted_code_reaches_tool(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await logging_in(site)
         vm = site.made.vms[session.id]
@@ -121,7 +121,7 @@ def test_a_device_code_is_shown_and_a_code_to_paste_reaches_the_tool(play: Play)
     play(scenario)
 
 
-def test_credentials_handed_over_end_the_session_with_a_receipt(play: Play) -> None:
+def test_handover_ends_session_with_receipt(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await logging_in(site)
         async with page_of(site.browser) as page:
@@ -142,7 +142,7 @@ def test_credentials_handed_over_end_the_session_with_a_receipt(play: Play) -> N
     play(scenario, credentials_key=new_key())
 
 
-def test_credentials_that_the_host_cannot_keep_stay_in_the_vm(play: Play) -> None:
+def test_credentials_stay_in_vm_if_host_cannot_store_them(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await logging_in(site)
         async with page_of(site.browser) as page:
@@ -157,7 +157,7 @@ def test_credentials_that_the_host_cannot_keep_stay_in_the_vm(play: Play) -> Non
     play(scenario)
 
 
-def test_stored_credentials_that_the_tool_refuses_lead_to_a_login(play: Play) -> None:
+def test_refused_stored_credentials_lead_to_login(play: Play) -> None:
     async def scenario(site: Site) -> None:
         services, user_id = site.made.services, site.made.users["user"]
         await services.credentials.store(user_id, "claude", CREDENTIALS)
@@ -177,7 +177,7 @@ def test_stored_credentials_that_the_tool_refuses_lead_to_a_login(play: Play) ->
     play(scenario, credentials_key=new_key())
 
 
-def test_what_a_guest_or_a_tool_says_is_text(play: Play) -> None:
+def test_texts_of_guests_and_tools_are_escaped(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         vm = site.made.vms[session.id]

@@ -30,7 +30,7 @@ SLEEP = """() => {
 }"""
 
 
-def test_a_reload_finds_the_same_screen(play: Play) -> None:
+def test_reload_shows_the_same_screen(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser) as page:
@@ -42,7 +42,7 @@ def test_a_reload_finds_the_same_screen(play: Play) -> None:
     play(scenario)
 
 
-def test_a_cut_network_is_told_and_mends_itself(play: Play) -> None:
+def test_page_reconnects_after_network_cut(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with (
@@ -60,7 +60,7 @@ def test_a_cut_network_is_told_and_mends_itself(play: Play) -> None:
     play(scenario)
 
 
-def test_a_page_that_cannot_read_its_session_at_first_reads_it_again(play: Play) -> None:
+def test_failed_session_requests_are_retried(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         failing = iter(range(3))
@@ -80,7 +80,7 @@ def test_a_page_that_cannot_read_its_session_at_first_reads_it_again(play: Play)
     play(scenario)
 
 
-def test_try_now_waits_for_nothing(play: Play) -> None:
+def test_try_now_reconnects_at_once(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with (
@@ -99,7 +99,7 @@ def test_try_now_waits_for_nothing(play: Play) -> None:
     play(scenario)
 
 
-def test_a_network_that_is_back_is_used_at_once(play: Play) -> None:
+def test_page_reconnects_at_once_when_browser_is_online(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with (
@@ -119,7 +119,7 @@ def test_a_network_that_is_back_is_used_at_once(play: Play) -> None:
     play(scenario)
 
 
-def test_after_sleep_the_page_connects_anew_at_once(play: Play) -> None:
+def test_page_reconnects_at_once_after_sleep(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser) as page:
@@ -139,7 +139,7 @@ def test_after_sleep_the_page_connects_anew_at_once(play: Play) -> None:
     play(scenario)
 
 
-def test_a_restarted_controller_shows_the_same_screen(play: Play, packed_assets: Path) -> None:
+def test_page_reconnects_after_controller_restart(play: Play, packed_assets: Path) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with AsyncExitStack() as stack:
@@ -160,7 +160,7 @@ def test_a_restarted_controller_shows_the_same_screen(play: Play, packed_assets:
     play(scenario)
 
 
-def test_after_the_last_attempt_the_user_has_the_word(play: Play) -> None:
+def test_page_offers_reconnect_after_last_attempt(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         vm = site.made.vms[session.id]

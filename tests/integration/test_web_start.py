@@ -35,7 +35,7 @@ def play(tmp_path: Path, packed_assets: Path) -> Play:
     return lambda scenario, **changes: run_in_browser(played(scenario, **changes))
 
 
-def test_a_session_is_started_with_the_tool_that_was_chosen(play: Play) -> None:
+def test_start_button_starts_session_with_chosen_tool(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         await sign_in(page, site)
         assert "18 June 2026" in await page.inner_text("#known-gemini")
@@ -51,7 +51,7 @@ def test_a_session_is_started_with_the_tool_that_was_chosen(play: Play) -> None:
     play(scenario)
 
 
-def test_the_keyboard_alone_starts_a_session(play: Play) -> None:
+def test_session_can_be_started_by_keyboard(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         await sign_in(page, site)
         await page.focus(".brand")
@@ -63,7 +63,7 @@ def test_the_keyboard_alone_starts_a_session(play: Play) -> None:
     play(scenario)
 
 
-def test_what_keeps_a_session_from_starting_is_said_with_what_to_do(play: Play) -> None:
+def test_full_host_is_reported_with_next_step(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         await site.session(user="other user")
         await sign_in(page, site)
@@ -75,7 +75,7 @@ def test_what_keeps_a_session_from_starting_is_said_with_what_to_do(play: Play) 
     play(scenario, expects_network_errors=True, slots=(2,))
 
 
-def test_too_many_sessions_are_said_too(play: Play) -> None:
+def test_session_limit_is_reported(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         await site.session()
         await sign_in(page, site)
@@ -86,7 +86,7 @@ def test_too_many_sessions_are_said_too(play: Play) -> None:
     play(scenario, expects_network_errors=True, session={"per_user": 1})
 
 
-def test_own_sessions_are_listed_live_first_and_ended_after_a_question(play: Play) -> None:
+def test_own_sessions_are_listed_and_ended_after_confirmation(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         sessions = site.made.services.sessions
         live = await site.session()
@@ -111,7 +111,7 @@ def test_own_sessions_are_listed_live_first_and_ended_after_a_question(play: Pla
 
 
 @pytest.mark.parametrize("path", ["/", "/session/{id}"])
-def test_pages_are_light(play: Play, path: str) -> None:
+def test_pages_load_few_bytes(play: Play, path: str) -> None:
     async def scenario(site: Site, page: Page) -> None:
         session = await site.session()
         await sign_in(page, site)
@@ -130,7 +130,7 @@ def test_pages_are_light(play: Play, path: str) -> None:
     play(scenario)
 
 
-def test_the_list_renews_itself(play: Play) -> None:
+def test_session_list_updates_itself(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         session = await site.made.booting(site.screen)
         await sign_in(page, site)
@@ -141,7 +141,7 @@ def test_the_list_renews_itself(play: Play) -> None:
     play(scenario)
 
 
-def test_stored_logins_are_listed_and_deleted_after_a_question(play: Play) -> None:
+def test_stored_logins_are_listed_and_deleted_after_confirmation(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         stored, user = site.made.services.credentials, site.made.users["user"]
         await stored.store(user, "claude", b'{"a": 1}')
@@ -158,7 +158,7 @@ def test_stored_logins_are_listed_and_deleted_after_a_question(play: Play) -> No
     play(scenario, credentials_key=new_key())
 
 
-def test_a_stored_login_tells_of_itself_and_starts_a_session(play: Play) -> None:
+def test_stored_login_shows_details_and_starts_session(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         services, user = site.made.services, site.made.users["user"]
         first = await site.session()
@@ -182,7 +182,7 @@ def test_a_stored_login_tells_of_itself_and_starts_a_session(play: Play) -> None
     play(scenario, credentials_key=new_key())
 
 
-def test_a_login_that_only_its_owners_key_opens_is_shown_as_such(play: Play) -> None:
+def test_login_sealed_to_recipient_shows_its_key(play: Play) -> None:
     async def scenario(site: Site, page: Page) -> None:
         services, user = site.made.services, site.made.users["user"]
         recipient = str(x25519.Identity.generate().to_public())

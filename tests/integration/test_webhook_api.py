@@ -18,7 +18,7 @@ SECRET = "whsec_" + "front" * 8
 PATH = "/api/admin/webhooks"
 
 
-def test_operators_see_deliveries_send_them_again_and_try_endpoints(tmp_path: Path) -> None:
+def test_operators_list_resend_and_test_webhook_deliveries(tmp_path: Path) -> None:
     lay_migrated(tmp_path / "controller.sqlite3")
     status = 500
 

@@ -69,7 +69,7 @@ def verified(asked: Asked, name: str = "front") -> dict[str, Any]:
 
 
 @run_async
-async def test_what_happens_to_a_session_is_told_signed(store_url: str) -> None:
+async def test_session_events_are_delivered_signed(store_url: str) -> None:
     with served(lambda _: Answer(204)) as front:
         async with opened(store_url) as store:
             session = await store.start_ready(await store.new_user())
@@ -86,7 +86,7 @@ async def test_what_happens_to_a_session_is_told_signed(store_url: str) -> None:
 
 
 @run_async
-async def test_a_receiver_that_fails_gets_the_same_message_again_until_it_takes_it(
+async def test_failed_delivery_is_retried_until_accepted(
     store_url: str,
 ) -> None:
     answers = iter([500, 302, 200])
@@ -114,7 +114,7 @@ async def test_a_receiver_that_fails_gets_the_same_message_again_until_it_takes_
 
 
 @run_async
-async def test_a_receiver_that_never_takes_it_is_left_alone_in_the_end(store_url: str) -> None:
+async def test_delivery_fails_after_last_attempt(store_url: str) -> None:
     with served(lambda _: Answer(503, headers={"Retry-After": "20000"})) as front:
         async with opened(store_url) as store:
             await store.start(await store.new_user())
@@ -133,7 +133,7 @@ async def test_a_receiver_that_never_takes_it_is_left_alone_in_the_end(store_url
 
 
 @run_async
-async def test_no_receiver_holds_up_another_or_a_session(tmp_path: Path, store_url: str) -> None:
+async def test_hung_receiver_delays_no_other_delivery(tmp_path: Path, store_url: str) -> None:
     """One never answers, one takes connections and says nothing, and one works."""
     let_go = Event()
 
@@ -164,7 +164,7 @@ async def test_no_receiver_holds_up_another_or_a_session(tmp_path: Path, store_u
 
 
 @run_async
-async def test_a_receiver_that_is_gone_is_sent_nothing_more_until_somebody_wants_it(
+async def test_gone_endpoint_gets_nothing_until_resend(
     store_url: str,
 ) -> None:
     answer = Answer(410)
@@ -200,7 +200,7 @@ async def test_a_receiver_that_is_gone_is_sent_nothing_more_until_somebody_wants
 
 
 @run_async
-async def test_a_handover_loses_nothing(store_url: str) -> None:
+async def test_controller_handover_loses_no_delivery(store_url: str) -> None:
     """The one that ends gives back what it could not finish, and the next one sends it."""
     let_go = Event()
 
@@ -222,7 +222,7 @@ async def test_a_handover_loses_nothing(store_url: str) -> None:
 
 
 @run_async
-async def test_a_killed_process_loses_nothing_and_doubles_only_what_was_under_way(
+async def test_killed_sender_repeats_only_the_delivery_under_way(
     store_url: str,
 ) -> None:
     """Killed while the receiver has a message and has not answered."""
@@ -258,7 +258,7 @@ async def test_a_killed_process_loses_nothing_and_doubles_only_what_was_under_wa
 
 
 @run_async
-async def test_two_processes_send_nothing_twice(store_url: str) -> None:
+async def test_two_senders_send_each_delivery_once(store_url: str) -> None:
     with served(lambda _: Answer()) as front:
         async with opened(store_url, slots=8) as store:
             for _ in range(6):
@@ -274,7 +274,7 @@ def _always(answer: Answer, _: Asked) -> Answer:
 
 
 @run_async
-async def test_an_answer_without_end_counts_by_its_status(tmp_path: Path) -> None:
+async def test_endless_answer_counts_by_its_status(tmp_path: Path) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -295,7 +295,7 @@ async def test_an_answer_without_end_counts_by_its_status(tmp_path: Path) -> Non
 
 
 @run_async
-async def test_one_limit_holds_for_all_of_an_attempt(tmp_path: Path) -> None:
+async def test_delivery_attempt_has_one_time_limit(tmp_path: Path) -> None:
     """One says nothing, one says a byte now and then."""
     over = Event()
 
@@ -318,7 +318,7 @@ async def test_one_limit_holds_for_all_of_an_attempt(tmp_path: Path) -> None:
 
 
 @run_async
-async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -> None:
+async def test_connection_errors_are_reported_without_url(tmp_path: Path) -> None:
     tls = make_tls(tmp_path)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tls.certificate, tls.key)
@@ -348,7 +348,7 @@ async def test_why_there_was_no_answer_is_told_without_the_url(tmp_path: Path) -
 
 
 @run_async
-async def test_an_endpoint_that_names_no_time_is_tried_as_usual() -> None:
+async def test_invalid_retry_after_is_ignored() -> None:
     for retry_after in (
         "Mon, 1 Jan 99999999999 00:00:00 GMT",
         "Mon, 1 Jan 2026 00:00:00 +99999999999999",
@@ -362,7 +362,7 @@ async def test_an_endpoint_that_names_no_time_is_tried_as_usual() -> None:
 
 
 @run_async
-async def test_a_host_that_no_name_stands_for_is_a_failed_attempt() -> None:
+async def test_invalid_host_name_is_a_failed_attempt() -> None:
     """The host name is decoded only when something is sent."""
     async with open_client(1, 20) as client:
         reply = await post(client, checked_url("https://xn--a.example/"), {}, "{}", 20, AT)

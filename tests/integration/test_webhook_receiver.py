@@ -82,7 +82,7 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
         yield one
 
 
-def test_what_is_not_signed_now_and_as_it_is_is_refused(receiver: Receiver) -> None:
+def test_receiver_refuses_wrong_or_old_signatures(receiver: Receiver) -> None:
     def signed(at: datetime, secret: str = SECRET, body: str = BODY) -> dict[str, str]:
         return dict(signed_headers([secret], "msg_1", at, body))
 
@@ -117,9 +117,7 @@ def test_what_is_not_signed_now_and_as_it_is_is_refused(receiver: Receiver) -> N
 
 
 @run_async
-async def test_a_message_that_comes_again_changes_nothing(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+async def test_receiver_ignores_repeated_messages(receiver: Receiver, tmp_path: Path) -> None:
     """Sent by a host, and sent again by its operator."""
     lay_migrated(tmp_path / "controller.sqlite3")
     endpoint = WebhookEndpoint(name="front", url=receiver.url)

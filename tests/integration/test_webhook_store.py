@@ -18,7 +18,7 @@ pytest_plugins = ["tests.databases"]
 
 
 @run_async
-async def test_each_state_of_a_session_is_told_with_its_change_and_no_word_of_anybody(
+async def test_session_changes_write_events_without_texts(
     store_url: str,
 ) -> None:
     async with opened(store_url) as store:
@@ -49,7 +49,7 @@ async def test_each_state_of_a_session_is_told_with_its_change_and_no_word_of_an
 
 
 @run_async
-async def test_a_change_that_is_undone_is_not_told(store_url: str) -> None:
+async def test_rolled_back_change_writes_no_event(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start(await store.new_user())
         before = await told(store.database)
@@ -65,7 +65,7 @@ async def test_a_change_that_is_undone_is_not_told(store_url: str) -> None:
 
 
 @run_async
-async def test_each_event_is_queued_once_for_who_wants_it(store_url: str) -> None:
+async def test_event_is_queued_once_per_subscribed_endpoint(store_url: str) -> None:
     async with opened(store_url) as store:
         webhooks = WebhookQueue(store.database, store.clock)
         for _ in range(2):
@@ -86,7 +86,7 @@ async def test_each_event_is_queued_once_for_who_wants_it(store_url: str) -> Non
 
 
 @run_async
-async def test_a_claim_is_one_sender_s_until_it_is_over(store_url: str) -> None:
+async def test_claimed_delivery_belongs_to_one_sender_until_it_expires(store_url: str) -> None:
     async with opened(store_url) as store:
         webhooks = WebhookQueue(store.database, store.clock)
         await store.start_ready(await store.new_user())
@@ -123,7 +123,7 @@ async def test_a_claim_is_one_sender_s_until_it_is_over(store_url: str) -> None:
 
 
 @run_async
-async def test_no_queue_grows_without_end(store_url: str) -> None:
+async def test_delivery_queue_length_is_limited(store_url: str) -> None:
     async with opened(store_url) as store:
         webhooks = WebhookQueue(store.database, store.clock)
         for _ in range(2):
@@ -148,7 +148,7 @@ async def test_no_queue_grows_without_end(store_url: str) -> None:
 
 
 @run_async
-async def test_old_events_go_unless_one_of_their_deliveries_waits(store_url: str) -> None:
+async def test_prune_keeps_events_with_waiting_deliveries(store_url: str) -> None:
     async with opened(store_url) as store:
         webhooks = WebhookQueue(store.database, store.clock)
         await store.start_ready(await store.new_user())
