@@ -42,12 +42,12 @@ def tool(programs: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     return write
 
 
-def test_a_command_runs_as_one_line_of_shell(connection: HostConnection) -> None:
+def test_command_runs_as_one_shell_line(connection: HostConnection) -> None:
     text = "cat; printf '%s\\n' \"it's $((1 + 1))\" '$HOME'"
     assert connection.command(text, input="in\n") == "in\nit's 2\n$HOME\n"
 
 
-def test_a_command_that_fails_is_told_with_its_words(connection: HostConnection) -> None:
+def test_failed_command_is_reported_with_its_output(connection: HostConnection) -> None:
     with pytest.raises(DeployError, match=r"browsers: sh failed: no room$") as told:
         connection.command("sh -c 'echo no room >&2; exit 3'")
     assert not isinstance(told.value, Unreachable | HostRefused)
@@ -57,7 +57,7 @@ def test_a_command_that_fails_is_told_with_its_words(connection: HostConnection)
         connection.command("sh -c 'exit 3'")
 
 
-def test_a_host_that_cannot_be_reached(connection: HostConnection, programs: Path) -> None:
+def test_unreachable_host_raises_unreachable(connection: HostConnection, programs: Path) -> None:
     (programs / "ssh.cut").touch()
     with pytest.raises(Unreachable, match="cannot reach browsers over SSH: connection refused"):
         connection.command("true")
@@ -67,9 +67,7 @@ def test_a_host_that_cannot_be_reached(connection: HostConnection, programs: Pat
     connection.wait_until_back(0)
 
 
-def test_the_tool_is_asked_with_its_words_and_a_document(
-    connection: HostConnection, tool: Tool
-) -> None:
+def test_host_tool_gets_arguments_and_document(connection: HostConnection, tool: Tool) -> None:
     tool("""printf '{"words": "%s", "document": %s}' "$*" "$(cat)" """)
     assert connection.tool("look", "a b", document={"x": 1}) == {
         "words": "look a b",
@@ -102,13 +100,13 @@ class TestLock:
         with pytest.raises(LockHeld, match="browsers: bob has it"):
             HostLock(TARGET, "1-a", "ada", "deploy")
 
-    def test_a_host_that_cannot_be_reached(self, programs: Path) -> None:
+    def test_unreachable_host_raises_unreachable(self, programs: Path) -> None:
         (programs / "ssh.cut").touch()
         with pytest.raises(Unreachable, match="cannot lock browsers: connection refused"):
             HostLock(TARGET, "1-a", "ada", "deploy")
 
 
-def test_only_whoever_has_the_lock_may_be_under_way(connection: HostConnection, tool: Tool) -> None:
+def test_only_record_of_lock_owner_is_running(connection: HostConnection, tool: Tool) -> None:
     assert histories.history(connection) == [], "a host without the tool"
     ids = ["before", "between", "broken-off"]
     records = [{"id": each, "startedAt": "2026-11-21T10:00:00Z"} for each in ids]
@@ -126,7 +124,7 @@ esac""")
     assert {record.status for record in histories.history(connection)} == {"interrupted"}
 
 
-def test_the_timer_is_confirmed_once_the_host_answers(tool: Tool, tmp_path: Path) -> None:
+def test_deadman_confirm_is_retried_until_host_answers(tool: Tool, tmp_path: Path) -> None:
     tried = tmp_path / "tried"
     tool(f"""echo "$*" >>{tried}; [ "$(wc -l <{tried})" -gt 1 ]""")
     deadman.confirm_over_new_connection(TARGET, 60)
@@ -134,7 +132,7 @@ def test_the_timer_is_confirmed_once_the_host_answers(tool: Tool, tmp_path: Path
 
 
 @pytest.mark.parametrize(("said", "seconds"), [("no route", 0), ("deadman-fired", 2)])
-def test_an_operator_who_is_shut_out_is_told(
+def test_deadman_confirm_reports_why_host_cannot_be_reached(
     tool: Tool, tmp_path: Path, said: str, seconds: int
 ) -> None:
     tried = tmp_path / "tried"

@@ -45,7 +45,7 @@ def client() -> Iterator[Client]:
         ("no-such-program", None),
     ],
 )
-def test_each_command_has_its_own_answer(
+def test_fact_shell_returns_output_of_each_command(
     client: Client, command: str, lines: list[str] | None
 ) -> None:
     shell = RootShell(client)
@@ -54,7 +54,7 @@ def test_each_command_has_its_own_answer(
     assert shell.output_of("echo after") == ["after"]
 
 
-def test_a_shell_that_has_ended_answers_nothing_more(client: Client) -> None:
+def test_ended_fact_shell_returns_none(client: Client) -> None:
     shell = RootShell(client)
     client.process.kill()
     client.process.wait()

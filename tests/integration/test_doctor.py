@@ -29,7 +29,7 @@ def findings(host: DeployedHost) -> dict[str, DoctorFinding]:
     return {each.name: each for each in host_findings(target.name, gather(target))}
 
 
-def test_the_probe_needs_nothing_but_python() -> None:
+def test_host_probe_needs_only_python() -> None:
     script = Path(host_probe.__file__).read_text()
     said = json.loads(run([sys.executable, "-I", "-S", "-"], input=script).stdout)
     assert said["startedAt"] <= said["endedAt"]
@@ -37,7 +37,7 @@ def test_the_probe_needs_nothing_but_python() -> None:
     assert said["disks"]["/"]["size"] > said["disks"]["/"]["free"] > 0
 
 
-def test_this_machine_is_looked_at_with_a_kernel_to_boot(
+def test_machine_facts_with_a_kernel_to_boot(
     settings: Settings, store: ImageStore, image: ImageRecord
 ) -> None:
     kernel = store.path(image.digest) / KERNEL
@@ -52,7 +52,7 @@ def test_this_machine_is_looked_at_with_a_kernel_to_boot(
     assert len(names) == len(set(names)) == 7
 
 
-def test_a_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
+def test_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
     # Whether names of the internet are known here is not the host's doing.
     found = {name: each for name, each in findings(deployed).items() if "resolvers" not in name}
     assert [each for each in found.values() if each.state == "problem"] == []
@@ -61,7 +61,7 @@ def test_a_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
     assert "not tried" not in found["KVM"].found
 
 
-def test_what_is_broken_by_hand_is_named_with_what_to_do(deployed: DeployedHost) -> None:
+def test_stopped_dns_unit_is_found_with_next_step(deployed: DeployedHost) -> None:
     deployed.inside("systemctl stop polydev-dns.service")
     try:
         found = findings(deployed)
@@ -72,13 +72,13 @@ def test_what_is_broken_by_hand_is_named_with_what_to_do(deployed: DeployedHost)
         deployed.inside("systemctl start polydev-dns.service")
 
 
-def test_nothing_on_the_host_is_changed(deployed: DeployedHost) -> None:
+def test_doctor_changes_nothing_on_the_host(deployed: DeployedHost) -> None:
     before = deployed.listing()
     gather(deployed.host.target)
     assert deployed.listing() == before
 
 
-def test_a_host_that_is_not_there_is_told(deployed: DeployedHost) -> None:
+def test_unreachable_host_is_reported(deployed: DeployedHost) -> None:
     nobody = replace(deployed.host.target, port=1)
     with pytest.raises(DeployError, match="cannot be reached over SSH"):
         gather(nobody)

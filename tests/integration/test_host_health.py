@@ -415,7 +415,7 @@ async def service(folder: Path) -> AsyncIterator[Served]:
 
 
 @run_async
-async def test_a_full_disk_is_told_of_once_and_so_is_its_end(
+async def test_full_disk_alert_is_sent_once_when_raised_and_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: from what the host shows, over the database, to the webhook."""
@@ -580,7 +580,7 @@ class TestEndpoints:
         assert "polydev_alerts_standing" in metrics
 
 
-def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hung_resolver_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
     let_go, asked = threading.Event(), []
 
     def hang(*_words: Any, **_more: Any) -> list[Any]:

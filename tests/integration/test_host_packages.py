@@ -109,14 +109,16 @@ def file_of_other(place: Path) -> Path:
     return found
 
 
-def test_it_is_what_the_requirements_say(first: Path) -> None:
+def test_release_has_required_package_versions(first: Path) -> None:
     assert versions(first) == ("1.0", "1.0")
     known = json.loads((first / "release.json").read_text())
     assert (known["id"], known["digest"], known["commit"]) == (FIRST, "a" * 64, "abcd")
     assert release_damage(first, file_sha256(first / FILES)) == []
 
 
-def test_packages_that_are_the_same_are_copied(deliveries: Deliveries, first: Path) -> None:
+def test_unchanged_packages_are_copied_from_another_release(
+    deliveries: Deliveries, first: Path
+) -> None:
     deliveries.deliver(SECOND, polydev_controller="2.0", other="1.0")
     second = deliveries.create(SECOND)
     assert deliveries.was_copied
@@ -131,7 +133,7 @@ def test_packages_that_are_the_same_are_copied(deliveries: Deliveries, first: Pa
 
 
 @pytest.mark.parametrize("breaks", ["hash", "missing"])
-def test_one_that_is_not_finished_does_not_say_it_is(
+def test_failed_installation_is_not_marked_complete(
     deliveries: Deliveries, first: Path, breaks: str
 ) -> None:
     deliveries.deliver(THIRD, polydev_controller="3.0", other="1.0")
@@ -149,7 +151,7 @@ def test_one_that_is_not_finished_does_not_say_it_is(
     assert versions(deliveries.create(THIRD)) == ("3.0", "1.0")
 
 
-def test_other_packages_are_installed_anew(deliveries: Deliveries, first: Path) -> None:
+def test_changed_packages_are_installed_by_pip(deliveries: Deliveries, first: Path) -> None:
     deliveries.deliver(FOURTH, polydev_controller="2.0", other="1.1")
     fourth = deliveries.create(FOURTH)
     assert not deliveries.was_copied
@@ -172,7 +174,7 @@ def _lose(name: str) -> Callable[[Path], None]:
         lambda place: file_of_other(place).with_name("x.pth").touch(),
     ],
 )
-def test_nothing_is_copied_from_a_damaged_release(
+def test_packages_are_not_copied_from_damaged_release(
     deliveries: Deliveries, first: Path, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     """The release of before, alone in a folder of releases."""

@@ -110,7 +110,7 @@ def tell(process: subprocess.Popen[bytes], line: str) -> None:
     process.stdin.flush()
 
 
-def test_runs_alone_under_the_systems_python(tool: Path, tmp_path: Path) -> None:
+def test_packed_tool_runs_under_system_python(tool: Path, tmp_path: Path) -> None:
     assert tool.read_bytes().startswith(b"#!/usr/bin/python3 -I\n")
     assert call(tool, tmp_path, "lock", "show") == {"lock": None, "held": False}
 
@@ -123,7 +123,7 @@ def test_runs_alone_under_the_systems_python(tool: Path, tmp_path: Path) -> None
         ("slot list", "slots", {"plan_facts", "health_gate", "backup", "releases"}),
     ],
 )
-def test_starts_without_what_only_other_verbs_need(
+def test_verb_imports_no_modules_of_other_verbs(
     words: str, needed: str, others: set[str], tool: Path, tmp_path: Path
 ) -> None:
     argv: Argv = [PYTHON, "-I", "-X", "importtime", tool, "--root", tmp_path, *words.split()]
@@ -134,7 +134,7 @@ def test_starts_without_what_only_other_verbs_need(
         assert not loaded & {"subprocess", "sqlite3", "asyncio", "tempfile", "typing_extensions"}
 
 
-def test_every_module_of_ours_belongs_to_a_verb(tool: Path) -> None:
+def test_packed_modules_all_belong_to_a_verb(tool: Path) -> None:
     program = (
         "import sys, zipfile; sys.path.insert(0, sys.argv[1]); import polydev.hosttool.cli as cli; "
         "cli.parser(); names = zipfile.ZipFile(sys.argv[1]).namelist(); "

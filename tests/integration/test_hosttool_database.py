@@ -113,7 +113,7 @@ def migrate(databases: Databases, release: str = OLD) -> dict[str, object]:
     return releases.migrate(release, databases.host.paths)
 
 
-def test_a_migration_is_of_the_database_that_the_secret_names(databases: Databases) -> None:
+def test_migration_uses_database_of_the_secret(databases: Databases) -> None:
     databases.use(databases.url(0))
     found = migrate(databases)
     assert str(found["database"]).startswith(f"PostgreSQL, {databases.names[0]} at ")
@@ -125,7 +125,7 @@ def test_a_migration_is_of_the_database_that_the_secret_names(databases: Databas
     assert "%20horse" not in databases.seen.read_text()
 
 
-def test_a_restore_goes_to_the_database_of_the_backup(databases: Databases) -> None:
+def test_restore_uses_database_of_the_backup(databases: Databases) -> None:
     """A deployment that names another database goes back: the former one is as it was."""
     host = databases.host
     databases.use(databases.url(0))
@@ -157,7 +157,7 @@ def test_a_restore_goes_to_the_database_of_the_backup(databases: Databases) -> N
     assert PASSWORD not in databases.seen.read_text()
 
 
-def test_from_sqlite_and_back(databases: Databases) -> None:
+def test_deployment_from_sqlite_to_postgres_can_be_restored(databases: Databases) -> None:
     host = databases.host
     saved = host.backup()
     assert saved.dump is None
@@ -175,7 +175,7 @@ def test_from_sqlite_and_back(databases: Databases) -> None:
     assert database_in_words(host.paths) != "SQLite"
 
 
-def test_a_database_that_is_gone_keeps_nothing_else_from_coming_back(
+def test_missing_database_does_not_block_restore_of_files(
     databases: Databases,
 ) -> None:
     host = databases.host
@@ -198,7 +198,7 @@ def test_a_database_that_is_gone_keeps_nothing_else_from_coming_back(
         ("postgresql+psycopg://owner:correct horse@h:port/data", "blank"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_told_without_its_password(
+def test_unusable_database_is_reported_without_password(
     databases: Databases, url: str, said: str
 ) -> None:
     databases.use(url.format(folder=databases.server.folder))
@@ -234,7 +234,7 @@ def move(databases: Databases, *options: str) -> dict[str, Any]:
     return found
 
 
-def test_a_move_takes_all_along_and_a_restore_loses_nothing_from_before_it(
+def test_database_move_copies_all_rows_and_can_be_restored(
     on_sqlite: Databases,
 ) -> None:
     host = on_sqlite.host
@@ -273,7 +273,7 @@ def test_a_move_takes_all_along_and_a_restore_loses_nothing_from_before_it(
     assert (on_sqlite.users(on_sqlite.sqlite), on_sqlite.users(0)) == (2, 3)
 
 
-def test_a_move_that_fails_leaves_both_and_the_way_back_starts_the_controller(
+def test_failed_database_move_stops_controller_until_restore(
     on_sqlite: Databases,
 ) -> None:
     host = on_sqlite.host
@@ -290,7 +290,7 @@ def test_a_move_that_fails_leaves_both_and_the_way_back_starts_the_controller(
     assert on_sqlite.users(on_sqlite.sqlite) == 2
 
 
-def test_rows_that_are_there_are_deleted_only_if_told_so(on_sqlite: Databases) -> None:
+def test_database_move_deletes_existing_rows_only_with_replace(on_sqlite: Databases) -> None:
     on_sqlite.add_user(0)
     log = on_sqlite.host.systemd.log
     log.clear()
@@ -302,7 +302,7 @@ def test_rows_that_are_there_are_deleted_only_if_told_so(on_sqlite: Databases) -
     assert on_sqlite.users(0) == 2
 
 
-def test_a_file_that_is_no_copy_is_refused_before_the_controller_is_stopped(
+def test_invalid_backup_file_is_refused_before_controller_stops(
     on_sqlite: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = on_sqlite.host
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_copy_is_refused_before_the_controller_is_stopped(
     assert host.systemd.log == []
 
 
-def test_secrets_are_in_no_argument(databases: Databases) -> None:
+def test_database_secrets_are_passed_by_environment_only(databases: Databases) -> None:
     databases.use(databases.url(0))
     program = ControllerProgram(databases.host.paths, databases.host.controller.release(OLD))
     assert not any("horse" in word for word in program.argv("migrate"))

@@ -25,7 +25,7 @@ def test_next():
 """
 
 
-def test_no_test_swallows_it(tmp_path: Path) -> None:
+def test_keyboard_interrupt_in_asyncio_test_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(SWALLOWING)
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider"]
     env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}

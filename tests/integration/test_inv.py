@@ -109,7 +109,7 @@ def tree(tmp_path: Path) -> Tree:
     return made
 
 
-def test_first_start_sets_up_then_runs_the_verb_where_the_user_is(tree: Tree) -> None:
+def test_first_start_sets_up_and_runs_verb_in_current_folder(tree: Tree) -> None:
     first = tree.start("golden.build", "--json")
     assert first.status == 0, first.stderr
     said = [str(tree.fakes), "--search-root", str(tree.root), "golden.build", "--json"]
@@ -123,7 +123,7 @@ def test_first_start_sets_up_then_runs_the_verb_where_the_user_is(tree: Tree) ->
     assert path_file.read_text() == f"{tree.root}/src\n"
 
 
-def test_second_start_asks_nobody_and_says_nothing(tree: Tree) -> None:
+def test_second_start_runs_no_setup_commands(tree: Tree) -> None:
     tree.start("check")
     tree.calls()
     second = tree.start("check")
@@ -168,7 +168,7 @@ def test_root_installs_exactly_what_is_missing(tree: Tree) -> None:
     assert install.endswith("--no-install-recommends qemu")
 
 
-def test_apt_that_fails_ends_with_the_next_step_and_is_tried_again(tree: Tree) -> None:
+def test_failed_apt_get_prints_next_step_and_is_retried(tree: Tree) -> None:
     tree.dpkg_status.write_text("")
     for _ in range(2):
         failed = tree.start("check", FAKE_APT_STATUS="100")
@@ -197,7 +197,7 @@ def test_only_the_verb_test_needs_the_packages_for_tests(tree: Tree) -> None:
         (),
     ],
 )
-def test_the_word_test_counts_as_a_verb_only(tree: Tree, words: tuple[str, ...]) -> None:
+def test_word_test_as_argument_needs_no_test_packages(tree: Tree, words: tuple[str, ...]) -> None:
     tree.start("check")
     tree.calls()
     assert tree.start(*words).status == 0
@@ -207,7 +207,7 @@ def test_the_word_test_counts_as_a_verb_only(tree: Tree, words: tuple[str, ...])
 @pytest.mark.parametrize(
     "words", [("test", "--help"), ("--help", "test"), ("test", "--only", "unit", "--help")]
 )
-def test_help_changes_nothing(tree: Tree, words: tuple[str, ...]) -> None:
+def test_help_runs_no_setup(tree: Tree, words: tuple[str, ...]) -> None:
     tree.start("check")
     tree.dpkg_status.write_text("")
     (tree.root / "requirements/lock.txt").write_text("invoke==4\n")
@@ -220,7 +220,7 @@ def test_help_changes_nothing(tree: Tree, words: tuple[str, ...]) -> None:
     assert {file: file.stat().st_mtime_ns for file in tree.root.rglob("*")} == before
 
 
-def test_help_without_a_venv_makes_that_alone(tree: Tree) -> None:
+def test_help_without_venv_makes_only_the_venv(tree: Tree) -> None:
     tree.dpkg_status.write_text("")
     assert tree.start("test", "--help", FAKE_UID="1000").status == 0
     assert [call.split()[0] for call in tree.calls()] == ["venv", "pip", "compileall"]
@@ -235,14 +235,14 @@ def test_without_dpkg_the_supported_systems_are_named(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("python", ["old-python", "no-such-python"])
-def test_an_unsuitable_python_is_refused_by_name(tree: Tree, python: str) -> None:
+def test_unsuitable_python_is_refused(tree: Tree, python: str) -> None:
     refused = tree.start("check", POLYDEV_PYTHON=python)
     assert (refused.status, refused.stdout) == (1, "")
     assert f"no Python 3.10 or newer with venv: tried {python}" in refused.stderr
     assert not (tree.root / ".venv").exists()
 
 
-def test_a_half_made_venv_is_made_anew(tree: Tree) -> None:
+def test_incomplete_venv_is_rebuilt(tree: Tree) -> None:
     failed = tree.start("check", FAKE_PIP_STATUS="1")
     assert (failed.status, failed.stdout) == (1, "")
     assert failed.stderr.splitlines()[-1].startswith("inv: could not make .venv")
@@ -252,7 +252,7 @@ def test_a_half_made_venv_is_made_anew(tree: Tree) -> None:
     assert not leftover.exists()
 
 
-def test_another_lock_or_another_place_makes_the_venv_anew(tree: Tree) -> None:
+def test_changed_lock_or_moved_checkout_rebuilds_venv(tree: Tree) -> None:
     tree.start("check")
     (tree.root / "requirements/lock.txt").write_text("invoke==4\n")
     tree.calls()
@@ -263,7 +263,7 @@ def test_another_lock_or_another_place_makes_the_venv_anew(tree: Tree) -> None:
     assert "venv" in moved.calls()
 
 
-def test_packages_that_come_or_go_are_noticed(tree: Tree) -> None:
+def test_changed_dpkg_status_triggers_package_check(tree: Tree) -> None:
     tree.start("check")
     tree.calls()
     tree.dpkg_status.write_text("mmdebstrap\nqemu\nunrelated\n")
@@ -271,7 +271,7 @@ def test_packages_that_come_or_go_are_noticed(tree: Tree) -> None:
     assert tree.calls() == ["dpkg-query"]
 
 
-def test_starts_at_the_same_time_set_up_once(tree: Tree) -> None:
+def test_concurrent_starts_set_up_once(tree: Tree) -> None:
     def start(_: int) -> Completed:
         return tree.start("check", FAKE_PIP_SECONDS="0.5")
 
@@ -282,7 +282,7 @@ def test_starts_at_the_same_time_set_up_once(tree: Tree) -> None:
     assert (calls.count("dpkg-query"), calls.count("venv")) == (1, 1)
 
 
-def test_a_checkout_that_cannot_be_set_up_says_who_can(tree: Tree) -> None:
+def test_unwritable_checkout_is_reported_with_next_step(tree: Tree) -> None:
     (tree.root / ".inv").touch()  # root may write everywhere, but not below a file
     refused = tree.start("check")
     assert (refused.status, refused.stdout) == (1, "")

@@ -31,17 +31,17 @@ def work(folder: Path, tasks: str, signals: str = "--default-signal=INT") -> Com
     return run(["env", signals, *inv, "work"], check=False, timeout_seconds=60)
 
 
-def test_while_the_verbs_load_it_ends_without_a_word(tmp_path: Path) -> None:
+def test_ctrl_c_while_verbs_load_ends_silently(tmp_path: Path) -> None:
     done = work(tmp_path, CTRL_C + VERB)
     assert (done.status, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_a_verb_says_that_it_was_interrupted(tmp_path: Path) -> None:
+def test_ctrl_c_in_verb_prints_interrupted(tmp_path: Path) -> None:
     done = work(tmp_path, "import os, signal\n" + VERB)
     assert (done.status, done.stdout) == (130, "")
     assert done.stderr.startswith("interrupted")
 
 
-def test_a_job_that_ignores_it_goes_on(tmp_path: Path) -> None:
+def test_ignored_sigint_does_not_end_the_verb(tmp_path: Path) -> None:
     done = work(tmp_path, CTRL_C + VERB, "--ignore-signal=INT")
     assert (done.status, done.stdout, done.stderr) == (0, "", "")

@@ -145,12 +145,12 @@ def is_held(lock: Path, wait_seconds: int = 0) -> bool:
     return run(["flock", *words, lock, "true"], check=False).status != 0
 
 
-def is_let_go(lock: Path) -> bool:
+def is_released(lock: Path) -> bool:
     """Whether it comes free: who has told systemd ends beside the VM, with the lock in hand."""
     return not is_held(lock, SECONDS)
 
 
-def test_it_becomes_qemu_and_systemd_hears_when_that_is_ready(slot: Slot) -> None:
+def test_launcher_becomes_qemu_and_notifies_systemd_when_ready(slot: Slot) -> None:
     slot.program("qemu-system-x86_64", QEMU.format(python=sys.executable))
     process = slot.launch()
     try:
@@ -163,10 +163,10 @@ def test_it_becomes_qemu_and_systemd_hears_when_that_is_ready(slot: Slot) -> Non
         assert children == "", "somebody stays beside it"
     finally:
         end_group(process)
-    assert is_let_go(slot.lock)
+    assert is_released(slot.lock)
 
 
-def test_a_qemu_that_ends_ends_the_unit_and_its_words_are_kept(slot: Slot) -> None:
+def test_failed_qemu_ends_the_unit_and_keeps_its_output(slot: Slot) -> None:
     slot.program("qemu-system-x86_64", BROKEN_QEMU)
     assert slot.launch().wait(SECONDS) == 3
     words = "could not configure /dev/net/tun (tap0)\n"
@@ -174,15 +174,15 @@ def test_a_qemu_that_ends_ends_the_unit_and_its_words_are_kept(slot: Slot) -> No
     slot.systemd.settimeout(0)
     with pytest.raises(BlockingIOError):
         slot.hear()
-    assert is_let_go(slot.lock)
+    assert is_released(slot.lock)
 
 
-def test_a_qemu_that_is_killed_before_it_greets(slot: Slot) -> None:
+def test_qemu_killed_before_qmp_greeting_ends_the_unit(slot: Slot) -> None:
     slot.program("qemu-system-x86_64", "#!/bin/sh\nkill -9 $$\n")
     assert slot.launch().wait(SECONDS) == -signal.SIGKILL
 
 
-def test_no_qemu(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_qemu_is_reported(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert slot.launch().wait(SECONDS) == 1
     assert "program not found: qemu-system-x86_64" in slot.said("2/vm/qemu.log")
@@ -196,14 +196,16 @@ def test_no_qemu(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
         ("2/vm/launch.json", "launch.json cannot be read"),
     ],
 )
-def test_what_is_missing_is_said_to_both(slot: Slot, gone: str, words: str) -> None:
+def test_missing_files_are_reported_in_journal_and_qemu_log(
+    slot: Slot, gone: str, words: str
+) -> None:
     (slot.root / gone).unlink()
     assert slot.launch().wait(SECONDS) == 1
     assert words in slot.said("journal")
     assert words in slot.said("2/vm/qemu.log")
 
 
-def test_a_slot_that_names_no_vm(slot: Slot) -> None:
+def test_slot_without_current_vm_is_reported(slot: Slot) -> None:
     (slot.root / "2/current").unlink()
     assert slot.launch().wait(SECONDS) == 1
     assert f"{slot.root}/2 does not name a VM" in slot.said("journal")
@@ -238,7 +240,7 @@ def template_in(folder: Path, key: str, made_at: float) -> Template:
     return Template(*words, file_sums(folder), made_at, boot_seconds=1, seconds=1)
 
 
-def test_a_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> None:
+def test_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> None:
     slot.program(
         "qemu-system-x86_64", INCOMING_QEMU.format(python=sys.executable, status="completed")
     )
@@ -265,11 +267,11 @@ def test_a_clone_is_ready_once_its_state_is_loaded(slot: Slot, holder: Path) -> 
         end_group(process)
 
 
-def test_a_clone_that_does_not_load_ends_with_the_reason(slot: Slot, holder: Path) -> None:
+def test_clone_with_failed_load_ends_with_reason(slot: Slot, holder: Path) -> None:
     slot.program("qemu-system-x86_64", INCOMING_QEMU.format(python=sys.executable, status="failed"))
     slot.write_launch_file(KEY)
     assert slot.launch().wait(SECONDS) == -signal.SIGTERM
-    assert is_let_go(slot.lock)
+    assert is_released(slot.lock)
     assert "QEMU could not move the state of its devices" in slot.said("journal")
     slot.systemd.settimeout(0)
     with pytest.raises(BlockingIOError):
@@ -283,7 +285,7 @@ def test_a_clone_that_does_not_load_ends_with_the_reason(slot: Slot, holder: Pat
         (DAMAGED, "template bbbbbbbbbbbb is damaged: state has another checksum"),
     ],
 )
-def test_no_clone_of_what_is_not_a_whole_template(
+def test_clone_of_missing_or_damaged_template_is_refused(
     slot: Slot, holder: Path, key: str, reason: str
 ) -> None:
     slot.write_launch_file(key)
@@ -292,13 +294,13 @@ def test_no_clone_of_what_is_not_a_whole_template(
     assert reason in slot.said("journal")
 
 
-def test_no_holder(slot: Slot) -> None:
+def test_silent_template_holder_is_reported(slot: Slot) -> None:
     slot.write_launch_file(KEY)
     assert slot.launch().wait(SECONDS) == 1
     assert "the holder of templates does not answer: " in slot.said("journal")
 
 
-def test_what_is_handed_out_cannot_be_written(holder: Path) -> None:
+def test_template_descriptors_are_read_only(holder: Path) -> None:
     for descriptor in fetch(KEY, holder):
         for write in (lambda at: os.pwrite(at, b"x", 0), lambda at: os.ftruncate(at, 1)):
             with pytest.raises(PermissionError):
@@ -307,7 +309,7 @@ def test_what_is_handed_out_cannot_be_written(holder: Path) -> None:
 
 
 @pytest.mark.parametrize("question", [b"", b"x" * 64, b"a" * 63, b"a" * 65, b"../" * 10])
-def test_what_is_no_key_is_refused(holder: Path, question: bytes) -> None:
+def test_holder_refuses_invalid_key(holder: Path, question: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(holder))
         client.sendall(question)
@@ -315,7 +317,7 @@ def test_what_is_no_key_is_refused(holder: Path, question: bytes) -> None:
         assert client.recv(100) == b"refused the request is not the key of a template"
 
 
-def test_a_user_who_says_nothing_keeps_no_other_waiting(holder: Path) -> None:
+def test_silent_client_does_not_block_the_holder(holder: Path) -> None:
     """Of each user one question at a time: the next one of the same user is closed at once."""
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as second:
         silent.connect(str(holder))
@@ -326,7 +328,7 @@ def test_a_user_who_says_nothing_keeps_no_other_waiting(holder: Path) -> None:
         os.close(descriptor)
 
 
-def test_a_template_that_is_removed_is_not_handed_out_any_more(slot: Slot, holder: Path) -> None:
+def test_removed_template_is_no_longer_handed_out(slot: Slot, holder: Path) -> None:
     for descriptor in fetch(KEY, holder):
         os.close(descriptor)
     TemplateStore(slot.root / "templates").remove(KEY)
@@ -334,9 +336,7 @@ def test_a_template_that_is_removed_is_not_handed_out_any_more(slot: Slot, holde
         fetch(KEY, holder)
 
 
-def test_of_a_template_that_was_made_anew_the_new_one_is_handed_out(
-    slot: Slot, holder: Path
-) -> None:
+def test_rebuilt_template_replaces_the_old_one(slot: Slot, holder: Path) -> None:
     memory, *_ = first = fetch(KEY, holder)
     templates = TemplateStore(slot.root / "templates")
     with templates.incoming() as folder:

@@ -113,7 +113,7 @@ async def enter(page: Page, name: str, password: str) -> None:
     await page.keyboard.press("Enter")
 
 
-def test_user_logs_in_and_the_provider_knows_them(made: Provider, user: User) -> None:
+def test_login_gives_tokens_for_the_user(made: Provider, user: User) -> None:
     async def act(page: Page) -> None:
         await enter(page, "ada", "wrong")
         await page.wait_for_selector("[role=alert]:has-text('Wrong user name or password')")
@@ -150,7 +150,7 @@ def refresh_tokens_are_used_once(user: User) -> None:
     assert "invalid_grant" in user.tool("status").stderr
 
 
-def test_user_denies(user: User) -> None:
+def test_denied_login_fails(user: User) -> None:
     async def act(page: Page) -> None:
         await enter(page, "grace", ACCOUNTS["grace"])
         await page.click("text=Deny")
@@ -164,7 +164,7 @@ def test_user_denies(user: User) -> None:
     assert not user.file.exists()
 
 
-def test_answer_to_another_login_is_refused(user: User) -> None:
+def test_callback_with_wrong_state_is_refused(user: User) -> None:
     login = user.begin_login()
     assert http_client.get(login.callback(code="c", state="another")).status_code == 200
     status, said = login.end()
@@ -172,21 +172,21 @@ def test_answer_to_another_login_is_refused(user: User) -> None:
     assert "came back from another login than this one" in said
 
 
-def test_code_that_the_provider_did_not_give_is_refused_with_its_words(user: User) -> None:
+def test_invalid_code_is_refused_with_provider_error(user: User) -> None:
     login = user.begin_login()
     status, said = login.end(login.callback(code="mistyped", state=login.asked["state"]))
     assert status == 1
     assert "the provider refused: invalid_grant" in said
 
 
-def test_browser_that_does_not_come_back(user: User) -> None:
+def test_login_without_callback_times_out(user: User) -> None:
     (user.home / "browser").write_text("#!/bin/sh\n")
     ended = user.tool("login", TESTTOOL_SECONDS="0.5")
     assert ended.status == 1
     assert ended.stderr == "testtool: the browser did not come back within 0.5 s: log in again\n"
 
 
-def test_provider_that_is_down(user: User) -> None:
+def test_unreachable_provider_is_reported(user: User) -> None:
     issuer = "http://127.0.0.1:9"
     ended = user.tool("login", TESTTOOL_ISSUER=issuer)
     assert (ended.status, ended.stdout) == (1, "")

@@ -26,7 +26,7 @@ def operator(deployed: DeployedHost) -> Iterator[Operator]:
     assert nobody.answer("user.remove", admin)["tokens"] == 1
 
 
-def test_a_controller_is_asked_through_ssh(operator: Operator) -> None:
+def test_verbs_reach_controller_through_ssh(operator: Operator) -> None:
     assert operator.answer("sessions") == []
     assert operator.answer("vms") == []
     assert isinstance(operator.answer("alerts", "--all"), list)
@@ -35,7 +35,7 @@ def test_a_controller_is_asked_through_ssh(operator: Operator) -> None:
     assert "./inv token.create --inventory inventory/lab.py --user" in refused.stderr
 
 
-def test_use_is_told_by_user_and_a_vm_that_there_is_not_has_no_screenshot(
+def test_usage_by_user_and_screenshot_of_unknown_vm(
     operator: Operator,
 ) -> None:
     found = operator.answer("usage", "--days", "2")
@@ -46,7 +46,7 @@ def test_use_is_told_by_user_and_a_vm_that_there_is_not_has_no_screenshot(
     assert (refused.status, "there is no VM 00000000" in refused.stderr) == (1, True)
 
 
-def test_where_templates_are_off_none_is_made_and_all_say_so(operator: Operator) -> None:
+def test_template_verbs_report_that_templates_are_off(operator: Operator) -> None:
     refused = operator("template.build", in_json=False)
     assert refused.status == 1
     assert f"templates are off on {operator.host.host.name}" in refused.stderr
@@ -67,13 +67,13 @@ def test_users_are_named_by_name_and_removed(operator: Operator) -> None:
     assert ada not in [each["id"] for each in operator.answer("user.list")]
 
 
-def test_alerts_without_addresses_say_what_to_do(operator: Operator) -> None:
+def test_alert_test_without_addresses_prints_next_step(operator: Operator) -> None:
     refused = operator("alert.test")
     assert refused.status == 1
     assert "alert-urls" in json.loads(refused.stdout)["message"]
 
 
-def test_journal_and_shell(operator: Operator) -> None:
+def test_host_logs_and_host_shell(operator: Operator) -> None:
     lines = operator.answer("host.logs", "--lines", "5")["lines"]
     assert 0 < len(lines) <= 5
     argv = [sys.executable, "-m", "polydev", "--search-root", str(ROOT), "host.shell"]
@@ -82,7 +82,7 @@ def test_journal_and_shell(operator: Operator) -> None:
     assert (shell.status, shell.stdout.strip()) == (3, "0"), "it ends with what was piped in"
 
 
-def test_what_is_followed_ends_with_ctrl_c_and_status_0(operator: Operator) -> None:
+def test_ctrl_c_ends_host_logs_follow_with_status_0(operator: Operator) -> None:
     argv = [sys.executable, "-m", "polydev", "--search-root", str(ROOT), "host.logs", "--follow"]
     argv += ["--lines", "1", "--inventory", "inventory/lab.py"]
     following = spawn(argv, cwd=ROOT, stdout=PIPE, stderr=PIPE)
@@ -99,13 +99,13 @@ def test_a_plan_without_changes_ends_with_status_0(operator: Operator) -> None:
     assert found == {"changes": 0, "operations": [], "warnings": []}
 
 
-def test_a_move_without_an_address_is_refused(operator: Operator) -> None:
+def test_database_move_without_url_is_refused(operator: Operator) -> None:
     refused = operator("database.move", "--to", "postgresql", "--plan")
     assert refused.status == 1
     assert "secrets.database-url is missing" in json.loads(refused.stdout)["message"]
 
 
-def test_a_session_is_started_once_for_a_key_and_ended(operator: Operator) -> None:
+def test_session_start_is_idempotent_by_key_and_session_end_ends_it(operator: Operator) -> None:
     ada = operator.answer("user.add", "--role", "user", "--name", "Ada")["id"]
     words = ("--user", "Ada", "--provider", "codex", "--key", "one")
     started = operator.answer("session.start", *words)
@@ -117,7 +117,7 @@ def test_a_session_is_started_once_for_a_key_and_ended(operator: Operator) -> No
     assert operator.answer("user.remove", "Ada")["sessions"] == 1
 
 
-def test_deployments_in_lines_and_one_in_detail(operator: Operator) -> None:
+def test_deployments_lists_all_or_shows_one(operator: Operator) -> None:
     newest, *_ = operator.answer("deployments", "--limit", "1")
     assert operator.answer("deployments", newest["id"]) == newest
     shown = operator("deployments", in_json=False).stdout

@@ -188,7 +188,9 @@ def copy_of(store: ImageStore, root: Path) -> ImageStore:
     return ImageStore(root)
 
 
-def killed_everywhere(store: ImageStore, verb: str, argument: str | Path) -> Iterator[ImageStore]:
+def states_after_each_kill(
+    store: ImageStore, verb: str, argument: str | Path
+) -> Iterator[ImageStore]:
     """The store as a kill left it, for each moment of the verb; the last one ran to its end."""
     number = 0
     status = -signal.SIGKILL
@@ -226,7 +228,7 @@ def test_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
         digest_of(tmp_path / seed) for seed in ("old", "golden", "next", "spare")
     )
     seen = []
-    for left in killed_everywhere(store, "promote", after):
+    for left in states_after_each_kill(store, "promote", after):
         seen.append(golden(left))
         assert left.resolve("previous") == {before: old, after: before}[seen[-1]]
         assert_all_whole(left)
@@ -243,7 +245,7 @@ def test_first_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> N
     after = digest_of(tmp_path / "next")
     store.golden_link.unlink()
     shutil.rmtree(store.root / PROMOTIONS)
-    for left in killed_everywhere(store, "promote", after):
+    for left in states_after_each_kill(store, "promote", after):
         assert not left.golden_link.is_symlink() or golden(left) == after
         left.promote(after)
         assert golden(left) == after
@@ -252,7 +254,7 @@ def test_first_promotion_killed_anywhere(store: ImageStore, tmp_path: Path) -> N
 def test_rollback_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
     before, after, spare = (digest_of(tmp_path / seed) for seed in ("golden", "old", "spare"))
     seen = []
-    for left in killed_everywhere(store, "rollback", ""):
+    for left in states_after_each_kill(store, "rollback", ""):
         seen.append(golden(left))
         assert_all_whole(left)
         assert left.promote(spare).was == seen[-1]
@@ -265,7 +267,7 @@ def test_add_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
     fresh = image_folder(tmp_path / "fresh", "fresh", age_minutes=-1).digest
     before = digest_of(tmp_path / "golden")
     seen = []
-    for left in killed_everywhere(store, "add", tmp_path / "fresh"):
+    for left in states_after_each_kill(store, "add", tmp_path / "fresh"):
         assert golden(left) == before
         assert_all_whole(left)
         seen.append(fresh in left.digests())
@@ -284,7 +286,7 @@ def test_repair_by_add_killed_anywhere(store: ImageStore, tmp_path: Path) -> Non
     before = digest_of(tmp_path / "golden")
     (store.path(before) / ROOTFS).write_bytes(b"flipped bits")
     seen = []
-    for left in killed_everywhere(store, "add", tmp_path / "golden"):
+    for left in states_after_each_kill(store, "add", tmp_path / "golden"):
         rootfs = left.golden_link.resolve(strict=True).read_bytes()
         seen.append(rootfs == (tmp_path / "golden" / ROOTFS).read_bytes())
         assert seen[-1] or rootfs == b"flipped bits"
@@ -300,7 +302,7 @@ def test_prune_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
     (store.root / INCOMING / "dead").mkdir()
     (store.root / INCOMING / "dead" / ROOTFS).write_bytes(b"half")
     seen = []
-    for left in killed_everywhere(store, "prune", str(KEEP)):
+    for left in states_after_each_kill(store, "prune", str(KEEP)):
         assert golden(left) == before
         assert_all_whole(left)
         assert {old, before, kept} <= set(left.digests())
@@ -314,9 +316,7 @@ def test_prune_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
     assert set(seen) == {False, True}
 
 
-def test_of_two_promotions_at_once_one_wins_and_the_other_learns_why(
-    store: ImageStore, tmp_path: Path
-) -> None:
+def test_second_concurrent_promotion_is_refused_as_busy(store: ImageStore, tmp_path: Path) -> None:
     first, second = digest_of(tmp_path / "next"), digest_of(tmp_path / "spare")
     with stopped_promotion(store, first) as winner:
         loser = run.run(
@@ -343,16 +343,14 @@ def test_lock_of_a_killed_promotion_is_free(store: ImageStore, tmp_path: Path) -
     assert golden(store) == digest_of(tmp_path / "spare")
 
 
-def test_list_and_hold_do_not_wait_for_a_promotion(store: ImageStore, tmp_path: Path) -> None:
+def test_list_and_hold_do_not_wait_for_promotion(store: ImageStore, tmp_path: Path) -> None:
     with stopped_promotion(store, digest_of(tmp_path / "next")):
         assert len(store.images()) == 4
         with store.hold(digest_of(tmp_path / "next")):
             assert store.in_use(digest_of(tmp_path / "next"))
 
 
-def test_image_held_by_another_process_stays_until_that_ends(
-    store: ImageStore, tmp_path: Path
-) -> None:
+def test_prune_keeps_image_held_by_another_process(store: ImageStore, tmp_path: Path) -> None:
     held = digest_of(tmp_path / "spare")
     with child(child_argv(store, "hold", held)) as process:
         assert process.stdout is not None
@@ -365,7 +363,7 @@ def test_image_held_by_another_process_stays_until_that_ends(
         assert store.prune(keep=0).removed == [held]
 
 
-def test_process_that_inherited_a_hold_keeps_the_image(store: ImageStore, tmp_path: Path) -> None:
+def test_prune_keeps_image_with_inherited_hold(store: ImageStore, tmp_path: Path) -> None:
     held = digest_of(tmp_path / "spare")
     with store.hold(held) as hold:
         vm = run.spawn(["cat"], stdin=subprocess.PIPE, pass_fds=[hold.fileno()])
@@ -377,9 +375,7 @@ def test_process_that_inherited_a_hold_keeps_the_image(store: ImageStore, tmp_pa
     assert store.prune(keep=0).removed == [held]
 
 
-def test_folder_of_a_running_build_stays_and_of_a_dead_one_goes(
-    store: ImageStore, tmp_path: Path
-) -> None:
+def test_prune_removes_folders_of_dead_builds_only(store: ImageStore, tmp_path: Path) -> None:
     fresh = image_folder(tmp_path / "fresh", "fresh", age_minutes=-1)
     with child(child_argv(store, "add", tmp_path / "fresh", signal.SIGSTOP, "hash")) as process:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

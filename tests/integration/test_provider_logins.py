@@ -29,7 +29,7 @@ NAMESPACES = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child")
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-def test_a_login_leaves_the_credentials_that_its_provider_names(
+def test_provider_tool_login_writes_declared_credentials(
     name: str, image: ImageRecord, store: ImageStore, tmp_path: Path
 ) -> None:
     at, folder = tmp_path / "root", tmp_path / "tmp"

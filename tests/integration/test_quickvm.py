@@ -91,7 +91,7 @@ def test_healthy_passes_all_stages(healthy: Machine) -> None:
     assert boot_stages.boot_is_over(healthy.serial())
 
 
-def test_it_knows_who_it_is(healthy: Machine) -> None:
+def test_healthy_agent_reports_its_identity(healthy: Machine) -> None:
     status, body = agent_health(healthy.config.ports, 60)
     assert status == 200
     assert (body["status"], body["stage"], body["failing"]) == ("ready", "ready", [])
@@ -99,13 +99,13 @@ def test_it_knows_who_it_is(healthy: Machine) -> None:
     assert body["image_digest"] == healthy.config.image_digest
 
 
-def test_many_ask_at_once(healthy: Machine) -> None:
+def test_healthy_agent_answers_concurrent_requests(healthy: Machine) -> None:
     with ThreadPoolExecutor(ASKERS) as pool:
         answers = list(pool.map(lambda _: ask(healthy), range(QUESTIONS)))
     assert answers == [200] * QUESTIONS
 
 
-def test_vnc_greets_and_goes_on(healthy: Machine) -> None:
+def test_vnc_sends_greeting_and_echoes(healthy: Machine) -> None:
     ports = healthy.config.ports
     with socket.create_connection((ports.host, ports.vnc), timeout=60) as client:
         stream = client.makefile("rwb")
@@ -115,7 +115,7 @@ def test_vnc_greets_and_goes_on(healthy: Machine) -> None:
         assert stream.readline() == b"RFB 003.008\n"
 
 
-def test_novnc_accepts(healthy: Machine) -> None:
+def test_novnc_port_echoes(healthy: Machine) -> None:
     ports = healthy.config.ports
     with socket.create_connection((ports.host, ports.novnc), timeout=60) as client:
         client.sendall(b"anyone there?")
@@ -136,7 +136,7 @@ def test_sick_is_healthy_three_times(machines: Machines) -> None:
     assert (body["status"], body["failing"]) == ("failed", ["browser"])
 
 
-def test_slow_comes_in_the_end(later: Machines) -> None:
+def test_slow_becomes_ready(later: Machines) -> None:
     assert ask(later["slow"]) == 200
 
 

@@ -79,14 +79,14 @@ def family(pipe: Pipe, never: Path, script: str = FAMILY) -> list[str | Path]:
     return ["sh", "-c", script, "sh", pipe.path, never]
 
 
-def test_what_a_program_said_and_how_it_ended() -> None:
+def test_run_returns_output_and_status() -> None:
     done = run(["sh", "-c", "cat; echo oops >&2; exit 3"], input="hello", check=False)
     assert (done.status, done.stdout, done.stderr) == (3, "hello", "oops\n")
     assert done.argv[0] == "sh"
     assert done.seconds > 0
 
 
-def test_failure_has_command_status_and_the_end_of_what_was_said() -> None:
+def test_command_error_has_command_status_and_stderr_tail() -> None:
     script = "for n in $(seq 50); do echo line $n >&2; done; exit 7"
     with pytest.raises(CommandError) as caught:
         run(["sh", "-c", script], hint="do this")
@@ -97,27 +97,27 @@ def test_failure_has_command_status_and_the_end_of_what_was_said() -> None:
     assert len(error.stderr_tail.splitlines()) == STDERR_TAIL_LINES
 
 
-def test_signal_that_ended_a_program_is_named() -> None:
+def test_command_error_names_the_signal() -> None:
     with pytest.raises(CommandError, match="was ended by signal 9"):
         run(["sh", "-c", "kill -9 $$"])
 
 
-def test_output_that_is_no_text_is_no_fault() -> None:
+def test_undecodable_output_is_replaced() -> None:
     assert run(["printf", "caf\\351"]).stdout == "caf\ufffd"
 
 
-def test_programs_speak_plain_english(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_run_in_c_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     assert run(["sh", "-c", "echo $LC_ALL"]).stdout == "C.UTF-8\n"
     assert run(["sh", "-c", "echo $LC_ALL"], env={"LC_ALL": "C"}).stdout == "C\n"
 
 
-def test_environment_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_is_added_to_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "1")
     assert run(["sh", "-c", "echo $OURS$ADDED"], env={"ADDED": "2"}).stdout == "12\n"
 
 
-def test_folder_to_run_in(tmp_path: Path) -> None:
+def test_cwd_sets_the_working_folder(tmp_path: Path) -> None:
     assert run(["pwd", "-P"], cwd=tmp_path).stdout == f"{tmp_path.resolve()}\n"
 
 
@@ -126,24 +126,24 @@ def test_folder_to_run_in(tmp_path: Path) -> None:
     [run, call, spawn, lambda argv: run_lines(argv, print)],
     ids=["run", "call", "spawn", "run_lines"],
 )
-def test_program_that_is_not_installed_is_named(start: Callable[[list[str]], object]) -> None:
+def test_missing_program_is_named(start: Callable[[list[str]], object]) -> None:
     with pytest.raises(ConfigError, match="program not found: no-such-program") as caught:
         start(["no-such-program"])
     assert "./inv" in str(caught.value.hint)
 
 
-def test_folder_that_is_not_there_is_not_taken_for_a_missing_program(tmp_path: Path) -> None:
+def test_missing_working_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         run(["true"], cwd=tmp_path / "gone")
 
 
-def test_time_out_ends_children_too(pipe: Pipe, never: Path) -> None:
+def test_timeout_ends_children(pipe: Pipe, never: Path) -> None:
     with pytest.raises(CommandTimeout, match="did not end within 1 s"):
         run(family(pipe, never), timeout_seconds=TIMEOUT_SECONDS)
     assert pipe.ended()
 
 
-def test_interrupt_ends_children_too(pipe: Pipe, never: Path) -> None:
+def test_interrupt_ends_children(pipe: Pipe, never: Path) -> None:
     # What it reads comes only once it is waited for.
     script = FAMILY.replace("echo line", "read go; kill -INT $PPID")
     with pytest.raises(KeyboardInterrupt):
@@ -151,19 +151,19 @@ def test_interrupt_ends_children_too(pipe: Pipe, never: Path) -> None:
     assert pipe.ended()
 
 
-def test_interrupt_between_lines_ends_children_too(pipe: Pipe, never: Path) -> None:
+def test_interrupt_between_lines_ends_children(pipe: Pipe, never: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_lines(family(pipe, never), lambda line: signal.raise_signal(signal.SIGINT))
     assert pipe.ended()
 
 
-def test_fault_of_the_one_who_reads_lines_ends_the_program(pipe: Pipe, never: Path) -> None:
+def test_exception_in_line_callback_ends_the_program(pipe: Pipe, never: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run_lines(family(pipe, never), lambda line: print(1 / 0))
     assert pipe.ended()
 
 
-def test_interrupt_of_a_call_ends_children_too(
+def test_interrupt_of_call_ends_children(
     pipe: Pipe, never: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
@@ -177,7 +177,7 @@ def test_interrupt_of_a_call_ends_children_too(
     assert pipe.ended()
 
 
-def test_program_that_ignores_the_polite_signal_is_killed(pipe: Pipe, never: Path) -> None:
+def test_program_that_ignores_sigterm_is_killed(pipe: Pipe, never: Path) -> None:
     process = spawn(family(pipe, never, f"trap '' TERM; {FAMILY}"), stdout=subprocess.DEVNULL)
     pipe.wait_for_writer()
     end_group(process, grace_seconds=0.1)
@@ -185,9 +185,7 @@ def test_program_that_ignores_the_polite_signal_is_killed(pipe: Pipe, never: Pat
     assert pipe.ended()
 
 
-def test_child_that_ignores_the_polite_signal_is_killed_with_its_parent(
-    pipe: Pipe, never: Path
-) -> None:
+def test_child_that_ignores_sigterm_is_killed_with_its_parent(pipe: Pipe, never: Path) -> None:
     script = 'exec 3>"$1"; (trap "" TERM; echo begun >&3; read line <"$2") & wait'
     process = spawn(family(pipe, never, script))
     try:
@@ -201,20 +199,20 @@ def test_child_that_ignores_the_polite_signal_is_killed_with_its_parent(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_ending_what_has_ended_is_no_fault() -> None:
+def test_end_group_of_ended_process_is_no_error() -> None:
     process = spawn(["true"])
     process.wait()
     end_group(process)
     assert process.returncode == 0
 
 
-def test_lines_come_one_by_one() -> None:
+def test_run_lines_passes_each_line() -> None:
     seen: list[str] = []
     run_lines(["sh", "-c", "echo one; echo two >&2; printf three"], seen.append)
     assert seen == ["one", "two", "three"]
 
 
-def test_lines_are_handed_over_as_they_come(tmp_path: Path) -> None:
+def test_run_lines_passes_lines_while_program_runs(tmp_path: Path) -> None:
     """The program goes on only once its first line has been seen."""
     answer = tmp_path / "answer"
     os.mkfifo(answer)
@@ -229,7 +227,7 @@ def test_lines_are_handed_over_as_they_come(tmp_path: Path) -> None:
     assert seen == ["question", "seen"]
 
 
-def test_noise_is_seen_but_is_kept_nowhere(tmp_path: Path) -> None:
+def test_noise_lines_are_passed_but_not_logged(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
     seen: list[str] = []
@@ -242,7 +240,7 @@ def test_noise_is_seen_but_is_kept_nowhere(tmp_path: Path) -> None:
     assert caught.value.status == 2
 
 
-def test_error_has_the_last_lines_only() -> None:
+def test_run_lines_error_has_only_last_lines() -> None:
     with pytest.raises(CommandError) as caught:
         run_lines(["sh", "-c", "seq 1000; exit 1"], lambda line: None)
     assert caught.value.stderr_tail.splitlines() == [
@@ -250,14 +248,14 @@ def test_error_has_the_last_lines_only() -> None:
     ]
 
 
-def test_called_program_has_the_terminal_and_its_status_is_told(
+def test_call_uses_the_terminal_and_returns_status(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert call(["sh", "-c", "echo out; echo err >&2; exit 5"]) == 5
     assert capfd.readouterr() == ("out\n", "err\n")
 
 
-def test_spawned_program_lives_in_a_session_of_its_own() -> None:
+def test_spawned_program_has_its_own_session() -> None:
     process = spawn(["cat"], stdin=subprocess.PIPE)
     try:
         assert os.getsid(process.pid) == process.pid
@@ -265,7 +263,7 @@ def test_spawned_program_lives_in_a_session_of_its_own() -> None:
         process.communicate()
 
 
-def test_only_what_is_named_is_inherited(tmp_path: Path) -> None:
+def test_only_pass_fds_are_inherited(tmp_path: Path) -> None:
     with (tmp_path / "a").open("w") as kept, (tmp_path / "b").open("w") as not_kept:
         os.set_inheritable(not_kept.fileno(), True)
         process = spawn(
@@ -289,7 +287,7 @@ print("the last words", file=sys.stderr, flush=True)
 """
 
 
-def test_talking_process_is_never_held_up_by_what_it_writes_to_stderr() -> None:
+def test_line_process_is_not_blocked_by_stderr() -> None:
     process = LineProcess([sys.executable, "-c", NOISY])
     try:
         assert process.first_line(60) == b"first\n"
@@ -302,7 +300,7 @@ def test_talking_process_is_never_held_up_by_what_it_writes_to_stderr() -> None:
         process.end()
 
 
-def test_talking_process_that_says_nothing_has_no_first_line(never: Path) -> None:
+def test_first_line_of_silent_line_process_is_empty(never: Path) -> None:
     process = LineProcess(["cat", never])
     try:
         assert process.first_line(0.05) == b""
@@ -312,7 +310,7 @@ def test_talking_process_that_says_nothing_has_no_first_line(never: Path) -> Non
     assert not process.is_running
 
 
-def test_what_is_sent_to_a_process_that_ended_is_lost_and_its_reason_is_read() -> None:
+def test_send_to_ended_line_process_is_ignored() -> None:
     process = LineProcess(["sh", "-c", "echo no room >&2; exit 3"])
     assert list(process.lines()) == []
     process.send("go")
@@ -320,7 +318,7 @@ def test_what_is_sent_to_a_process_that_ended_is_lost_and_its_reason_is_read() -
     process.end()
 
 
-def test_last_words_do_not_wait_for_a_stranger_who_holds_the_pipe(
+def test_last_words_do_not_wait_for_other_writers_of_the_pipe(
     pipe: Pipe, never: Path, tmp_path: Path
 ) -> None:
     # A child in a session of its own, as the master of shared SSH connections is one.
@@ -332,7 +330,7 @@ def test_last_words_do_not_wait_for_a_stranger_who_holds_the_pipe(
     never.write_text("end\n")
 
 
-def test_ending_a_talking_process_ends_its_children(pipe: Pipe, never: Path) -> None:
+def test_end_of_line_process_ends_children(pipe: Pipe, never: Path) -> None:
     process = LineProcess(family(pipe, never))
     pipe.wait_for_writer()
     process.end()
@@ -389,9 +387,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("script", [FAMILY, AWAY], ids=["in its session", "in another session"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_killed_process_started_ends_with_it(
-    pipe: Pipe, never: Path, kind: str, script: str
-) -> None:
+def test_children_end_with_killed_parent(pipe: Pipe, never: Path, kind: str, script: str) -> None:
     parent = parent_of(kind, family(pipe, never, script))
     pipe.wait_for_writer()
     kill(parent)
@@ -399,9 +395,7 @@ def test_what_a_killed_process_started_ends_with_it(
 
 
 @pytest.mark.parametrize("kind", ["spawn", "thread"])
-def test_process_lives_on_when_the_thread_that_started_it_ends(
-    pipe: Pipe, never: Path, kind: str
-) -> None:
+def test_process_survives_the_thread_that_started_it(pipe: Pipe, never: Path, kind: str) -> None:
     parent = parent_of(kind, family(pipe, never))
     pipe.wait_for_writer()
     assert parent.stdout is not None
@@ -411,7 +405,7 @@ def test_process_lives_on_when_the_thread_that_started_it_ends(
     assert pipe.ended()
 
 
-def test_what_was_left_running_ends_at_the_parents_own_end_too(pipe: Pipe, never: Path) -> None:
+def test_children_end_when_parent_exits(pipe: Pipe, never: Path) -> None:
     parent = parent_of("spawn", family(pipe, never))
     pipe.wait_for_writer()
     parent.communicate(b"")
@@ -419,7 +413,7 @@ def test_what_was_left_running_ends_at_the_parents_own_end_too(pipe: Pipe, never
     assert pipe.ended()
 
 
-def test_what_is_meant_to_stay_stays(pipe: Pipe, never: Path, tmp_path: Path) -> None:
+def test_detached_process_survives_its_parent(pipe: Pipe, never: Path, tmp_path: Path) -> None:
     other = Pipe(tmp_path / "other")
     words = family(pipe, never)
     parent = parent_of("stays", words)
@@ -436,7 +430,7 @@ def test_what_is_meant_to_stay_stays(pipe: Pipe, never: Path, tmp_path: Path) ->
     os.close(other.descriptor)
 
 
-def test_process_that_lost_owner_and_guard_is_found(pipe: Pipe, never: Path) -> None:
+def test_orphaned_process_is_found(pipe: Pipe, never: Path) -> None:
     assert [each for each in orphans() if str(never) in each.argv] == []
     dead = spawn(["true"])
     owner = f"{dead.pid}.1.none"

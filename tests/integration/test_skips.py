@@ -22,7 +22,7 @@ SKIPS = {
 
 @pytest.mark.parametrize("where", SKIPS)
 @pytest.mark.parametrize("ci", ["true", None])
-def test_in_ci_a_skipped_test_fails(
+def test_skipped_test_fails_in_ci(
     where: str, ci: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, expected = SKIPS[where]

@@ -113,7 +113,7 @@ def ask(tmp_path: Path) -> Ask:
         (["break later", "done"], "done"),
     ],
 )
-def test_a_job_ends_as_systemd_says_also_after_a_broken_connection(
+def test_job_result_is_found_after_broken_connection(
     ask: Ask, plan: list[str], result: str
 ) -> None:
     systemd = FakeSystemd(plan)
@@ -130,13 +130,13 @@ def test_a_job_ends_as_systemd_says_also_after_a_broken_connection(
         (["break", "break"], "systemd does not answer over D-Bus: the connection broke"),
     ],
 )
-def test_what_keeps_a_job_from_ending_is_said(ask: Ask, plan: list[str], words: str) -> None:
+def test_failed_job_is_reported_with_reason(ask: Ask, plan: list[str], words: str) -> None:
     with pytest.raises(VmError) as told:
         ask(FakeSystemd(plan), lambda bus: bus.stop(UNIT))
     assert told.value.message == words
 
 
-def test_a_unit_runs_or_has_ended(ask: Ask) -> None:
+def test_unit_state_while_running_and_after_end(ask: Ask) -> None:
     systemd = FakeSystemd([])
     systemd.properties = {
         "ActiveState": Variant("s", "active"),

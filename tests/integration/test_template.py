@@ -179,10 +179,10 @@ def resume(saved: Saved, begin: Callable[[int], Machine]) -> Callable[[], Machin
 @pytest.fixture(scope="module")
 def clones(resume: Callable[[], Machine]) -> list[Clone]:
     """Some that run side by side, each with its identity."""
-    return at_once([resume() for _ in range(3)], first=0)
+    return identify_concurrently([resume() for _ in range(3)], first=0)
 
 
-def at_once(machines: list[Machine], first: int) -> list[Clone]:
+def identify_concurrently(machines: list[Machine], first: int) -> list[Clone]:
     """Let clones run on and give them their identities, numbered from `first`, at the same time."""
 
     def identify(machine: Machine, number: int) -> Clone:
@@ -198,7 +198,7 @@ def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
     return asyncio.run(template.give_identity(machine.config.identity_socket, identity))
 
 
-def test_each_clone_is_the_vm_that_its_host_says(clones: list[Clone]) -> None:
+def test_each_clone_has_the_identity_given_by_its_host(clones: list[Clone]) -> None:
     for number, clone in enumerate(clones):
         health = wait_for("a VM that is well", partial(well, clone))
         assert (health["vm_id"], health["session_id"]) == (f"vm-{number}", f"session-{number}")
@@ -216,11 +216,13 @@ def well(clone: Clone) -> dict[str, object] | None:
     return health if status == 200 else None
 
 
-def test_no_two_have_anything_in_common(clones: list[Clone], resume: Callable[[], Machine]) -> None:
+def test_clones_share_no_identity_values(
+    clones: list[Clone], resume: Callable[[], Machine]
+) -> None:
     with ThreadPoolExecutor(len(clones)) as pool:
         found = list(pool.map(Clone.own, clones))
     while len(found) < CLONES:
-        more = at_once([resume() for _ in range(AT_ONCE)], first=len(found))
+        more = identify_concurrently([resume() for _ in range(AT_ONCE)], first=len(found))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             found += pool.map(Clone.own, more)
         for clone in more:
@@ -230,14 +232,14 @@ def test_no_two_have_anything_in_common(clones: list[Clone], resume: Callable[[]
         assert len(values) == len(found), f"{name}: {len(values)} of {len(found)}"
 
 
-def test_the_secret_is_root_only(clones: list[Clone]) -> None:
+def test_clone_secret_is_readable_by_root_only(clones: list[Clone]) -> None:
     clone = clones[0]
     assert clone.inside("stat -c '%U %a' /run/polydev/secret") == "root 600"
     digest = clone.inside("tr -d '\\n' </run/polydev/secret | sha256sum").split()[0]
     assert digest == clone.receipt.secret_sha256
 
 
-def test_a_clone_paused_for_a_while_has_the_hosts_time_again(clones: list[Clone]) -> None:
+def test_clone_has_host_time_after_a_pause(clones: list[Clone]) -> None:
     clone = clones[0]
     socket = clone.machine.config.qmp_socket
     asyncio.run(template.pause(socket))
@@ -251,7 +253,7 @@ def test_a_clone_paused_for_a_while_has_the_hosts_time_again(clones: list[Clone]
     assert asked - CLOCK_LIMIT_SECONDS < shown < time.time() + CLOCK_LIMIT_SECONDS
 
 
-def test_chromium_has_a_network_process_of_its_own(
+def test_clone_restarts_chromium_network_process(
     clones: list[Clone], resume: Callable[[], Machine]
 ) -> None:
     fresh = resume()
@@ -266,7 +268,7 @@ def test_chromium_has_a_network_process_of_its_own(
         assert console.run("systemctl is-active polydev-browser").text.strip() == "active"
 
 
-def test_a_desktop_comes_up_although_its_screen_failed_to_at_first(clones: list[Clone]) -> None:
+def test_desktop_starts_after_failed_first_start_of_vnc(clones: list[Clone]) -> None:
     clone, units = clones[1], "polydev-vnc polydev-desktop polydev-browser"
     clone.inside(f"{FAIL_ONCE}; systemctl stop {units}; systemctl start --no-block {units}")
 
@@ -278,7 +280,7 @@ def test_a_desktop_comes_up_although_its_screen_failed_to_at_first(clones: list[
     assert clone.inside("systemctl show -P NRestarts polydev-vnc") == "1"
 
 
-def test_an_idle_clone_with_a_viewer_leaves_its_core_to_others(clones: list[Clone]) -> None:
+def test_idle_clone_with_viewer_uses_little_cpu(clones: list[Clone]) -> None:
     assert asyncio.run(idle_share(clones[0].machine)) < IDLE_SHARE
 
 
@@ -340,7 +342,7 @@ def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> 
     assert failed == "", clone.inside("journalctl --no-pager --unit='polydev-*'")
 
 
-def test_a_killed_browser_opens_its_profile_again_in_a_clone(clones: list[Clone]) -> None:
+def test_killed_browser_of_clone_reopens_its_profile(clones: list[Clone]) -> None:
     with shell(clones[2].machine) as console:
         assert console.run(f"readlink {PROFILE_LOCK}").text.startswith("browser-vm-")
         console.run("systemctl kill --kill-whom=main --signal=KILL polydev-browser")
@@ -349,7 +351,7 @@ def test_a_killed_browser_opens_its_profile_again_in_a_clone(clones: list[Clone]
         console.run(f"until {own}; do sleep 0.5; done", BROWSER_SECONDS)
 
 
-def test_nothing_that_a_clone_does_changes_the_template(saved: Saved, clones: list[Clone]) -> None:
+def test_clones_cannot_change_the_template(saved: Saved, clones: list[Clone]) -> None:
     assert all(clone.machine.alive() for clone in clones)
     for descriptor, name in zip((saved.memory, saved.state), SEALED, strict=True):
         with pytest.raises(PermissionError):
@@ -360,7 +362,7 @@ def test_nothing_that_a_clone_does_changes_the_template(saved: Saved, clones: li
         assert file_sha256(copy) == file_sha256(saved.folder / name)
 
 
-def test_a_damaged_state_is_refused_with_the_reason(
+def test_damaged_template_state_is_refused(
     saved: Saved, begin: Callable[[int], Machine], tmp_path: Path
 ) -> None:
     damaged = tmp_path / STATE
@@ -375,7 +377,7 @@ def test_a_damaged_state_is_refused_with_the_reason(
         os.close(descriptor)
 
 
-def test_a_guest_that_does_not_answer_is_told(resume: Callable[[], Machine]) -> None:
+def test_identity_of_silent_guest_times_out(resume: Callable[[], Machine]) -> None:
     machine = resume()  # nobody lets it run
     given = template.give_identity(machine.config.identity_socket, new_identity("x", None), 0.5)
     with pytest.raises(VmError, match=r"the guest's answer did not end within 0\.5 s"):

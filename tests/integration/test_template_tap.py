@@ -13,6 +13,6 @@ add_tap()
 """
 
 
-def test_a_tap_is_added_once_to_a_network_of_ones_own() -> None:
+def test_tap_is_added_once_per_network_namespace() -> None:
     """/sys keeps showing the network of those that came before."""
     run(["unshare", "--net", sys.executable, "-c", TWICE])

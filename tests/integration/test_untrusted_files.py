@@ -217,13 +217,13 @@ class TestInPlaceOfALog:
         assert not place.secret.exists() or place.secret.read_bytes() == SECRET
 
 
-def test_a_log_of_the_vms_own_is_read(place: Place) -> None:
+def test_regular_log_of_vm_is_read(place: Place) -> None:
     VM.do(lambda: place.log.write_bytes(b"one\ntwo\n"))
     assert CONTROLLER.do(lambda: last_lines(place.log, 1)) == (b"two\n", 8)
     assert CONTROLLER.do(lambda: LogReader(place.log).read()) == b"one\ntwo\n"
 
 
-def test_a_link_in_the_middle_is_not_followed(place: Place) -> None:
+def test_link_in_middle_of_path_is_not_followed(place: Place) -> None:
     beyond = place.root / "beyond"
     beyond.mkdir()
     (beyond / "serial.log").write_bytes(SECRET)
@@ -232,7 +232,7 @@ def test_a_link_in_the_middle_is_not_followed(place: Place) -> None:
         last_lines(place.slot / "two" / "serial.log", 1)
 
 
-def test_a_terabyte_of_nothing_is_not_read(place: Place) -> None:
+def test_sparse_terabyte_log_is_read_from_its_end(place: Place) -> None:
     def write() -> None:
         with place.log.open("wb") as log:
             log.write(b"the beginning\n")
@@ -250,7 +250,7 @@ def test_a_terabyte_of_nothing_is_not_read(place: Place) -> None:
     assert len(everything) <= CHUNK_BYTES + LAST_BYTES
 
 
-def test_locks_on_the_readers_own_file_stay(place: Place) -> None:
+def test_reading_hard_linked_log_keeps_file_locks(place: Place) -> None:
     """Closing any descriptor of a file drops all locks that a process has on that file."""
     os.link(place.secret, place.log)
     with place.secret.open("r+b") as database:
@@ -357,7 +357,7 @@ class TestRemoval:
         assert Account(0).do(in_own_namespace) == "not the VM's"
 
 
-def test_folders_are_listed_whatever_lies_beside_them(place: Place) -> None:
+def test_folder_list_ignores_unexpected_files(place: Place) -> None:
     (place.slot / "two").symlink_to(place.root)
     (place.slot / "three").write_bytes(b"")
     (place.slot / "fo\nur").mkdir()

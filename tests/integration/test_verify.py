@@ -38,7 +38,7 @@ def test_verification_passed(verification: Verification) -> None:
     assert verification.cause is None
 
 
-def test_every_stage_is_timed(verification: Verification) -> None:
+def test_every_boot_stage_is_timed(verification: Verification) -> None:
     timings = verification.boot_timings_seconds
     assert verification.stage_reached == "ready"
     assert set(timings) == set(STAGES) - {"none"}

@@ -77,7 +77,7 @@ def wait_for_machine(verification: subprocess.Popen[bytes], name: str) -> list[i
     return pids
 
 
-def test_machine_of_a_killed_verification_ends_and_the_image_boots_again(
+def test_killed_verification_ends_its_vm_and_releases_the_image(
     settings: Settings, store: ImageStore, image: ImageRecord, tmp_path: Path, temporary: Path
 ) -> None:
     golden = store.path(image.digest)

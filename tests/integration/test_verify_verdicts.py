@@ -37,7 +37,7 @@ STARVED = MachineBusy("the guest was not ready by then, stage reached: init", BU
         ([None, BootError("kernel panic")], BUSY, BootError),
     ],
 )
-def test_whose_fault(
+def test_image_fault_or_busy_machine(
     faults: list[ImageError | MachineBusy | None], wait: CpuWait, kind: type[Error]
 ) -> None:
     try:
@@ -77,7 +77,7 @@ def test_asyncio():
 """
 
 
-def test_specs_that_ran_out_of_time_are_told_from_those_that_failed(tmp_path: Path) -> None:
+def test_timed_out_specs_are_distinguished_from_failed_ones(tmp_path: Path) -> None:
     (tmp_path / "test_specs.py").write_text(SPECS)
     report = tmp_path / "report.json"
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider"]
@@ -110,7 +110,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("how", RUNS)
-def test_specs_that_did_not_all_pass_are_a_fault(how: str, tmp_path: Path) -> None:
+def test_skipped_or_failed_specs_are_a_fault(how: str, tmp_path: Path) -> None:
     specs, evidence = tmp_path / "specs", tmp_path / "evidence"
     specs.mkdir()
     evidence.mkdir()
@@ -137,7 +137,7 @@ def test_specs_that_did_not_all_pass_are_a_fault(how: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("damaged", [None, *BOOT_FILES])
-def test_damaged_bytes_explain_all_that_was_seen_of_them(
+def test_damaged_image_file_is_the_reported_fault(
     damaged: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {}

@@ -19,7 +19,7 @@ def ports_of(server: Served) -> Ports:
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_an_agent_that_is_ill_says_so_too(status: int) -> None:
+def test_health_is_returned_for_any_status(status: int) -> None:
     with served(lambda _asked: as_json({"status": "ready"}, status)) as server:
         assert agent_health(ports_of(server)) == (status, {"status": "ready"})
     assert [asked.target for asked in server.asked] == ["/health"]
@@ -30,18 +30,18 @@ def test_an_agent_that_is_ill_says_so_too(status: int) -> None:
     [b"", b"<html>", b"[]", b"\xff", b"[" * 100_000],
     ids=["none", "page", "list", "bytes", "deep"],
 )
-def test_what_is_no_json_object_has_no_body(body: bytes) -> None:
+def test_answer_that_is_no_json_object_has_empty_body(body: bytes) -> None:
     with served(lambda _asked: Answer(404, body)) as server:
         assert agent_health(ports_of(server)) == (404, {})
 
 
-def test_nobody_there_is_told_with_the_address() -> None:
+def test_refused_connection_is_reported_with_address() -> None:
     words = "the agent does not answer on http://127.0.0.1:1: [Errno 111] Connection refused"
     with pytest.raises(VmError, match=re.escape(words)):
         agent_health(Ports(1, 1, 1))
 
 
-def test_silence_is_told_with_its_length() -> None:
+def test_silent_agent_times_out() -> None:
     over = Event()
 
     def late(_asked: Asked) -> Answer:

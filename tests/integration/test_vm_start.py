@@ -37,7 +37,7 @@ def write(program: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("said", "starts"), [(TAKEN, 3), ("no memory", 1), ("", 1)])
-def test_qemu_that_ends_at_once_is_told_with_its_words(
+def test_qemu_that_exits_at_once_is_reported_with_its_output(
     config: VmConfig, qemu: Path, tmp_path: Path, said: str, starts: int
 ) -> None:
     """It is tried again where somebody else may have taken a port meanwhile."""
@@ -47,7 +47,7 @@ def test_qemu_that_ends_at_once_is_told_with_its_words(
     assert (tmp_path / "starts").read_text() == "start\n" * starts
 
 
-def test_one_that_cannot_be_recorded_is_ended(config: VmConfig, qemu: Path) -> None:
+def test_vm_that_cannot_be_recorded_is_ended(config: VmConfig, qemu: Path) -> None:
     write(qemu, "exec sleep 1000")
     started: list[Machine] = []
 
