@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polydev.controller.host.cached_records import cached_reader, why_unreadable
+from polydev.controller.host.cached_json_files import cached_reader, why_unreadable
 from polydev.deployment_records import Record, current_state, states
 from polydev.errors import DeploymentNotFound
 from polydev.host_layout import DEPLOYMENT_ID, DEPLOYMENTS

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.controller.health import image_store_state
-from polydev.controller.host.cached_records import cached_reader, read_limited, why_unreadable
+from polydev.controller.host.cached_json_files import cached_reader, read_limited, why_unreadable
 from polydev.errors import ImageNotFound, ImageUnreadable
 from polydev.image_layout import IMAGES, RECORD, SBOM, image_path
 from polydev.image_record import ImageRecord
