@@ -13,7 +13,7 @@ from polydev.controller.machines.agent_answers import AgentHealth, agent_health
 from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.hypervisor import Activity, SlotState
-from polydev.controller.machines.intervals import Intervals
+from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.vm_decisions import (
     Answer,
     agent_problem,

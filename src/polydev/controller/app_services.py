@@ -26,7 +26,7 @@ from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.console_stream import Consoles
-from polydev.controller.machines.driver_loop import Driver
+from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
-from polydev.controller.machines.driver_dependencies import Dependencies
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.machines.vm_decisions import (
     Answer,

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from polydev.controller.machines.driver_dependencies import Dependencies
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.model import Vm
 from polydev.errors import VmError
 

@@ -11,7 +11,7 @@ from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import CpuWaitTracker
 from polydev.controller.machines.boot_progress import with_wait
-from polydev.controller.machines.driver_dependencies import Dependencies
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.machines.login_monitor import LoginMonitor
 from polydev.controller.machines.vm_decisions import (

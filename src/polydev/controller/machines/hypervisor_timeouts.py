@@ -12,7 +12,7 @@ from polydev.controller.machines.hypervisor import (
     SlotState,
     TemplatesReport,
 )
-from polydev.controller.machines.intervals import Intervals
+from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.errors import VmError
 from polydev.vm.identity import Identity, Receipt
 from polydev.vm.timeouts import within
