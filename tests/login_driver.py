@@ -11,8 +11,8 @@ import sys
 
 from polydev.controller.database import create_engine
 from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.machines.hypervisor import SlotState
+from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.transactions import Database

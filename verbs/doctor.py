@@ -10,8 +10,8 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError, DeployError
-from polydev.hints import for_same_host
 from polydev.settings import Settings
+from polydev.suggested_commands import for_same_host
 from verbs.hosts import described_host
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
 from verbs.tables import table_text

@@ -18,7 +18,7 @@ from invoke.tasks import task as invoke_task
 from pydantic import BaseModel
 from rich.console import Console
 
-from polydev import hints
+from polydev import suggested_commands
 from polydev.errors import ConfigError, Error
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -76,7 +76,7 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         given = {name: str(each) for name, each in kwargs.items() if each != defaults.get(name)}
-        hints.choose(given)
+        suggested_commands.choose(given)
         try:
             logging.basicConfig(level=log_level())
             return function(*args, **kwargs)
@@ -116,8 +116,8 @@ def log_level() -> str:
 
 
 def fail(error: Error, *, as_json: bool) -> NoReturn:
-    message = hints.for_same_host(error.message)
-    hint = hints.for_same_host(error.hint) if error.hint else None
+    message = suggested_commands.for_same_host(error.message)
+    hint = suggested_commands.for_same_host(error.hint) if error.hint else None
     if as_json:
         fields = error.as_dict() | {"message": message, "hint": hint}
         sys.stdout.write(json.dumps(fields) + "\n")
@@ -133,7 +133,7 @@ def answer(value: BaseModel | dict[str, Any] | list[Any], *, as_json: bool, text
     Commands in the text get the options that name the verb's own host.
     """
     if not as_json:
-        stdout.print(hints.for_same_host(text))
+        stdout.print(suggested_commands.for_same_host(text))
         return
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")

@@ -11,7 +11,7 @@ import sys
 from invoke.exceptions import ParseError
 from invoke.program import Program
 
-from polydev import __version__, hints
+from polydev import __version__, suggested_commands
 from polydev.cli import fail
 from polydev.errors import ConfigError
 
@@ -47,7 +47,7 @@ class Verbs(Program):
         except (ParseError, ValueError) as error:
             refusal = usage_error(str(error), words, list(self.parser.contexts))
             fail(refusal, as_json=any(map(JSON_WORD.fullmatch, words)))
-        hints.know_verbs(
+        suggested_commands.know_verbs(
             {name: frozenset(verb.args) for name, verb in self.parser.contexts.items()}
         )
 

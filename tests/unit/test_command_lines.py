@@ -20,7 +20,7 @@ import pytest
 import polydev.npm
 from polydev.client import host_facts as client_host
 from polydev.client import host_probe, machine_checks
-from polydev.deploys import bundle, images, rsync
+from polydev.deploys import controller_wheels, images, rsync
 from polydev.deploys.rsync import remote_options
 from polydev.hosttool import (
     accounts,
@@ -588,8 +588,8 @@ def test_a_lab_s_tree_is_made_in_namespaces_of_its_own() -> None:
 
 
 def test_wheels_are_fetched_by_their_hashes_and_nothing_else() -> None:
-    words = bundle.pip_download_words(Path("r.txt"), Path("to"), "3.12")
-    platforms = " ".join(f"--platform {each}" for each in bundle.PLATFORMS)
+    words = controller_wheels.pip_download_words(Path("r.txt"), Path("to"), "3.12")
+    platforms = " ".join(f"--platform {each}" for each in controller_wheels.PLATFORMS)
     assert shlex.join(str(word) for word in words) == (
         "-m pip download --quiet --no-input --disable-pip-version-check --require-hashes "
         "--no-deps --only-binary :all: --implementation cp --python-version 3.12 "

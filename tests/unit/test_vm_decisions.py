@@ -13,7 +13,6 @@ from polydev.controller.machines.agent_answers import AgentHealth, agent_health
 from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.hypervisor import Activity, SlotState
-from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.vm_decisions import (
     Answer,
     agent_problem,
@@ -26,6 +25,7 @@ from polydev.controller.machines.vm_decisions import (
     stage_by_agent,
     wrong_vm,
 )
+from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.model import Session, Vm, now
 from polydev.controller.states import VmState
 from polydev.errors import AgentUnreachable, ProtocolError

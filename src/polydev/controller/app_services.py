@@ -26,11 +26,11 @@ from polydev.controller.host.prometheus import HostCollector
 from polydev.controller.host.sample_loop import SampleLoop
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.console_stream import Consoles
-from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics
 from polydev.controller.machines.screenshots import Screenshots
+from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.metrics import Metrics
 from polydev.controller.model import Vm
 from polydev.controller.relay.viewers import Viewers

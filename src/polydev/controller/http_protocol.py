@@ -22,7 +22,7 @@ from polydev.controller.request_limits import (
     RequestLimits,
 )
 from polydev.controller.settings import ConnectionLimits
-from polydev.controller.transports import end_writing, unread_bytes, watch_every_byte
+from polydev.controller.tcp_or_tls import end_writing, unread_bytes, watch_every_byte
 from polydev.controller.uvicorn_internals import (
     ASGI3Application,
     HttpToolsProtocol,

@@ -14,8 +14,8 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT
-from polydev.deploys.bundle import make_bundle, source_digest
 from polydev.deploys.config_check import check_controller_config
+from polydev.deploys.controller_wheels import make_bundle, source_digest
 from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import JsonFile, PythonVersion, UnitFact
 from polydev.deploys.host_contents import CONFIG_FILE, CONTROLLER_FOLDER, TOOL

@@ -8,7 +8,7 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
-from polydev.deploys.bundle import vm_digest
+from polydev.deploys.controller_wheels import vm_digest
 from polydev.deploys.host_contents import (
     ACCELERATOR_UNIT,
     CONFIG_FILE,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.machines.vm_decisions import (
     Answer,
@@ -17,6 +16,7 @@ from polydev.controller.machines.vm_decisions import (
     with_details,
     wrong_vm,
 )
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.model import Vm
 from polydev.vm.boot_stages import Stage

@@ -11,7 +11,6 @@ from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import CpuWaitTracker
 from polydev.controller.machines.boot_progress import with_wait
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.machines.login_monitor import LoginMonitor
 from polydev.controller.machines.vm_decisions import (
@@ -24,6 +23,7 @@ from polydev.controller.machines.vm_decisions import (
     with_details,
     wrong_vm,
 )
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.model import Vm
 from polydev.vm.cpu_wait import verdict
 

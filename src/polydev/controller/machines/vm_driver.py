@@ -25,14 +25,14 @@ from polydev.controller.machines.boot_queue import (
     memory_shortage,
 )
 from polydev.controller.machines.cleanup import Cleanup, SlotLocks
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.hypervisor_timeouts import HypervisorWithTimeouts
-from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.leader_lock import LeaderLock, leader_lock_file
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics
 from polydev.controller.machines.pool import Pool, free_memory_mib
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
+from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.vm_lifecycle import VmLifecycle
 from polydev.controller.model import Vm, now
 from polydev.controller.settings import ControllerSettings

@@ -8,9 +8,9 @@ from datetime import datetime
 
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics
+from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms

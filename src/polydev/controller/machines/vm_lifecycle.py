@@ -17,7 +17,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import BootFollower, CpuWaitTracker
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.health_checks import VmHealthChecks
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState
 from polydev.controller.machines.login_monitor import (
@@ -32,6 +31,7 @@ from polydev.controller.machines.vm_decisions import (
     next_step,
     with_details,
 )
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_logs import last_line
 from polydev.controller.model import Vm
 from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmError

@@ -16,8 +16,8 @@ from invoke.tasks import task
 
 from polydev.cli import answer, edge
 from polydev.errors import DeployError
-from polydev.hints import with_options
 from polydev.invoke_program import Verbs
+from polydev.suggested_commands import with_options
 from tests.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]

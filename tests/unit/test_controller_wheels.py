@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from polydev.deploys import web_assets
-from polydev.deploys.bundle import (
+from polydev.deploys.controller_wheels import (
     LOCK,
     PACKAGE,
     PYTHON_VERSIONS,

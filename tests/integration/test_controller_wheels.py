@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from polydev.deploys import web_assets
-from polydev.deploys.bundle import LOCK, PACKAGE, Bundle, make_bundle, source_digest
+from polydev.deploys.controller_wheels import LOCK, PACKAGE, Bundle, make_bundle, source_digest
 from polydev.errors import BuildError
 from polydev.progress import Steps
 from polydev.run import run, spawn
