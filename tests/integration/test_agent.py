@@ -661,7 +661,7 @@ class CredentialsService:
         self.home.mkdir()
         self.path = folder / "credentials"
         words = [f"--providers={folder}/providers"]
-        code = "import sys; from polydev.agent.credentials_run import main; main(sys.argv[1:])"
+        code = "import sys; from polydev.agent.credentials_program import main; main(sys.argv[1:])"
         environment = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(self.home)}
 
         def talk(client: socket.socket) -> None:

@@ -39,7 +39,7 @@ from polydev.hosttool.paths import Paths
 from polydev.image import apt, build, guest_npm, kernel, layer_cache, rootfs
 from polydev.image.apt import Archive, Deb
 from polydev.image.sandbox import Overlay, build_environment, in_overlay_argv
-from polydev.lab import addresses, debian_base, files
+from polydev.lab import addresses, container_files, debian_base
 from polydev.lab.access import inside_argv
 from polydev.lab.container import container_argv
 from polydev.ssh import SshTarget
@@ -164,7 +164,7 @@ def make_venv(tmp_path: Path) -> None:
 def lab_files(tmp_path: Path) -> None:
     lab: Any = SimpleNamespace(name="mine", folder=tmp_path, key=tmp_path / "key")
     with suppress(FileNotFoundError):  # no keys were made
-        files.write_lab_files(lab)
+        container_files.write_lab_files(lab)
 
 
 def configure_packages(tmp_path: Path) -> None:

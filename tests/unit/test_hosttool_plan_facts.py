@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import plan_facts, schema_cache
+from polydev.hosttool import database_schema_cache, plan_facts
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
@@ -105,15 +105,15 @@ def test_what_is_known_and_cannot_be_read_is_asked_anew(
 
 
 def test_another_release_is_asked_anew(paths: Paths, asked: list[list[str]]) -> None:
-    schema_cache.remember(paths, "20250101_120000-ffff")
+    database_schema_cache.remember(paths, "20250101_120000-ffff")
     asked.append(["- something"])
     assert database(paths)["differences"] == ["- something"]
 
 
 def test_rows_make_no_other_schema(paths: Paths) -> None:
-    before = schema_cache.checksum(paths.database)
+    before = database_schema_cache.checksum(paths.database)
     execute(paths, "INSERT INTO users VALUES ('1', 'admin')", "ANALYZE")
-    assert schema_cache.checksum(paths.database) == before
+    assert database_schema_cache.checksum(paths.database) == before
 
 
 def test_a_release_that_refuses_is_a_difference(

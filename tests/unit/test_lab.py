@@ -17,6 +17,7 @@ from polydev.lab import Lab, LabError, debian_base, lifecycle, ssh_argv, up
 from polydev.lab.access import inside_argv
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
 from polydev.lab.container import cgroup_of, container_argv, innermost_pid, nspawn_argv
+from polydev.lab.container_files import lay, network_files, share_packages
 from polydev.lab.debian_base import (
     FILES,
     PRIVATE,
@@ -25,8 +26,7 @@ from polydev.lab.debian_base import (
     package_sources,
     root_id,
 )
-from polydev.lab.files import lay, network_files, share_packages
-from polydev.lab.model import checked_name, lab_folder, read_lab, recorded_labs
+from polydev.lab.lab_record import checked_name, lab_folder, read_lab, recorded_labs
 from polydev.progress import Steps
 from polydev.settings import Settings
 from verbs.lab import logs

@@ -16,7 +16,7 @@ import pytest
 from polydev.errors import ConfigError, LabError
 from polydev.lab import lifecycle
 from polydev.lab.addresses import link_of
-from polydev.lab.model import Lab, read_lab
+from polydev.lab.lab_record import Lab, read_lab
 from polydev.progress import Steps
 from polydev.settings import Settings
 

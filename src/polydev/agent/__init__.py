@@ -9,7 +9,7 @@ import little, since an emulated CPU is some twenty times slower than a real one
            -> metrics (imported with the first request)
            -> login_routes (imported with the first request)
     login_routes -> login_control -> login_state (of a file that login_program writes)
-                 -> credentials_client -> (a socket) -> credentials_run -> credentials_file
+                 -> credentials_client -> (a socket) -> credentials_program -> credentials_file
 
 A login runs in a service of its own, whose program is `login_program`:
 

@@ -13,13 +13,13 @@ from polydev.hosttool import (
     accounts,
     controller_program,
     controller_socket,
+    database_schema_cache,
     disk_reserve,
     images,
     network_state,
     permissions,
     polkit,
     release_files,
-    schema_cache,
     setting_conflicts,
     sshd,
     unit_overrides,
@@ -64,7 +64,7 @@ def _database(call: Call, _question: Mapping[str, Any]) -> Json:
     asked = controller_program.current_program(call.paths)
     if not asked.file.exists():
         return named
-    if schema_cache.is_known(call.paths, asked.release.name):
+    if database_schema_cache.is_known(call.paths, asked.release.name):
         return {**named, "differences": []}
     try:
         said = asked.ask("database", "check", "--no-tools", code="database-unusable")
@@ -72,7 +72,7 @@ def _database(call: Call, _question: Mapping[str, Any]) -> Json:
         return {**named, "differences": [f"- {error.message}"], "hint": error.hint}
     found = said.get("differences")
     if found == []:
-        schema_cache.remember(call.paths, asked.release.name)
+        database_schema_cache.remember(call.paths, asked.release.name)
     return {**named, "differences": found or []}
 
 

@@ -2,8 +2,8 @@
 
 from polydev.errors import LabError
 from polydev.lab.access import Logs, logs, run_inside, shell, ssh_argv
+from polydev.lab.lab_record import Lab
 from polydev.lab.lifecycle import down, find, labs, reset, restart, save, up
-from polydev.lab.model import Lab
 
 __all__ = [
     "Lab",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from polydev.errors import ConfigError, LabError
 from polydev.lab.container import init_pid
-from polydev.lab.model import Lab
+from polydev.lab.lab_record import Lab
 from polydev.run import Completed, run
 from polydev.ssh import SshTarget
 

@@ -16,9 +16,9 @@ from polydev.errors import CommandTimeout, ConfigError, LabError
 from polydev.lab.access import ssh_argv
 from polydev.lab.addresses import allot, link_of, networks_in_use
 from polydev.lab.container import console_hint, kill, link_owner, power_off, start
+from polydev.lab.container_files import ARCHIVES, lay_folder, share_packages, write_lab_files
 from polydev.lab.debian_base import DEFAULT_SUITE, SUITES, checked_suite, ready_root
-from polydev.lab.files import ARCHIVES, lay_folder, share_packages, write_lab_files
-from polydev.lab.model import Lab, lab_folder, read_lab, recorded_labs
+from polydev.lab.lab_record import Lab, lab_folder, read_lab, recorded_labs
 from polydev.progress import Steps
 from polydev.run import run
 from polydev.settings import Settings

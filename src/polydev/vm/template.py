@@ -22,6 +22,7 @@ from typing import Any
 from qemu.qmp import QMPClient, QMPError
 
 from polydev.errors import VmError
+from polydev.vm.cancel_on_timeout import within
 from polydev.vm.cpu_wait import CpuSample
 from polydev.vm.identity import (
     MAX_LINE_BYTES,
@@ -34,7 +35,6 @@ from polydev.vm.identity import (
     receipt_from,
 )
 from polydev.vm.template_client import copy_data
-from polydev.vm.timeouts import within
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 POLL_SECONDS = 0.01

@@ -19,7 +19,7 @@ from polydev.controller.machines.bridge_status import bridge_problem
 from polydev.controller.sealing import compact_json
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
 from polydev.host_layout import AGENT_PORT
-from polydev.vm.timeouts import end, within
+from polydev.vm.cancel_on_timeout import end, within
 
 MAX_BODY_BYTES = 256 * 1024
 # The agent waits for the tool's status command, which takes long on an emulated CPU.

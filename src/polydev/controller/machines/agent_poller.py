@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from polydev.errors import AgentError
-from polydev.vm.timeouts import end
+from polydev.vm.cancel_on_timeout import end
 
 Reply = TypeVar("Reply")
 

@@ -14,8 +14,8 @@ from polydev.controller.machines.hypervisor import (
 )
 from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.errors import VmError
+from polydev.vm.cancel_on_timeout import within
 from polydev.vm.identity import Identity, Receipt
-from polydev.vm.timeouts import within
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from polydev.errors import (
     ProtocolError,
     SessionError,
 )
-from polydev.vm.timeouts import end
+from polydev.vm.cancel_on_timeout import end
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -10,8 +10,8 @@ from polydev.controller.machines.vm_decisions import is_idle, with_details
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.model import Vm
 from polydev.errors import Error, VmError
+from polydev.vm.cancel_on_timeout import end, within
 from polydev.vm.identity import new_identity
-from polydev.vm.timeouts import end, within
 
 
 class PauseResume:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from polydev.errors import VmError
 from polydev.host_layout import VNC_PORT
-from polydev.vm.timeouts import within
+from polydev.vm.cancel_on_timeout import within
 
 VERSION = b"RFB 003.008\n"
 NO_AUTHENTICATION = 1

@@ -16,7 +16,7 @@ from polydev.controller.model import Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.errors import NoScreen, SessionExpired, VmError
 from polydev.host_layout import VNC_PORT
-from polydev.vm.timeouts import end, within
+from polydev.vm.cancel_on_timeout import end, within
 
 TIMEOUT_SECONDS = 10.0
 # For so long a picture also answers later requests.

@@ -39,9 +39,9 @@ from polydev.controller.settings import ControllerSettings
 from polydev.controller.states import VM_STATES
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
+from polydev.vm.cancel_on_timeout import end, within
 from polydev.vm.cpu_time import cpu_sample
 from polydev.vm.cpu_wait import CpuSample
-from polydev.vm.timeouts import end, within
 
 log = structlog.stdlib.get_logger(__name__)
 

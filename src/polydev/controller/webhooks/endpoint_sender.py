@@ -20,7 +20,7 @@ from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhook_urls import url_digest
 from polydev.controller.webhooks.http_post import GONE_STATUS, WebhookReply, open_client, post
 from polydev.controller.webhooks.retry_schedule import next_attempt
-from polydev.vm.timeouts import end
+from polydev.vm.cancel_on_timeout import end
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -18,7 +18,7 @@ import httpx
 
 from polydev.errors import VmError
 from polydev.vm.boot_stages import printable
-from polydev.vm.timeouts import within
+from polydev.vm.cancel_on_timeout import within
 
 # Limits of the answer's body, which only serves for messages: the status alone counts.
 MOST_ANSWER_BYTES = 16 * 1024

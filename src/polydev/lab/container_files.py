@@ -9,7 +9,7 @@ from pathlib import Path
 
 from polydev.lab.addresses import LINK_PREFIX
 from polydev.lab.container import DNS_ADDRESS, UPLINK
-from polydev.lab.model import Lab
+from polydev.lab.lab_record import Lab
 from polydev.run import run
 
 HOST_KEY = "ssh_host_ed25519_key"

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from polydev.errors import VmError
-from polydev.vm import timeouts
-from polydev.vm.timeouts import within
+from polydev.vm import cancel_on_timeout
+from polydev.vm.cancel_on_timeout import within
 
 
 async def forever() -> None:
@@ -43,7 +43,7 @@ def test_what_takes_too_long_is_ended_and_told() -> None:
 
 
 def test_what_ignores_its_end_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeouts, "ENDING_SECONDS", 0.01)
+    monkeypatch.setattr(cancel_on_timeout, "ENDING_SECONDS", 0.01)
 
     async def scenario() -> None:
         release.clear()
