@@ -21,7 +21,7 @@ from polydev.controller.host import deployments
 from polydev.controller.model import now
 from polydev.controller.store import tables
 from polydev.controller.webhook_events import body_of, new_message_id
-from polydev.hosttool import records
+from polydev.hosttool import deployment_records
 from polydev.hosttool.paths import Paths
 from polydev.image.sbom import sbom_json
 from polydev.image.store import ImageStore
@@ -172,7 +172,7 @@ class RecordedHost:
             "gate": gate,
             **words,
         }
-        records.write(self.paths, record)
+        deployment_records.write(self.paths, record)
         self.deployments[name] = made
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from polydev.hosttool import release_venv
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import FILES, release_damage
 from polydev.hosttool.releases import create

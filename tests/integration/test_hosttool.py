@@ -19,7 +19,7 @@ import pytest
 
 from polydev import hosttool, run
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import entry_of
+from polydev.hosttool.file_metadata import entry_of
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import (
     AT_REST,

@@ -24,7 +24,7 @@ from polydev.hosttool.backup_manifest import Backup
 from polydev.hosttool.backup_scope import ControllerScope, Scope, list_scope
 from polydev.hosttool.cli import parser
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import entries_below
+from polydev.hosttool.file_metadata import entries_below
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore import RestoreOptions
 from polydev.hosttool.restore_job import RestoreJob, read_state

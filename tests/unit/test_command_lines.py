@@ -91,7 +91,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
         layer_cache,
         polydev.npm,
         rootfs,
-        files,
+        container_files,
         debian_base,
         addresses,
     ):

@@ -15,7 +15,7 @@ from polydev.deploys import controller, images
 from polydev.deploys.host_data import HostData
 from polydev.hosttool import golden_link
 from polydev.hosttool import images as store_of
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import FILES, current_damage, release_damage
 from polydev.hosttool.releases import create

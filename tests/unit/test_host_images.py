@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.hosttool import file_entries, images
+from polydev.hosttool import file_metadata, images
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden_link import golden_digest, golden_of, make_golden
 from polydev.hosttool.images import CHECKED, add, listing, prune
@@ -194,7 +194,7 @@ class TestListing:
 
         def file_sha256(path: Path) -> str:
             read.append(path.name)
-            return file_entries.file_sha256(path)
+            return file_metadata.file_sha256(path)
 
         monkeypatch.setattr(images, "file_sha256", file_sha256)
         assert listing(store)["images"] == [A, B]
@@ -289,5 +289,5 @@ class TestPrune:
 def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"x" * 100)
-    monkeypatch.setattr(file_entries, "CHUNK_BYTES", 7)
-    assert file_entries.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()
+    monkeypatch.setattr(file_metadata, "CHUNK_BYTES", 7)
+    assert file_metadata.file_sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()

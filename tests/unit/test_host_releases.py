@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import FILES, files_of, release_damage, write_file_list
 from polydev.hosttool.releases import create, prune

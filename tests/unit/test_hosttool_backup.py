@@ -22,7 +22,7 @@ from polydev.hosttool import backup, backup_manifest, disk_reserve
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.disk_reserve import RESERVE_BYTES
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import PathEntry
+from polydev.hosttool.file_metadata import PathEntry
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.units import known_units
 from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host, put

@@ -60,9 +60,9 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     ),
     f"release migrate {ID} --user u": ("releases.migrate", (FIRST, PATHS, "u"), {}),
     "release prune --keep 4": ("releases.prune", (4, PATHS, PATHS.controller), {}),
-    "record write": ("records.write", (PATHS, DOCUMENT), {}),
-    "record list": ("records.records", (PATHS,), {}),
-    f"record show {ID}": ("records.show", (PATHS, FIRST), {}),
+    "record write": ("deployment_records.write", (PATHS, DOCUMENT), {}),
+    "record list": ("deployment_records.records", (PATHS,), {}),
+    f"record show {ID}": ("deployment_records.show", (PATHS, FIRST), {}),
     f"operations permit {ID}": ("deployment_slice.permit", (PATHS, SYSTEMD, FIRST), {}),
     "operations stop": ("deployment_slice.stop", (PATHS, SYSTEMD), {}),
     f"lock hold {ID} --owner ada --purpose deploy --seconds 9 --again": (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from polydev import durable
-from polydev.hosttool import backup, deadman, records
+from polydev.hosttool import backup, deadman, deployment_records
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import make_dump
 from polydev.hosttool.deployment_counter import next_number
@@ -79,7 +79,7 @@ def hand_over(host: Host) -> object:
 
 
 def write_record(host: Host) -> object:
-    return records.write(host.paths, {"id": FIRST, "status": "running"})
+    return deployment_records.write(host.paths, {"id": FIRST, "status": "running"})
 
 
 def arm(host: Host) -> object:

@@ -13,9 +13,9 @@ from polydev.hosttool import (
     backup,
     backup_manifest,
     deadman,
+    deployment_records,
     golden_link,
     images,
-    records,
     releases,
 )
 from polydev.hosttool.release_files import PROGRAM
@@ -140,14 +140,14 @@ def test_handover(host: Host) -> None:
 
 
 def test_record(host: Host) -> None:
-    records.write(host.paths, {"id": FIRST, "status": "running"})
+    deployment_records.write(host.paths, {"id": FIRST, "status": "running"})
     ends = {"id": FIRST, "status": "succeeded"}
     seen = []
-    for _ in host.killed_everywhere(lambda: records.write(host.paths, ends)):
-        (record,) = records.records(host.paths)
+    for _ in host.killed_everywhere(lambda: deployment_records.write(host.paths, ends)):
+        (record,) = deployment_records.records(host.paths)
         seen.append(record["status"])
-        records.write(host.paths, ends)
-        assert records.records(host.paths) == [{**ends, "number": 1}]
+        deployment_records.write(host.paths, ends)
+        assert deployment_records.records(host.paths) == [{**ends, "number": 1}]
         assert host.unfinished() == []
     assert seen == sorted(seen)
     assert set(seen) == {"running", "succeeded"}

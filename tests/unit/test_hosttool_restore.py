@@ -17,7 +17,7 @@ from polydev.durable import unfinished
 from polydev.hosttool import backup, backup_manifest, restore_controller, sqlite_database
 from polydev.hosttool.backup_manifest import BackupEntry
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import PathEntry
+from polydev.hosttool.file_metadata import PathEntry
 from polydev.hosttool.restore import RestoreOptions, restore
 from polydev.hosttool.restore_files import file_changes
 from polydev.hosttool.units import MAIN, SOCKET, TEMPLATE_HOLDER, TEMPLATE_MAKER, next_unit

@@ -20,7 +20,15 @@ import pytest
 
 from polydev import hosttool
 from polydev.durable import read_json
-from polydev.hosttool import cli, deadman, deployment_lock, lock_verbs, records, restore, zipapp
+from polydev.hosttool import (
+    cli,
+    deadman,
+    deployment_lock,
+    deployment_records,
+    lock_verbs,
+    restore,
+    zipapp,
+)
 from polydev.hosttool.backup_scope import list_scope
 from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.disk_reserve import keep_reserve
@@ -41,9 +49,9 @@ class TestRecords:
         first = {"id": FIRST, "status": "succeeded", "mood": {"good": True}, "number": 1}
         second = {"id": SECOND, "status": "running", "number": 2}
         for record in (first, second):
-            assert records.write(paths, record) == record
-        assert records.records(paths) == [second, first]
-        assert records.show(paths, FIRST) == first
+            assert deployment_records.write(paths, record) == record
+        assert deployment_records.records(paths) == [second, first]
+        assert deployment_records.show(paths, FIRST) == first
 
     @pytest.mark.parametrize(
         ("record", "code"),
@@ -56,18 +64,18 @@ class TestRecords:
     )
     def test_others_are_refused(self, paths: Paths, record: dict[str, str], code: str) -> None:
         with pytest.raises(HostError) as refusal:
-            records.write(paths, record)
+            deployment_records.write(paths, record)
         assert refusal.value.code == code
-        assert records.records(paths) == []
+        assert deployment_records.records(paths) == []
 
     def test_damaged_one_is_no_target(self, paths: Paths) -> None:
         put(paths.records / f"{FIRST}.json", '{"status": "succ')
         put(paths.records / f"{SECOND}.json", json.dumps({"id": FIRST, "status": "succeeded"}))
-        assert {record["status"] for record in records.records(paths)} == {"unreadable"}
+        assert {record["status"] for record in deployment_records.records(paths)} == {"unreadable"}
 
     def test_missing_one(self, paths: Paths) -> None:
         with pytest.raises(HostError) as refusal:
-            records.show(paths, FIRST)
+            deployment_records.show(paths, FIRST)
         assert refusal.value.code == "record-missing"
 
     def test_full_disk_gives_its_reserve(
@@ -82,8 +90,8 @@ class TestRecords:
             original(descriptor)
 
         monkeypatch.setattr(os, "fsync", fsync)
-        records.write(paths, {"id": FIRST, "status": "failed"})
-        assert records.show(paths, FIRST)["status"] == "failed"
+        deployment_records.write(paths, {"id": FIRST, "status": "failed"})
+        assert deployment_records.show(paths, FIRST)["status"] == "failed"
 
 
 class TestLock:
@@ -487,7 +495,7 @@ def test_a_backup_is_verified_as_a_whole(host: Host) -> None:
 
 
 def test_no_folder_has_no_records(paths: Paths) -> None:
-    assert records.records(paths) == []
+    assert deployment_records.records(paths) == []
     put(paths.records / "notes.json", "{}")
     put(paths.records / f"{FIRST}.txt", "{}")
-    assert records.records(paths) == []
+    assert deployment_records.records(paths) == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.host import deployments
-from polydev.hosttool import records as host_records
+from polydev.hosttool import deployment_records as host_records
 from polydev.hosttool.paths import Paths
 from polydev.image.sbom import sbom_json
 from polydev.image.store import ImageStore

@@ -14,7 +14,7 @@ import pytest
 
 from polydev import durable
 from polydev.client import lab_access
-from polydev.hosttool import deployment_slice, network_state, records, verb_lock
+from polydev.hosttool import deployment_records, deployment_slice, network_state, verb_lock
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.paths import Paths
 from polydev.image.image_folder import hold
@@ -117,7 +117,7 @@ def of_slot_queue(host: Host) -> list[Path]:
 
 
 def of_record(host: Host) -> list[Path]:
-    records.write(host.paths, {"id": FIRST, "status": "running"})
+    deployment_records.write(host.paths, {"id": FIRST, "status": "running"})
     return [host.paths.records / f"{FIRST}.json"]
 
 

@@ -40,7 +40,14 @@ from polydev.deployment_records import (
     rollback_state,
 )
 from polydev.durable import json_bytes, read_json
-from polydev.hosttool import backup, backup_manifest, deployment_lock, lock_verbs, records, releases
+from polydev.hosttool import (
+    backup,
+    backup_manifest,
+    deployment_lock,
+    deployment_records,
+    lock_verbs,
+    releases,
+)
 from polydev.hosttool.deployment_counter import next_number
 from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.restore import _later
@@ -177,7 +184,10 @@ Reader = Callable[[Host], object]
 # What each reader says of three deployments, given their ids in the order in which they were
 # made. Those that prune are the last.
 READERS: dict[str, tuple[Reader, Callable[[list[str]], object]]] = {
-    "record list": (lambda host: ids(records.records(host.paths)), lambda made: made[::-1]),
+    "record list": (
+        lambda host: ids(deployment_records.records(host.paths)),
+        lambda made: made[::-1],
+    ),
     "backup list": (
         lambda host: ids(backup.list_backups(host.paths)),
         lambda made: made[::-1],
@@ -315,8 +325,8 @@ class TestEarlierVersions:
     ) -> None:
         old = operators.deploy(NOON)
         forget_numbers(operators.host)
-        document = {**records.show(operators.host.paths, old.id), "status": "running"}
-        assert "number" not in records.write(operators.host.paths, document)
+        document = {**deployment_records.show(operators.host.paths, old.id), "status": "running"}
+        assert "number" not in deployment_records.write(operators.host.paths, document)
         operators.deploy(later)
         recovered = operators.records()[-1]
         assert (recovered.id, recovered.status, recovered.number) == (old.id, "interrupted", None)
@@ -364,8 +374,8 @@ class TestCounter:
     def test_the_host_alone_numbers_records(self, tmp_path: Path) -> None:
         paths = bare_host(tmp_path / "host").paths
         record = {"id": "20250131_120000-abcd", "status": "running", "number": 99}
-        assert records.write(paths, record)["number"] == 1
-        assert records.write(paths, {**record, "status": "failed"})["number"] == 1
+        assert deployment_records.write(paths, record)["number"] == 1
+        assert deployment_records.write(paths, {**record, "status": "failed"})["number"] == 1
 
 
 class TestWarnings:

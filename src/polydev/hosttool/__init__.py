@@ -3,8 +3,8 @@
 It is packed as one file (`zipapp`) and runs on the host as root, by the system's Python; so it
 imports the standard library only. Each verb prints one JSON document. The flow:
 
-    cli -> *_verbs, records, images, releases
-        -> backup  : backup_scope -> file_entries, sqlite_database -> backup_manifest
+    cli -> *_verbs, deployment_records, images, releases
+        -> backup  : backup_scope -> file_metadata, sqlite_database -> backup_manifest
         -> restore : backup_manifest -> restore_files, restore_controller, restore_units -> handover
 
 Every change is written in full beside its place and moved there by one rename. A verb that was

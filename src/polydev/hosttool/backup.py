@@ -36,7 +36,7 @@ from polydev.hosttool.database_dump import DatabaseDump, make_dump
 from polydev.hosttool.deployment_counter import next_number, number_of, order
 from polydev.hosttool.disk_reserve import RESERVE_BYTES, keep_reserve
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import PathEntry, entries_below, entry_of, file_sha256
+from polydev.hosttool.file_metadata import PathEntry, entries_below, entry_of, file_sha256
 from polydev.hosttool.golden_link import golden_of
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import current_release, release_sum

@@ -22,7 +22,7 @@ from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.database_dump import DatabaseDump, dump_from
 from polydev.hosttool.deployment_counter import number_of
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import PathEntry, entry_from, file_sha256, gid_of, uid_of
+from polydev.hosttool.file_metadata import PathEntry, entry_from, file_sha256, gid_of, uid_of
 from polydev.hosttool.golden_link import GoldenTarget, golden_damage
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import release_damage

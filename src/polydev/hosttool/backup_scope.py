@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import entries_below, entry_of, is_below
+from polydev.hosttool.file_metadata import entries_below, entry_of, is_below
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import content_sha256
 from polydev.image_layout import GOLDEN_LINK

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from polydev.hosttool.database_url import POSTGRESQL, describe_url, kind_of, passwords_of
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import entry_of, gid_of, uid_of
+from polydev.hosttool.file_metadata import entry_of, gid_of, uid_of
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import PROGRAM
 

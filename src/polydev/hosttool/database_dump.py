@@ -16,7 +16,7 @@ from typing import Any
 
 from polydev.durable import copy_new, remove
 from polydev.hosttool.controller_program import ControllerProgram, database_in_words
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 
 DUMP_NAME = "dump"
 COPY_ERROR = "database-copy"

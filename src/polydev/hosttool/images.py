@@ -23,7 +23,7 @@ from polydev.durable import (
     write_new,
 )
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.golden_link import golden_digest, golden_leads_to, make_golden
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.verb import Call, HostVerb, required

@@ -16,7 +16,7 @@ from typing import Any
 
 from polydev.durable import read_json, write_new
 from polydev.hosttool.backup_scope import ControllerScope
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 
 FILES = "files.jsonl"
 PROGRAM = Path("venv/bin/master-controller")

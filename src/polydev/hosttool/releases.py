@@ -22,7 +22,7 @@ from polydev.hosttool.controller_program import ControllerProgram, database_in_w
 from polydev.hosttool.database_schema_cache import remember
 from polydev.hosttool.deployment_counter import next_number, number_in, order
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import file_sha256
+from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import FILES, write_file_list
 from polydev.hosttool.release_venv import make_venv, run

@@ -19,7 +19,7 @@ from polydev.hosttool.backup_manifest import Backup, read_backup, require_intact
 from polydev.hosttool.deployment_slice import configure_packages, stop
 from polydev.hosttool.disk_reserve import keep_reserve, use_reserve
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import entries_below, is_below
+from polydev.hosttool.file_metadata import entries_below, is_below
 from polydev.hosttool.golden_link import point_golden
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_controller import ControllerRestore

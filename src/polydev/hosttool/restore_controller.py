@@ -8,7 +8,7 @@ from polydev.hosttool.backup_scope import ControllerScope
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import restore_dump
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import PathEntry, entry_of, is_below
+from polydev.hosttool.file_metadata import PathEntry, entry_of, is_below
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.restore_files import PendingChanges

@@ -18,7 +18,7 @@ from polydev.durable import (
     write_json,
 )
 from polydev.hosttool.backup_manifest import Backup, BackupEntry
-from polydev.hosttool.file_entries import PathEntry, gid_of, is_below, uid_of
+from polydev.hosttool.file_metadata import PathEntry, gid_of, is_below, uid_of
 from polydev.hosttool.paths import Paths
 
 

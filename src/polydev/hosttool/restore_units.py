@@ -5,7 +5,7 @@ from __future__ import annotations
 from polydev.hosttool.backup_manifest import Backup
 from polydev.hosttool.controller_socket import socket_users
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import is_below
+from polydev.hosttool.file_metadata import is_below
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_files import PendingChanges
 from polydev.hosttool.systemd import Systemd, UnitStatus, UnitTimeouts

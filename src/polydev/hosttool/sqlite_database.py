@@ -17,7 +17,7 @@ from pathlib import Path
 
 from polydev.durable import copy_new, sync, unfinished
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.file_entries import PathEntry, gid_of, uid_of
+from polydev.hosttool.file_metadata import PathEntry, gid_of, uid_of
 from polydev.hosttool.listeners import PROC, opened_by
 
 TYPE_CHECKING = False

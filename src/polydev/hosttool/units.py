@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from polydev.hosttool.backup_scope import Scope
-from polydev.hosttool.file_entries import is_below
+from polydev.hosttool.file_metadata import is_below
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.systemd import Systemd, UnitStatus
 
