@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
+from polydev.controller.entities import Role
 from polydev.controller.machines.hypervisor import (
     Hypervisor,
     Launch,
@@ -25,7 +26,6 @@ from polydev.controller.machines.hypervisor import (
     SlotState,
     TemplatesReport,
 )
-from polydev.controller.model import Role
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.slots import sync_slots
 from polydev.controller.web.assets import OWN

@@ -15,8 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from polydev.controller.accounting import Use, day_of
+from polydev.controller.entities import Session, Vm, now
 from polydev.controller.host.sample import Sample, VmSample
-from polydev.controller.model import Session, Vm, now
 from polydev.controller.store import tables
 from polydev.controller.store.usage import add_use
 from tests.relays import Screens, Serve, screens

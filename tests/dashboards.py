@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from playwright.async_api import Browser, Page, Response
 
 from polydev.controller.app_services import Services
+from polydev.controller.entities import now
 from polydev.controller.host.sample import Sample, SlotCounts
-from polydev.controller.model import now
 from polydev.controller.store import tables
 from tests.relays import HOST, Screens
 from tests.web import PATIENCE_MS

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polydev.controller.database import create_engine
+from polydev.controller.entities import Session, SessionNews, Vm
 from polydev.controller.host.image_providers import hands_over, rotates
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.machines.vm_driver_timing import Intervals
-from polydev.controller.model import Session, SessionNews, Vm
 from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.credential_handovers import CredentialHandovers

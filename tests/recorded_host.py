@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from polydev.controller.entities import now
 from polydev.controller.host import deployments
-from polydev.controller.model import now
 from polydev.controller.store import tables
 from polydev.controller.webhook_events import body_of, new_message_id
 from polydev.hosttool import deployment_records

@@ -18,8 +18,8 @@ from websockets.typing import Subprotocol
 
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
+from polydev.controller.entities import Session
 from polydev.controller.machines.hypervisor import Launch
-from polydev.controller.model import Session
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import NewSession

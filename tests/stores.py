@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import ParamSpec
 
 from polydev.controller.database import create_engine
+from polydev.controller.entities import Session, now
 from polydev.controller.migrate import MIGRATIONS, migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.model import Session, now
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.slots import sync_slots

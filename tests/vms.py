@@ -23,8 +23,8 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from polydev.controller.entities import slot_address
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState, TemplatesReport
-from polydev.controller.model import slot_address
 from polydev.errors import VmError
 from polydev.vm.cpu_wait import CpuSample
 from polydev.vm.identity import Identity, Receipt

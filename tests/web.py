@@ -30,7 +30,7 @@ from playwright.async_api import (
 )
 
 from polydev.controller.auth.cookies import PLAIN_NAME
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from tests.browser import chromium, run_in_browser
 from tests.relays import HOST, Screens, screens
 from tests.xscreen import XScreen, x_screens

@@ -10,7 +10,7 @@ import sys
 from datetime import datetime, timedelta
 
 from polydev.controller.database import create_engine
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.webhook_queue import WebhookQueue

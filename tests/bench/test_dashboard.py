@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.async_api import CDPSession
 
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from tests.bench.conftest import Ratios
 from tests.browser import chromium, run_in_browser
 from tests.dashboards import day_of_samples, looking

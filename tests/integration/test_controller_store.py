@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from polydev.controller.model import Caller, Session, Vm
+from polydev.controller.entities import Caller, Session, Vm
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import SessionEvent
 from polydev.controller.store import tables

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import slots, tables
 from polydev.controller.store.session_changes import change_session, change_vm, locked_session

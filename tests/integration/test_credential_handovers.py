@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from polydev.controller.database import create_engine
-from polydev.controller.model import Caller, Session
+from polydev.controller.entities import Caller, Session
 from polydev.controller.sealing import Keyring, checked_recipient
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import tables

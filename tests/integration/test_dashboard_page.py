@@ -15,10 +15,10 @@ import psutil
 import pytest
 from playwright.async_api import Page
 
+from polydev.controller.entities import now
 from polydev.controller.host import processes, system_reader
 from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.status import NetworkCheck, NetworkHealth
-from polydev.controller.model import now
 from tests.browser import chromium, run_in_browser
 from tests.dashboards import Look, fill, looking
 from tests.relays import Screens, screens

@@ -23,6 +23,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+from polydev.controller.entities import now
 from polydev.controller.host.alert_outbox import (
     MOST_AGE_SECONDS,
     MOST_WAITING,
@@ -35,7 +36,6 @@ from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.sample_loop import SampleLoop, unsent_folder
 from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import measure_vm
-from polydev.controller.model import now
 from polydev.controller.settings import AlertSettings, ControllerSettings, Sampling
 from tests.api import JWT_SECRET, Served, StillHypervisor, served
 from tests.stores import NETWORK, lay_migrated, run_async

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from polydev.controller.entities import BEING_MADE, Session, Vm
 from polydev.controller.machines.hypervisor import Launch, Origin, TemplatesReport
-from polydev.controller.model import BEING_MADE, Session, Vm
 from polydev.errors import ConfigError
 from tests.driving import QUICK, World, play, until, worlds
 from tests.vms import (

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import StoredCredentials
 from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polydev.agent.reply_types import HealthReply
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.cpu_wait import ThreadTimes

@@ -13,8 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
+from polydev.controller.entities import Session
 from polydev.controller.machines.login_monitor import NO_HAND_OVER
-from polydev.controller.model import Session
 from polydev.controller.states import LoginStatus
 from polydev.controller.store.credential_handovers import NO_KEY
 from polydev.controller.store.credential_log import CredentialLog

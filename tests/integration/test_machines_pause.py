@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.agent.login_state import login_reply
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.errors import VmError
 from tests.driving import World, play, until, worlds
 from tests.vms import FakeVm

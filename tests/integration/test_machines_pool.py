@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.entities import Session, Vm
 from polydev.controller.machines.hypervisor import Launch
-from polydev.controller.model import Session, Vm
 from polydev.errors import CapacityError
 from tests.driving import World, play, until, worlds
 from tests.vms import IMAGE_DIGEST, DiesAsCloneVm, MuteVm, NamelessVm, UnloadableVm

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
+from polydev.controller.entities import Session
 from polydev.controller.machines.hypervisor import Hypervisor, Launch
-from polydev.controller.model import Session
 from polydev.errors import VmError
 from tests.driving import QUICK, World, play, until, worlds
 from tests.vms import IMAGE_DIGEST, FakeVm, HealthyVm, PanicsVm, SlowVm, StubbornVm

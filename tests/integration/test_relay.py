@@ -26,7 +26,7 @@ from polydev.controller import app_services
 from polydev.controller.api import novnc
 from polydev.controller.app import create_app
 from polydev.controller.auth.token_watch import NOT_OPERATOR, TokenWatch
-from polydev.controller.model import Session, now
+from polydev.controller.entities import Session, now
 from polydev.controller.relay import viewers
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.viewers import MOST_VIEWERS

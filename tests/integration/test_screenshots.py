@@ -14,9 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.rfb_client import MOST_PIXELS, MOST_TEXT_BYTES
 from polydev.controller.machines.screenshots import FRESH_SECONDS, ReadVm, Screenshots
-from polydev.controller.model import Vm
 from polydev.errors import SessionExpired, VmError
 from tests.relays import HEIGHT, HOST, WIDTH, Screens, Serve, rfb_screen, screens
 from tests.stores import run_async

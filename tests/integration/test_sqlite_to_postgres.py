@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from polydev.controller.accounting import CounterReading
 from polydev.controller.database import create_engine
+from polydev.controller.entities import Caller
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.model import Caller
 from polydev.controller.sealing import Keyring
 from polydev.controller.settings import Quotas
 from polydev.controller.store import backup as backup_module

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from polydev.controller.accounting import CounterReading, Use
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.controller.quotas import QuotaExceeded
 from polydev.controller.settings import Quotas, SessionLimits
 from polydev.controller.store import tables

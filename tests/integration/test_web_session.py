@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page
 
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from tests.browser import run_in_browser
 from tests.driving import until
 from tests.web import (

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.async_api import ConsoleMessage
 
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from tests.browser import run_in_browser
 from tests.web import (
     CANVAS,

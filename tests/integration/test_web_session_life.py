@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.vm.boot_stages import Stage
 from tests.driving import until
 from tests.web import (

@@ -7,7 +7,7 @@ from typing import cast
 from polydev.agent.login_state import login_reply
 from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials_key import new_key
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.controller.sealing import keyring_of
 from polydev.controller.store.credential_handovers import NO_KEY, CredentialHandovers
 from polydev.controller.store.credential_injections import CredentialInjections

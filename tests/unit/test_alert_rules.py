@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.entities import Severity, Vm
 from polydev.controller.host.alert_changes import AlertChange, Key, PendingChange, changes_due
 from polydev.controller.host.alert_checker import message_of
 from polydev.controller.host.alert_rules import (
@@ -35,7 +36,6 @@ from polydev.controller.host.alert_rules import (
 from polydev.controller.host.deployments import newest_failed
 from polydev.controller.host.sample import Sample, SlotCounts, Workload
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
-from polydev.controller.model import Severity, Vm
 from polydev.controller.settings import AlertSettings, WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import Backlog
 

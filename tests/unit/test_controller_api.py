@@ -28,7 +28,7 @@ from polydev.controller.api.vm_answers import (
     SessionVmAnswer,
     VmAnswer,
 )
-from polydev.controller.model import Caller, now
+from polydev.controller.entities import Caller, now
 from polydev.controller.problems import Problem
 from polydev.controller.settings import RateLimits, SessionLimits
 from polydev.image_layout import RECORD

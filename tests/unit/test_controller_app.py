@@ -21,10 +21,10 @@ from sqlalchemy.exc import OperationalError
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.asgi_client import ask
+from polydev.controller.entities import Caller
 from polydev.controller.health import database_state, image_store_state
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.model import Caller
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import ConfigError, VmError
 from tests.api import StillHypervisor

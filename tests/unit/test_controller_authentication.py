@@ -24,7 +24,7 @@ from polydev.controller.auth.authentication import Authenticator, JwtReader
 from polydev.controller.auth.client_address import place_of, source_of
 from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Jwks
 from polydev.controller.auth.rate_limits import RateLimiter
-from polydev.controller.model import Caller, Role, User, now
+from polydev.controller.entities import Caller, Role, User, now
 from polydev.controller.problems import Unavailable
 from polydev.controller.settings import JwtSettings
 from polydev.controller.store.sign_ins import SignIns

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from polydev.controller.entities import Session
 from polydev.controller.migrate import migrate
-from polydev.controller.model import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import retention, tables

@@ -18,7 +18,7 @@ from polydev.controller.auth.token_watch import (
     SIGNED_OUT,
     TokenWatch,
 )
-from polydev.controller.model import Caller
+from polydev.controller.entities import Caller
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
 

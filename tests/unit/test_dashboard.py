@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from polydev.controller.entities import now
 from polydev.controller.host import processes
 from polydev.controller.host.charts import GAP_SECONDS, chart_columns
 from polydev.controller.host.history_cache import HistoryCache, LastDay
@@ -32,7 +33,6 @@ from polydev.controller.host.status import (
     TemperatureStatus,
     status_of_percent,
 )
-from polydev.controller.model import now
 from polydev.controller.settings import AlertSettings, Sampling
 from polydev.controller.store.session_starts import SessionStart
 from polydev.controller.web import dashboard

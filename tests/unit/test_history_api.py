@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from polydev.controller.app_services import Services
+from polydev.controller.entities import now
 from polydev.controller.host.sample import Sample
-from polydev.controller.model import now
 from polydev.controller.store.host_samples import PORTION
 from tests.api import ApiHost, Served, api_host
 

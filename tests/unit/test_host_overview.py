@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
+from polydev.controller.entities import Alert, Severity
 from polydev.controller.health import Component
 from polydev.controller.host.alert_rules import Rule
 from polydev.controller.host.overview import HINTS, HealthFinding, Overview, overview_of
@@ -23,7 +24,6 @@ from polydev.controller.host.status import (
 )
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.pool import PoolState, PoolStep
-from polydev.controller.model import Alert, Severity
 
 AT = datetime(2026, 11, 21, tzinfo=timezone.utc)
 ORIGIN = Origin("4f" * 32, "7e" * 32)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import pytest
 
+from polydev.controller.entities import BEING_MADE
 from polydev.controller.host.alert_rules import Unknown, observe_template
 from polydev.controller.machines import host_templates, template_maker
 from polydev.controller.machines.agent_answers import AgentHealth
@@ -19,7 +20,6 @@ from polydev.controller.machines.host_templates import templates_now, templates_
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
 from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
-from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import ControllerSettings, VmSettings
 from polydev.durable import point_link
 from polydev.errors import AgentError, ImageError, VmError

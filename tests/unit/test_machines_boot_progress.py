@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.controller.entities import Vm, now
 from polydev.controller.machines.boot_progress import (
     KEPT_CHARACTERS,
     ConsoleParser,
@@ -24,7 +25,6 @@ from polydev.controller.machines.vm_logs import (
     LogReader,
     last_line,
 )
-from polydev.controller.model import Vm, now
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_wait import CpuWait

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.entities import Vm, now
 from polydev.controller.machines.pool import pool_step
-from polydev.controller.model import Vm, now
 from polydev.controller.settings import PoolSettings
 
 AT = now()

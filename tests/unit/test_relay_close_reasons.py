@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from websockets.frames import Close
 
 from polydev.controller.api.novnc import masked
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.problems import Unavailable
 from polydev.controller.relay import close_reasons
 from polydev.controller.relay.close_reasons import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from polydev.controller.api.templates import EXAMPLE, TemplatesAnswer
+from polydev.controller.entities import BEING_MADE
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
-from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import PoolSettings
 from polydev.errors import ImageError
 from polydev.vm.template_store import Template

@@ -11,7 +11,7 @@ import pytest
 from polydev.controller.accounting import Use, day_of
 from polydev.controller.auth.cookies import CSRF_HEADER
 from polydev.controller.check_config import problems
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.settings import Quotas
 from polydev.controller.store.usage import add_use
 from tests.api import ApiHost, Served, api_host, problem

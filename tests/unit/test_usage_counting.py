@@ -19,7 +19,7 @@ from polydev.controller.accounting import (
     total,
     use_between,
 )
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.quotas import QuotaExceeded, quota_states, used_up
 from polydev.controller.settings import Quota, Quotas
 

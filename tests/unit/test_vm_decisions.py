@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from polydev.controller.entities import Session, Vm, now
 from polydev.controller.machines.agent_answers import AgentHealth, agent_health
 from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
@@ -26,7 +27,6 @@ from polydev.controller.machines.vm_decisions import (
     wrong_vm,
 )
 from polydev.controller.machines.vm_driver_timing import Intervals
-from polydev.controller.model import Session, Vm, now
 from polydev.controller.states import VmState
 from polydev.errors import AgentUnreachable, ProtocolError
 from polydev.vm.cpu_wait import CpuWait

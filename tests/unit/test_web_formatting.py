@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.accounting import USUAL_DAYS, Use
-from polydev.controller.model import Session, Token, User, Vm
+from polydev.controller.entities import Session, Token, User, Vm
 from polydev.controller.quotas import QuotaState
 from polydev.controller.web.formatting import NOTHING, duration_text, size_text, time_text
 from polydev.controller.web.user_rows import day_bars, quota_bar, token_state, user_row

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.auth.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
-from polydev.controller.model import Caller, now
+from polydev.controller.entities import Caller, now
 from polydev.controller.settings import ControllerSettings, WebSettings
 from polydev.controller.web.sign_in import local_path
 from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host, problem, token_of

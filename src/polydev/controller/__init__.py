@@ -12,5 +12,5 @@ It runs from a release's own venv. Imports only go down this list:
     services                    the objects that routes use, made once
     auth, relay, machines, host, webhooks   callers, viewers, VMs, the host, messages to others
     store                       the database
-    settings, model, states     configuration and nouns
+    settings, entities, states  configuration and nouns
 """

@@ -14,7 +14,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 
 DAY = timedelta(days=1)
 # Default number of days of a report, today included.

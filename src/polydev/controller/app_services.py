@@ -16,6 +16,7 @@ from polydev.controller.auth.rate_limits import RateLimiter, StreamLimit
 from polydev.controller.auth.token_watch import TokenWatch
 from polydev.controller.background import Background, Work
 from polydev.controller.database import create_engine
+from polydev.controller.entities import Vm
 from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.health import Health
 from polydev.controller.host.history_cache import HistoryCache
@@ -32,7 +33,6 @@ from polydev.controller.machines.metrics import MachineMetrics
 from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.metrics import Metrics
-from polydev.controller.model import Vm
 from polydev.controller.relay.viewers import Viewers
 from polydev.controller.release_id import release_id
 from polydev.controller.sealing import keyring_of

@@ -18,8 +18,8 @@ from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.csrf import BrowserRules, shows_session_by_ticket
 from polydev.controller.auth.page_key import check_scope
 from polydev.controller.auth.rate_limits import RateLimiter
+from polydev.controller.entities import Caller
 from polydev.controller.metrics import Metrics
-from polydev.controller.model import Caller
 from polydev.controller.paths import HEALTH_PATH
 from polydev.controller.problems import answer_problem
 from polydev.errors import Error, NotAuthenticated

@@ -24,8 +24,8 @@ from fastapi import FastAPI
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.asgi_client import ask
+from polydev.controller.entities import now
 from polydev.controller.http_protocol import LINGER_SECONDS, Protocol, State
-from polydev.controller.model import now
 from polydev.controller.paths import HEALTH_PATH
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.sd_notify import feed_watchdog, inherited_sockets, notify

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from inventory.group_data import lab
-from polydev.controller.model import BEING_MADE
+from polydev.controller.entities import BEING_MADE
 from polydev.errors import CommandError
 from polydev.lab import run_inside
 from polydev.vm.template_client import FILES

@@ -18,6 +18,7 @@ from polydev.controller.api.templates import add_templates
 from polydev.controller.api.webhooks import add_webhooks
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, operator_of
+from polydev.controller.entities import now
 from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.status import (
     AlertReport,
@@ -31,7 +32,6 @@ from polydev.controller.host.status import (
     TemperatureStatus,
 )
 from polydev.controller.host.system_monitor import SystemMonitor
-from polydev.controller.model import now
 
 MOST_ALERTS = 1000
 

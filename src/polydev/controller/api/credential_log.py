@@ -14,7 +14,7 @@ from polydev.controller.api.pagination import BeforeId, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
-from polydev.controller.model import CredentialActor, CredentialEvent, CredentialEventKind
+from polydev.controller.entities import CredentialActor, CredentialEvent, CredentialEventKind
 from polydev.errors import NotAllowed
 
 MOST_LISTED = 200

@@ -16,7 +16,7 @@ from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.token_watch import AccessEnd
-from polydev.controller.model import Caller, SessionNews
+from polydev.controller.entities import Caller, SessionNews
 from polydev.controller.states import SESSION_ENDS
 
 MEDIA_TYPE = "text/event-stream"

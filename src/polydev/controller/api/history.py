@@ -10,10 +10,10 @@ from fastapi.responses import StreamingResponse
 
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.app_services import Services
+from polydev.controller.entities import now
 from polydev.controller.host.history import History, timed_samples
 from polydev.controller.host.history_export import MEDIA_TYPES, Format, HistoryExport, file_name
 from polydev.controller.host.sample import Sample
-from polydev.controller.model import now
 
 MOST_HOURS = 24 * 31
 MOST_POINTS = 2000

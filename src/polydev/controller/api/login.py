@@ -15,8 +15,8 @@ from polydev.controller.api.sessions import SessionId, answer_of, live_vm_of, se
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
+from polydev.controller.entities import Session, Vm
 from polydev.controller.machines.agent_answers import AgentLogin
-from polydev.controller.model import Session, Vm
 from polydev.errors import LoginFailed, LoginRefused, SessionError
 
 PREFIX = "/api/auth"

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from polydev.controller.api.vm_answers import is_live
 from polydev.controller.api_model import ApiModel
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.paths import screen_path, session_path, viewer_page
 from polydev.controller.quotas import QuotaName, QuotaState
 from polydev.controller.states import Injection, SessionState

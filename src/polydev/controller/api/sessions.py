@@ -22,8 +22,8 @@ from polydev.controller.api.session_answers import (
 from polydev.controller.api.vm_answers import SessionVmAnswer, is_live, session_vm_answer
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
+from polydev.controller.entities import Caller, Session, Vm, now
 from polydev.controller.health import image_store_state
-from polydev.controller.model import Caller, Session, Vm, now
 from polydev.controller.paths import session_path
 from polydev.controller.problems import NoCapacity
 from polydev.controller.quotas import QuotaState

@@ -20,7 +20,7 @@ from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.client_address import asked_from
-from polydev.controller.model import Caller
+from polydev.controller.entities import Caller
 from polydev.controller.paths import screen_path, viewer_page
 from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired
 

@@ -12,7 +12,7 @@ from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, AskingAdmin
-from polydev.controller.model import Token
+from polydev.controller.entities import Token
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -16,7 +16,7 @@ from polydev.controller.api.session_answers import QuotaAnswer, quota_answer
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking, AskingOperator
-from polydev.controller.model import Role, User, now
+from polydev.controller.entities import Role, User, now
 from polydev.controller.quotas import QuotaState, month_of
 from polydev.controller.store.usage import Days
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from polydev.controller.api_model import ApiModel
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES, VmState
 from polydev.host_layout import AGENT_PORT, NOVNC_PORT, VNC_PORT
 from polydev.vm.boot_stages import Stage

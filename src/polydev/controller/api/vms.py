@@ -18,10 +18,10 @@ from polydev.controller.api.vm_answers import ConsoleAnswer, VmAnswer, VmList, v
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.rate_limits import RateLimiter
+from polydev.controller.entities import Caller, Vm
 from polydev.controller.host.sample_loop import vm_usage_of
 from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.machines.console_stream import MOST_LINES, tail
-from polydev.controller.model import Caller, Vm
 from polydev.errors import NotAllowed, SessionExpired, VmError
 from polydev.vm.boot_stages import last_lines
 

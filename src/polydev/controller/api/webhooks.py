@@ -14,7 +14,7 @@ from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.pagination import MAX_ID, BeforeId, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.settings import WebhookEndpoint
 from polydev.controller.store.webhook_log import Backlog, Delivery, DeliveryState
 from polydev.controller.webhook_urls import shown_url, url_digest

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from polydev.controller.auth.client_address import Networks, source_of
 from polydev.controller.auth.jwks import Jwks, KeysUnavailable
 from polydev.controller.auth.rate_limits import RateLimiter
-from polydev.controller.model import Caller
+from polydev.controller.entities import Caller
 from polydev.controller.problems import Unavailable
 from polydev.controller.settings import JwtSettings
 from polydev.controller.store.sign_ins import KEY_PREFIX, SignIns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydev.controller.model import Caller
+from polydev.controller.entities import Caller
 from polydev.controller.paths import session_path
 from polydev.errors import NotAllowed
 

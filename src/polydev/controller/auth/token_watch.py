@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 
-from polydev.controller.model import Caller, now
+from polydev.controller.entities import Caller, now
 from polydev.controller.shared_poller import SharedPoller
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users

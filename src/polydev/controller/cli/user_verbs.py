@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 from polydev.controller.cli.verb import ControllerVerb, opened
-from polydev.controller.model import Role, Token, User, now
+from polydev.controller.entities import Role, Token, User, now
 
 if TYPE_CHECKING:
     from polydev.controller.settings import ControllerSettings

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from polydev.controller.entities import Severity
 from polydev.controller.host.alert_rules import (
     LASTING,
     Observation,
@@ -15,7 +16,6 @@ from polydev.controller.host.alert_rules import (
     all_clear,
     gone_message,
 )
-from polydev.controller.model import Severity
 from polydev.controller.settings import AlertSettings
 
 Key = tuple[str, str]  # rule and subject

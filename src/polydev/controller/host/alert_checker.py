@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 
+from polydev.controller.entities import Alert, Severity
 from polydev.controller.host import alert_rules as rules
 from polydev.controller.host.alert_changes import AlertChange, Key, PendingChange, changes_due
 from polydev.controller.host.alert_outbox import AlertMessage, MessageKind
@@ -25,7 +26,6 @@ from polydev.controller.host.deployments import newest_failed
 from polydev.controller.host.network_watch import read_report
 from polydev.controller.host.sample import Sample, Workload
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.model import Alert, Severity
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.webhook_log import WebhookLog

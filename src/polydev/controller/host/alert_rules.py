@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from polydev.controller.entities import Severity
 from polydev.controller.host.network_watch import NetworkDifference
 from polydev.controller.host.sample import Sample, Workload, disk_key
 from polydev.controller.host.status import (
@@ -23,7 +24,6 @@ from polydev.controller.host.status import (
     temperature_text,
 )
 from polydev.controller.machines.hypervisor import TemplatesReport
-from polydev.controller.model import Severity
 from polydev.controller.settings import WARM_PERCENT, AlertSettings, WebhookSettings
 from polydev.controller.store.webhook_log import Backlog
 

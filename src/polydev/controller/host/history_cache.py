@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from polydev.controller.entities import now
 from polydev.controller.host.history import Timed, without_vms
 from polydev.controller.host.sample import Sample
-from polydev.controller.model import now
 from polydev.controller.settings import Sampling
 from polydev.controller.store.host_samples import HostSamples, too_dense
 from polydev.controller.store.session_starts import SessionStart, SessionStarts

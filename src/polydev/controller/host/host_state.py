@@ -8,6 +8,7 @@ from datetime import datetime
 
 import structlog
 
+from polydev.controller.entities import Alert, Session, now
 from polydev.controller.health import Health
 from polydev.controller.host.cached_call import CachedCall
 from polydev.controller.host.network_checks import NetworkChecks
@@ -16,7 +17,6 @@ from polydev.controller.host.status import NetworkHealth, SystemStatus
 from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.machines.pool import PoolState, pool_state
-from polydev.controller.model import Alert, Session, now
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from polydev.controller.entities import Severity
 from polydev.controller.host.status import NetworkCheck
-from polydev.controller.model import Severity
 
 FILE = Path("/run/polydev/network.json")
 # The watch writes it every 10 s, or less often where there are very many slots.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from polydev.controller.entities import Alert
 from polydev.controller.health import Component, State
 from polydev.controller.host.alert_rules import HOST, template_missing_observation
 from polydev.controller.host.network_watch import REPAIR_HINT
@@ -18,7 +19,6 @@ from polydev.controller.host.status import (
 )
 from polydev.controller.machines.hypervisor import TemplatesReport
 from polydev.controller.machines.pool import PoolState
-from polydev.controller.model import Alert
 
 NETWORK_RULES = frozenset(("vm_network", "vm_isolation"))
 STATES: Mapping[State, Status] = {

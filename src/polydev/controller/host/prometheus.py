@@ -13,9 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from polydev.controller.entities import Alert
 from polydev.controller.host.alert_sender import SendResult
 from polydev.controller.host.sample import Sample, VmSample
-from polydev.controller.model import Alert
 
 VM_GAUGES: tuple[tuple[str, str, str], ...] = (
     ("polydev_vm_cpu_percent", "Percent of all the host's cores", "cpu_percent"),

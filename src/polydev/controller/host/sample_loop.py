@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.accounting import CounterReading, day_of
+from polydev.controller.entities import Alert, Vm, now
 from polydev.controller.host import deployments, network_watch
 from polydev.controller.host.alert_checker import AlertChecker
 from polydev.controller.host.alert_outbox import Outbox
@@ -21,7 +22,6 @@ from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import VmUsage, measure_vm
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.leader_lock import shared_folder
-from polydev.controller.model import Alert, Vm, now
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credential_log import CredentialLog

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from polydev.controller.model import Alert, Severity
+from polydev.controller.entities import Alert, Severity
 from polydev.controller.settings import WARM_PERCENT, AlertSettings
 
 Status = Literal["healthy", "warning", "critical", "unknown"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
@@ -18,7 +19,6 @@ from polydev.controller.machines.vm_decisions import (
 )
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_logs import LogReader
-from polydev.controller.model import Vm
 from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import NO_WAIT, CpuSample

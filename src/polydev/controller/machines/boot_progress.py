@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable
 from datetime import datetime
 
-from polydev.controller.model import Vm
+from polydev.controller.entities import Vm
 from polydev.controller.settings import BootDeadlines
 from polydev.vm import boot_stages
 from polydev.vm.boot_stages import STAGES, Stage

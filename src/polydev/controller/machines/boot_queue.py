@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from polydev.controller.model import Vm
+from polydev.controller.entities import Vm
 from polydev.controller.store.sessions import Sessions
 
 log = structlog.stdlib.get_logger(__name__)

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.controller.model import Vm
 from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import structlog
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import CpuWaitTracker
@@ -24,7 +25,6 @@ from polydev.controller.machines.vm_decisions import (
     wrong_vm,
 )
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.controller.model import Vm
 from polydev.vm.cpu_wait import verdict
 
 LogOf = Callable[[Vm], structlog.stdlib.BoundLogger]

@@ -13,10 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from shutil import which
 
+from polydev.controller.entities import BEING_MADE
 from polydev.controller.health import image_store_state
 from polydev.controller.host.system_reader import CPUINFO, read_cpu_model
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
-from polydev.controller.model import BEING_MADE
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import ImageError, VmError
 from polydev.image_layout import (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from polydev.controller.entities import Session, Vm
 from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.model import Session, Vm
 from polydev.controller.store.credential_handovers import NO_KEY, CredentialHandovers
 from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.sessions import Sessions

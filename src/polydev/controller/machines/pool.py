@@ -15,9 +15,9 @@ from typing import Literal
 import psutil
 import structlog
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.hypervisor import Hypervisor, Origin
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.controller.model import Vm
 from polydev.controller.settings import ControllerSettings, PoolSettings
 from polydev.errors import Error
 

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.rfb_client import PIXEL_BYTES, Frame, read_frame
-from polydev.controller.model import Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.errors import NoScreen, SessionExpired, VmError
 from polydev.host_layout import VNC_PORT

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
+from polydev.controller.entities import Session, Vm
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.hypervisor import SlotState
-from polydev.controller.model import Session, Vm
 from polydev.errors import AgentError
 from polydev.vm.boot_stages import STAGES, Stage, printable
 from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict

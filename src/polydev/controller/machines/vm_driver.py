@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
+from polydev.controller.entities import Vm, now
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.boot_queue import (
     BootQueueEvents,
@@ -34,7 +35,6 @@ from polydev.controller.machines.pool import Pool, free_memory_mib
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.vm_lifecycle import VmLifecycle
-from polydev.controller.model import Vm, now
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.states import VM_STATES
 from polydev.controller.store.sessions import Sessions

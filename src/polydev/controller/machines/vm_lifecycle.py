@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from polydev.controller.entities import Vm
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_follower import BootFollower, CpuWaitTracker
@@ -33,7 +34,6 @@ from polydev.controller.machines.vm_decisions import (
 )
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_logs import last_line
-from polydev.controller.model import Vm
 from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmError
 
 log = structlog.stdlib.get_logger(__name__)

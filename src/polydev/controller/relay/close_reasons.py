@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 
 from polydev.controller.auth.token_watch import NOT_OPERATOR
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.problems import DATABASE_ERRORS, Unavailable
 from polydev.errors import (
     Error,

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from polydev.controller.model import Role
+from polydev.controller.entities import Role
 from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from polydev.controller.model import Alert, Severity, now
+from polydev.controller.entities import Alert, Severity, now
 from polydev.controller.store.tables import alerts
 from polydev.controller.store.transactions import Database, uninterrupted
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from polydev.controller.model import Session, now
+from polydev.controller.entities import Session, now
 from polydev.controller.sealing import Keyring, Sealed, sealed_to
 from polydev.controller.store import tables
 from polydev.controller.store.credential_log import log_session_event

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from polydev.controller.model import Session, now
+from polydev.controller.entities import Session, now
 from polydev.controller.sealing import Keyring
 from polydev.controller.store import tables
 from polydev.controller.store.credential_holders import (

@@ -10,7 +10,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import (
+from polydev.controller.entities import (
     Caller,
     CredentialActor,
     CredentialEvent,

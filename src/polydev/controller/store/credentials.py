@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Session, now
+from polydev.controller.entities import Session, now
 from polydev.controller.sealing import Keyring, Sealed
 from polydev.controller.store import session_errors, tables
 from polydev.controller.store.credential_holders import (

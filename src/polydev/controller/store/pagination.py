@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 
 
 def paginated(

@@ -11,7 +11,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import tables
 from polydev.controller.store.row_mapping import HELD_VMS, LIVE_SESSIONS

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from polydev.controller.model import CredentialEvent, Session, SessionNews, Token, User, Vm
+from polydev.controller.entities import CredentialEvent, Session, SessionNews, Token, User, Vm
 from polydev.controller.store import tables
 
 Row = Mapping[Any, Any]

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Session, Vm
+from polydev.controller.entities import Session, Vm
 from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, next_state
 from polydev.controller.store import tables, webhook_queue
 from polydev.controller.store.row_mapping import SESSIONS, VMS, session_of, vm_of

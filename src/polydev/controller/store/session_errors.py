@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.controller.store.row_mapping import LIVE_SESSIONS, session_of
 from polydev.controller.store.slots import count_slots
 from polydev.errors import CapacityError, SessionError, SessionExpired, TooManySessions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from polydev.controller.model import Session
+from polydev.controller.entities import Session
 from polydev.controller.settings import SessionLimits
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.accounting import Use, day_of
-from polydev.controller.model import Session, SessionNews, now
+from polydev.controller.entities import Session, SessionNews, now
 from polydev.controller.settings import WATCHED_SECONDS, Quotas, SessionLimits
 from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_events
 from polydev.controller.store import session_errors, tables

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import Caller, now
+from polydev.controller.entities import Caller, now
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import USED_EVERY, token_hash

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import slot_address
+from polydev.controller.entities import slot_address
 from polydev.controller.states import VmState
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.accounting import CounterReading, Use, complete, first_reading, use_between
-from polydev.controller.model import Role, Session, Vm
+from polydev.controller.entities import Role, Session, Vm
 from polydev.controller.quotas import QuotaExceeded, QuotaState, month_of, quota_states, used_up
 from polydev.controller.settings import Quotas
 from polydev.controller.store import tables

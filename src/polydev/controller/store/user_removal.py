@@ -15,7 +15,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.store import tables
 from polydev.controller.store.session_changes import change_session, locked_session
 from polydev.controller.store.transactions import Database

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import SEE_ALL, Caller, Role, Token, User, now
+from polydev.controller.entities import SEE_ALL, Caller, Role, Token, User, now
 from polydev.controller.store import tables
 from polydev.controller.store.row_mapping import TOKENS, USERS, token_of, user_of
 from polydev.controller.store.transactions import Database, uninterrupted

@@ -14,7 +14,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import BEING_MADE, Session, Vm, now
+from polydev.controller.entities import BEING_MADE, Session, Vm, now
 from polydev.controller.settings import SessionLimits
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import tables

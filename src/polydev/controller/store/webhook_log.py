@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import sqlalchemy as sa
 
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.webhook_queue import WAITS, gone_endpoints

@@ -14,7 +14,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.webhook_events import EventType, body_of, new_message_id

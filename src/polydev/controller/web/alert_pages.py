@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
-from polydev.controller.model import Alert, now
+from polydev.controller.entities import Alert, now
 from polydev.controller.store.webhook_log import Delivery
 from polydev.controller.web.css_classes import LEVELS, delivery_level
 from polydev.controller.web.formatting import clock_text, duration_text, time_text

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from polydev.controller.entities import Alert, Session
 from polydev.controller.host.network_checks import SLOT_PORT_PREFIX
 from polydev.controller.host.overview import HealthFinding
 from polydev.controller.host.processes import Process
 from polydev.controller.host.status import InterfaceStatus, NetworkCheck, Status
-from polydev.controller.model import Alert, Session
 from polydev.controller.web.css_classes import LEVELS, Level
 from polydev.controller.web.formatting import (
     NOTHING,

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from polydev.controller.auth.cookies import csrf_token
 from polydev.controller.auth.csrf import BrowserRules, shows_session_by_ticket
-from polydev.controller.model import Caller
+from polydev.controller.entities import Caller
 from polydev.controller.problems import Problem
 from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import Assets

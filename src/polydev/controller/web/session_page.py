@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from polydev.controller.api.sessions import session_for, uuid_of
 from polydev.controller.app_services import Services
-from polydev.controller.model import Caller, now
+from polydev.controller.entities import Caller, now
 from polydev.controller.web.pages import Pages
 
 

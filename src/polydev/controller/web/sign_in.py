@@ -13,7 +13,7 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import HOW
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.cookies import remove_cookie, set_cookie
-from polydev.controller.model import Caller
+from polydev.controller.entities import Caller
 from polydev.controller.problems import problem_of
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.texts import text

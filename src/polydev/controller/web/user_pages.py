@@ -12,7 +12,7 @@ from starlette.responses import Response
 from polydev.controller.accounting import USUAL_DAYS, first_day
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.quotas import month_of
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS
 from polydev.controller.web.formatting import hours_text, time_text

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Literal
 
 from polydev.controller.accounting import DAY, USUAL_DAYS, Use, day_of, first_day, total
-from polydev.controller.model import Token, User
+from polydev.controller.entities import Token, User
 from polydev.controller.quotas import NEAR, QuotaState
 from polydev.controller.store.usage import Days
 from polydev.controller.web.css_classes import Level

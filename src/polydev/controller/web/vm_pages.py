@@ -14,7 +14,7 @@ from starlette.responses import Response
 from polydev.controller.api.vms import known_vm
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
-from polydev.controller.model import Vm, now
+from polydev.controller.entities import Vm, now
 from polydev.controller.web.formatting import clock_text, duration_text, time_text
 from polydev.controller.web.pages import Pages
 from polydev.controller.web.vm_rows import VmEntry, counted, vm_row

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from polydev.controller.entities import Session, User, Vm
 from polydev.controller.host.sample import VmSample
-from polydev.controller.model import Session, User, Vm
 from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store.session_starts import StartKind, start_kind
 from polydev.controller.web.css_classes import Level

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from polydev.controller.model import now
+from polydev.controller.entities import now
 from polydev.controller.settings import WebhookSettings
 from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import TEST_TYPE, body_of, new_message_id
