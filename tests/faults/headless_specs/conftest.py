@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-# What lies in memory is what the desktop's user has.
-DESKTOP = ("vnc", "desktop", "browser", "chromium", "lies_in_memory")
+# The folders in memory belong to the user of the desktop.
+DESKTOP = ("vnc", "desktop", "browser", "chromium", "are_in_memory")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

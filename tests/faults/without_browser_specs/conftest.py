@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 OF_THE_BROWSER = {
-    "test_only_the_host_has_deadlines",
+    "test_services_have_no_start_limits",
     "test_desktop_runs_unprivileged",
     "test_chromium_keeps_its_sandbox",
-    "test_renderers_are_in_namespaces_of_their_own",
+    "test_renderers_have_their_own_namespaces",
     "test_screen_shows_the_browser",
-    "test_a_login_comes_to_its_page",
+    "test_login_reaches_its_page",
 }
 
 

@@ -25,7 +25,7 @@ TOOL, ITS_HOSTS = "claude", ("claude.com", "claude.ai", "anthropic.com")
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_no_login_is_under_way_unasked(guest: Ports, provider: str) -> None:
+def test_no_login_runs_before_a_request(guest: Ports, provider: str) -> None:
     answer = http_client.get(f"{guest.agent_url}/login/{provider}")
     asked = f"the agent answers {answer.status_code} about the login of {provider}: {answer.text}"
     assert answer.status_code == 200, asked
@@ -37,7 +37,7 @@ def test_no_login_is_under_way_unasked(guest: Ports, provider: str) -> None:
     )
 
 
-def test_a_login_comes_to_its_page(guest: Ports) -> None:
+def test_login_reaches_its_page(guest: Ports) -> None:
     with HttpSession(f"{guest.agent_url}/login/{TOOL}", timeout_seconds=60) as session:
         body = session.post("").json()
         deadline = time.monotonic() + TIMEOUT_SECONDS

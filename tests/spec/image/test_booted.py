@@ -42,7 +42,7 @@ def test_service_runs(active_units: set[str], name: str) -> None:
     assert f"{name}.service" in active_units, f"{name}.service is not active"
 
 
-def test_only_the_host_has_deadlines(host: Host) -> None:
+def test_services_have_no_start_limits(host: Host) -> None:
     """A slow guest keeps trying, and a browser that its user closes is started again each time."""
     names = " ".join(f"{name}.service" for name in UNITS)
     properties = "Id,TimeoutStartUSec,StartLimitIntervalUSec"
@@ -61,20 +61,20 @@ def test_only_the_host_has_deadlines(host: Host) -> None:
     assert "--ipc-connection-timeout=" in arguments, "chromium has no --ipc-connection-timeout"
 
 
-def test_nothing_waits(host: Host) -> None:
+def test_no_systemd_job_is_pending(host: Host) -> None:
     jobs = host.run("systemctl list-jobs --no-legend").stdout.splitlines()
     waiting = [job for job in jobs if not any(unit in job for unit in LOGIN_UNITS)]
     assert not waiting, f"systemd still has jobs: {'; '.join(waiting)}"
 
 
-def test_no_unit_that_a_browser_vm_does_not_need(active_units: set[str]) -> None:
+def test_no_unit_unneeded_by_browser_vm_is_active(active_units: set[str]) -> None:
     unwanted = active_units & set(UNWANTED)
     assert not unwanted, f"services run that no browser VM needs: {', '.join(sorted(unwanted))}"
     timers = sorted(name for name in active_units if name.endswith(".timer"))
     assert not timers, f"timers are active: {', '.join(timers)}"
 
 
-def test_the_kernel_of_an_idle_guest_sleeps(host: Host) -> None:
+def test_kernel_does_not_wake_idle_guest(host: Host) -> None:
     names = ("stat_interval", "compaction_proactiveness", "dirty_writeback_centisecs")
     values = host.run("cd /proc/sys/vm && cat " + " ".join(names)).stdout.split()
     assert values == ["60", "0", "0"], (
@@ -112,7 +112,7 @@ def test_port_listens_on_all_interfaces(sockets: str, port: int) -> None:
     )
 
 
-def test_nothing_else_listens(sockets: str) -> None:
+def test_no_other_port_listens(sockets: str) -> None:
     # Another spec starts a login, whose tool listens on loopback for the browser.
     addresses = {line.split()[3].rpartition(":")[::2] for line in sockets.splitlines()}
     ports = {port for address, port in addresses if not address.startswith("127.")}
@@ -132,7 +132,7 @@ def test_chromium_keeps_its_sandbox(processes: str) -> None:
     assert "--type=renderer" in processes, "chromium has no renderer: it shows no page"
 
 
-def test_renderers_are_in_namespaces_of_their_own(host: Host) -> None:
+def test_renderers_have_their_own_namespaces(host: Host) -> None:
     script = (
         "for p in $(pgrep -f -- '[-]-type=renderer'); do "
         "[ $(readlink /proc/$p/ns/pid) != $(readlink /proc/1/ns/pid) ] || echo $p; done"
@@ -142,7 +142,7 @@ def test_renderers_are_in_namespaces_of_their_own(host: Host) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/home/browser", "/tmp"])
-def test_what_users_are_given_lies_in_memory(host: Host, folder: str) -> None:
+def test_home_and_tmp_are_in_memory(host: Host, folder: str) -> None:
     kind = host.run(f"stat -f -c %T {folder}").stdout.strip()
     assert kind == "tmpfs", f"{folder} is on {kind}, not in memory: credentials reach the disk"
     kib = int(host.run(f"df --output=size -k {folder}").stdout.split()[-1])
@@ -157,7 +157,7 @@ def test_only_root_reaches_credentials(host: Host) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "172.16.0.2"])
-def test_programs_of_the_vm_are_told_nothing_of_logins(host: Host, address: str) -> None:
+def test_agent_refuses_login_requests_from_inside_the_vm(host: Host, address: str) -> None:
     said = host.run(
         "python3 -I -S -c 'import http.client, sys; "
         f'asking = http.client.HTTPConnection("{address}", 8080); '

@@ -19,7 +19,7 @@ def test_service_is_enabled(host: Host, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SERVICES[1:], "polydev-identity"])
-def test_service_has_begun_when_it_counts_as_started(host: Host, name: str) -> None:
+def test_service_type_is_exec_or_notify(host: Host, name: str) -> None:
     """Otherwise a program that is started next could find a process that is not ready yet."""
     unit = host.file(f"/etc/systemd/system/{name}.service").content_string
     assert re.search("^Type=(exec|notify)$", unit, re.MULTILINE), (
@@ -107,7 +107,7 @@ def test_agent_is_precompiled(host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", ["home-browser.mount", "tmp.mount"])
-def test_what_users_are_given_lies_in_memory(host: Host, name: str) -> None:
+def test_home_and_tmp_are_in_memory(host: Host, name: str) -> None:
     unit = host.file(f"/etc/systemd/system/{name}").content_string
     assert "Type=tmpfs" in unit, f"{name} is no tmpfs: credentials would reach the disk"
     assert "size=" in unit, f"{name} has no size=: it may take all of the VM's memory"
@@ -115,12 +115,12 @@ def test_what_users_are_given_lies_in_memory(host: Host, name: str) -> None:
     assert link.exists, f"local-fs.target does not require {name}"
 
 
-def test_the_home_on_the_disk_is_empty(host: Host) -> None:
+def test_home_on_disk_is_empty(host: Host) -> None:
     files = host.run("find /home/browser -mindepth 1 2>/dev/null").stdout.split()
     assert not files, f"/home/browser has files, which the mount over it hides: {files[:3]}"
 
 
-def test_logins_have_their_units_and_their_browser(host: Host) -> None:
+def test_login_units_and_browser_command_exist(host: Host) -> None:
     for unit in ("polydev-login@", "polydev-login-status@", "polydev-credentials@"):
         service = host.file(f"/etc/systemd/system/{unit}.service").content_string
         assert "User=browser" in service, f"{unit}.service does not run as the user browser"
@@ -130,7 +130,7 @@ def test_logins_have_their_units_and_their_browser(host: Host) -> None:
     assert program.mode & 0o111, f"{program.path} cannot be executed"
 
 
-def test_no_set_uid_program_that_gives_root_a_shell(host: Host) -> None:
+def test_sudo_is_not_installed(host: Host) -> None:
     assert not host.package("sudo").is_installed, "package sudo is installed"
 
 
@@ -139,7 +139,7 @@ def test_no_package_index_or_log_is_shipped(host: Host) -> None:
     assert not files, f"the image has package lists or logs: {', '.join(files[:3])}"
 
 
-def test_modules_of_the_root_are_there(host: Host) -> None:
+def test_kernel_modules_for_root_exist(host: Host) -> None:
     found = host.run("find /usr/lib/modules -name '*.ko'").stdout
     for name in ("virtio_net.ko", "virtio_blk.ko", "ext4.ko"):
         assert name in found, f"the kernel module {name} is missing below /usr/lib/modules"

@@ -60,7 +60,7 @@ def provider_of(host: Host, name: str) -> dict[str, Any]:
     return provider
 
 
-def test_the_commands_of_all_providers_are_there(host: Host) -> None:
+def test_provider_commands_exist(host: Host) -> None:
     files = host.run(f"ls {FOLDER}").stdout.split()
     assert files, "the image has no providers"
     for file in files:
@@ -74,7 +74,7 @@ def test_the_commands_of_all_providers_are_there(host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
-def test_a_tool_takes_credentials_that_are_brought(host: Host, name: str) -> None:
+def test_tool_accepts_stored_credentials(host: Host, name: str) -> None:
     provider = provider_of(host, name)
     kept, home = provider["credentials"], PurePosixPath("/tmp", name)
     status = f"HOME={home} {shlex.join(provider['status']['command'])}"
