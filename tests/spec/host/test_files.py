@@ -54,15 +54,13 @@ def test_users_have_no_login(host: Host, site: Site) -> None:
     assert {word[:1] for name, word, *_ in shadow if name in names} <= {"!", "*"}, "have passwords"
 
 
-def test_users_are_in_no_groups_of_others(host: Host, site: Site) -> None:
+def test_users_are_in_their_own_group_only(host: Host, site: Site) -> None:
     names = [CONTROLLER, *map(site.vm_user, site.slots)]
     for name in names:
         assert host.check_output(f"id -nG {name}") == name
 
 
-def test_slots_folder_is_filled_by_the_controller_and_read_by_its_vm(
-    host: Host, site: Site
-) -> None:
+def test_slot_folders_belong_to_controller_and_their_vm_group(host: Host, site: Site) -> None:
     found = host.check_output("stat -c '%n %a %U %G' /var/lib/microvm/*").splitlines()
     wanted = [
         f"/var/lib/microvm/{slot} 2750 {CONTROLLER} {site.vm_user(slot)}" for slot in site.slots
@@ -75,7 +73,7 @@ def test_mode_and_owner(host: Host, path: str, expected: str) -> None:
     assert host.check_output(f"stat -c '%a %U %G' {path}") == expected
 
 
-def test_secrets_are_roots_alone(host: Host) -> None:
+def test_secrets_are_readable_by_root_only(host: Host) -> None:
     found = host.check_output(
         "find /etc/master-controller/secrets -type f -printf '%m %u %g %p\\n'"
     )
@@ -91,27 +89,27 @@ def test_no_secret_is_in_the_units_or_the_configuration(host: Host) -> None:
     assert not re.search(r"(?im)^\s*\w*(secret|password)\w*\s*:", config)
 
 
-def test_host_tool_is_whole(host: Host) -> None:
+def test_host_tool_runs(host: Host) -> None:
     lines = host.check_output("head -c 64 /opt/polydev-ai/bin/polydev-host | head -n 1")
     assert lines == "#!/usr/bin/python3 -I"
     assert host.run("/opt/polydev-ai/bin/polydev-host lock show").rc == 0
 
 
 class TestRelease:
-    def test_current_names_a_whole_release(self, host: Host) -> None:
+    def test_current_link_names_a_complete_release(self, host: Host) -> None:
         target = host.check_output(f"readlink {CURRENT}")
         assert re.fullmatch(f"releases/{DEPLOYMENT_ID}", target)
         release = json.loads(host.check_output(f"cat {CURRENT}/release.json"))
         assert f"releases/{release['id']}" == target
 
-    def test_the_service_cannot_change_it(self, host: Host) -> None:
+    def test_service_cannot_change_the_release(self, host: Host) -> None:
         folder = host.check_output(f"readlink -f {CURRENT}")
         found = host.check_output(
             f"find {folder} \\( -not -user root -o -perm /022 -not -type l \\) | head"
         )
         assert found == ""
 
-    def test_its_files_are_those_that_were_installed(self, host: Host) -> None:
+    def test_files_of_release_are_as_installed(self, host: Host) -> None:
         script = (
             "import hashlib, json, os, sys\n"
             "root = sys.argv[1]\n"
@@ -125,7 +123,7 @@ class TestRelease:
         )
         assert host.check_output("/usr/bin/python3 -c %s %s", script, CURRENT) == ""
 
-    def test_database_is_the_services_own(self, host: Host) -> None:
+    def test_database_belongs_to_the_service(self, host: Host) -> None:
         """Nobody else gets through its folder, whose mode is among those above."""
         found = host.check_output("stat -c %U /var/lib/master-controller/controller.sqlite3*")
         assert set(found.split()) == {CONTROLLER}
@@ -136,7 +134,7 @@ class TestGoldenImage:
         target = host.check_output(f"readlink {STORE}/golden-rootfs.ext4")
         assert re.fullmatch(r"promotions/\d{6}/rootfs\.ext4", target)
 
-    def test_image_is_whole_and_was_verified(self, host: Host) -> None:
+    def test_golden_image_is_complete_and_verified(self, host: Host) -> None:
         folder = host.check_output(f"dirname $(readlink -f {STORE}/golden-rootfs.ext4)")
         record = json.loads(host.check_output(f"cat {folder}/record.json"))
         assert folder == f"{STORE}/images/{record['digest']}"

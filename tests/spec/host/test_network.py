@@ -60,13 +60,13 @@ def slots(host: Host, site: Site) -> dict[int, dict[str, Any]]:
 
 
 class TestBridge:
-    def test_it_is_up_with_its_address(self, host: Host, site: Site) -> None:
+    def test_bridge_is_up_with_its_address(self, host: Host, site: Site) -> None:
         (link,) = as_json(host, f"ip -json address show dev {site.bridge}")
         assert "UP" in link["flags"]
         addresses = [f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]]
         assert addresses == [str(site.network)]
 
-    def test_its_ports_are_the_slots_and_isolated(self, host: Host, site: Site) -> None:
+    def test_bridge_ports_are_the_slots_and_isolated(self, host: Host, site: Site) -> None:
         ports = {
             each["ifname"]: each
             for each in as_json(host, "bridge -d -json link show")
@@ -76,12 +76,12 @@ class TestBridge:
         open_ports = [name for name, each in ports.items() if not each["isolated"]]
         assert not open_ports, "these ports reach other slots"
 
-    def test_without_it_no_route_leads_to_vms(self, host: Host, site: Site) -> None:
+    def test_vm_network_is_unreachable_without_bridge(self, host: Host, site: Site) -> None:
         routes = as_json(host, f"ip -json route show {site.network.network}")
         found = [(each.get("type", "unicast"), each.get("metric", 0)) for each in routes]
         assert sorted(found) == [("unicast", 0), ("unreachable", 4294967295)]
 
-    def test_everything_is_as_declared_and_watched(self, host: Host) -> None:
+    def test_network_is_as_declared_and_watched(self, host: Host) -> None:
         found = as_json(host, "/opt/polydev-ai/bin/polydev-host network check")
         assert found == {"ok": True, "differences": []}
         assert as_json(host, "cat /run/polydev/network.json")["at"] > 0
@@ -108,7 +108,7 @@ class TestSlots:
             fixed = "02:00:" + IPv4Address(site.address(number)).packed.hex(":")
             assert links["uplink"]["address"] == fixed
 
-    def test_way_out(self, site: Site, slots: dict[int, dict[str, Any]]) -> None:
+    def test_slots_have_default_route(self, site: Site, slots: dict[int, dict[str, Any]]) -> None:
         for number, slot in slots.items():
             gateways = [route["gateway"] for route in slot["routes"] if route["dst"] == "default"]
             assert (gateways, slot["forward"]) == ([site.gateway], "1"), f"slot {number}"
@@ -129,10 +129,10 @@ class TestSlots:
             ):
                 assert rule in slot["rules"], f"slot {number}"
 
-    def test_there_is_no_ipv6(self, slots: dict[int, dict[str, Any]]) -> None:
+    def test_slots_have_no_ipv6(self, slots: dict[int, dict[str, Any]]) -> None:
         assert {number for number, slot in slots.items() if slot["ipv6"]} == set()
 
-    def test_names_are_asked_of_the_inventorys_resolvers(
+    def test_slots_translate_dns_for_private_resolvers_only(
         self, site: Site, slots: dict[int, dict[str, Any]]
     ) -> None:
         """Public ones are asked as they are; for private ones the slot translates."""
@@ -151,13 +151,13 @@ def ipv4_addresses(link: dict[str, Any]) -> list[str]:
 
 
 class TestFirewall:
-    def test_hooks_come_before_those_of_others(self, host: Host) -> None:
+    def test_nftables_hooks_come_first(self, host: Host) -> None:
         text = host.check_output(f"nft -y list table {TABLE}")
         assert "type filter hook input priority -10; policy accept;" in text
         assert "type filter hook forward priority -10; policy accept;" in text
         assert "type nat hook postrouting priority 100; policy accept;" in text
 
-    def test_every_packet_of_a_vm_is_judged(self, host: Host, site: Site) -> None:
+    def test_every_packet_of_a_vm_is_filtered(self, host: Host, site: Site) -> None:
         assert chain(host, "input")[1:] == [f'iifname "{site.bridge}" jump from_vm_to_host']
         assert chain(host, "forward")[1:] == [
             f'iifname "{site.bridge}" jump from_vm',
@@ -165,7 +165,7 @@ class TestFirewall:
             f"ip daddr {site.network.network} drop",
         ]
 
-    def test_only_the_hosts_names_are_open_to_vms(self, host: Host, site: Site) -> None:
+    def test_vms_reach_only_dns_of_the_host(self, host: Host, site: Site) -> None:
         assert chain(host, "from_vm_to_host") == [
             "ct state invalid drop",
             "ct state established,related accept",
@@ -198,14 +198,14 @@ class TestFirewall:
         for network in map(IPv4Network, CLOSED):
             assert any(network.subnet_of(each) for each in closed), f"{network} is open"
 
-    def test_nobody_opens_a_connection_to_a_vm(self, host: Host) -> None:
+    def test_connections_to_vms_are_dropped(self, host: Host) -> None:
         assert chain(host, "to_vm") == [
             "ct state invalid drop",
             "ct state established,related accept",
             "drop",
         ]
 
-    def test_packets_of_vms_come_and_go_by_the_bridge_only(self, host: Host, site: Site) -> None:
+    def test_packets_of_vms_pass_the_bridge_only(self, host: Host, site: Site) -> None:
         elsewhere = f'{{ "lo", "{site.bridge}" }}'
         network = site.network.network
         assert chain(host, "arriving")[1:] == [f"iifname != {elsewhere} ip saddr {network} drop"]
@@ -214,12 +214,12 @@ class TestFirewall:
         ]
         assert chain(host, "leaving")[1:] == [f"ip saddr {network} oifname != {elsewhere} drop"]
 
-    def test_vms_go_out_with_the_hosts_address(self, host: Host, site: Site) -> None:
+    def test_vms_are_masqueraded(self, host: Host, site: Site) -> None:
         assert chain(host, "nat")[1:] == [
             f'ip saddr {site.network.network} oifname != "{site.bridge}" masquerade'
         ]
 
-    def test_a_restart_brings_the_same_table(self, host: Host) -> None:
+    def test_firewall_restart_restores_same_table(self, host: Host) -> None:
         """What the file makes in an empty namespace is what the kernel has."""
         live = host.check_output(f"nft -s list table {TABLE}")
         fresh = host.check_output(
@@ -235,19 +235,19 @@ def vm_range(site: Site) -> str:
 
 
 class TestPorts:
-    def test_systemd_holds_the_controllers_port(self, site: Site, sockets: list[list[str]]) -> None:
+    def test_systemd_listens_on_controller_port(self, site: Site, sockets: list[list[str]]) -> None:
         (found,) = [each for each in sockets if each[4].endswith(f":{site.port}")]
         assert '"systemd",pid=1,' in found[6], "a restart would refuse connections"
         assert int(found[3]) >= 4096, "the backlog is short"
 
-    def test_names_are_told_on_the_bridge_only(
+    def test_dns_listens_on_the_bridge_only(
         self, host: Host, site: Site, sockets: list[list[str]]
     ) -> None:
         process = host.check_output("systemctl show -p MainPID --value polydev-dns.service")
         own = {(each[0], each[4]) for each in sockets if f"pid={process}," in each[-1]}
         assert own == {("udp", f"{site.gateway}:53"), ("tcp", f"{site.gateway}:53")}
 
-    def test_every_slot_has_a_name(self, host: Host, site: Site) -> None:
+    def test_every_slot_has_a_dns_name(self, host: Host, site: Site) -> None:
         text = host.check_output("cat /etc/polydev/dns.conf")
         names = [line for line in text.splitlines() if line.startswith("host-record=")]
         assert names == [

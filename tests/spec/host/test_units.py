@@ -90,7 +90,7 @@ def test_unit_is_confined(host: Host, unit: str) -> None:
 
 
 @pytest.mark.parametrize("unit", OWN_UNITS)
-def test_unit_cannot_evade_its_filter_of_calls(host: Host, unit: str) -> None:
+def test_system_call_filter_cannot_be_evaded(host: Host, unit: str) -> None:
     name = unit.replace("@.", "@0.")
     allowed = host.check_output(f"systemctl show -P SystemCallFilter {name}").split()
     assert "read" in allowed
@@ -99,7 +99,7 @@ def test_unit_cannot_evade_its_filter_of_calls(host: Host, unit: str) -> None:
     assert evading.isdisjoint(allowed)
 
 
-def test_written_reasons_are_needed(host: Host) -> None:
+def test_exceptions_from_confinement_are_needed(host: Host) -> None:
     needless = [
         unit
         for unit in EXPOSED
@@ -142,7 +142,7 @@ class TestRights:
         return bool(host.run(f"pkcheck -a {MANAGE_UNITS} --process {process} {details}").succeeded)
 
     @pytest.mark.parametrize("verb", ["start", "stop", "restart", "reset-failed"])
-    def test_the_controller_starts_and_stops_vms(self, host: Host, site: Site, verb: str) -> None:
+    def test_controller_may_start_and_stop_vms(self, host: Host, site: Site, verb: str) -> None:
         assert self.may(host, verb, f"microvm@{site.slots[0]}.service")
 
     @pytest.mark.parametrize(
@@ -150,15 +150,17 @@ class TestRights:
         ["ssh.service", "microvm-slot@2.service", "master-controller.service", "microvm@.service"],
     )
     @pytest.mark.parametrize("verb", ["start", "stop", "restart"])
-    def test_and_nothing_else(self, host: Host, verb: str, unit: str) -> None:
+    def test_controller_may_not_start_other_units(self, host: Host, verb: str, unit: str) -> None:
         assert not self.may(host, verb, unit)
 
     @pytest.mark.parametrize("verb", ["kill", "set-property", "reload", "freeze"])
-    def test_nor_does_anything_else_to_them(self, host: Host, site: Site, verb: str) -> None:
+    def test_controller_may_not_change_vm_units_otherwise(
+        self, host: Host, site: Site, verb: str
+    ) -> None:
         assert not self.may(host, verb, f"microvm@{site.slots[0]}.service")
 
     @pytest.mark.parametrize("action", ["manage-unit-files", "reload-daemon", "set-environment"])
-    def test_nor_to_systemd(self, host: Host, action: str) -> None:
+    def test_controller_may_not_manage_systemd(self, host: Host, action: str) -> None:
         process = host.check_output("systemctl show -P MainPID master-controller.service")
         name = f"org.freedesktop.systemd1.{action}"
         assert not host.run(f"pkcheck -a {name} --process {process}").succeeded
@@ -177,21 +179,23 @@ def vm_unit(host: Host, site: Site) -> dict[str, str]:
 
 
 class TestVmUnit:
-    def test_it_runs_as_nobody_else_in_its_slot(self, site: Site, vm_unit: dict[str, str]) -> None:
+    def test_vm_unit_runs_as_its_own_user_in_its_slot(
+        self, site: Site, vm_unit: dict[str, str]
+    ) -> None:
         slot = site.slots[0]
         assert vm_unit["User"] == site.vm_user(slot)
         assert vm_unit["NetworkNamespacePath"] == f"/run/netns/slot-{slot}"
         assert f"microvm-slot@{slot}.service" in vm_unit["Requires"].split()
         assert (vm_unit["NoNewPrivileges"], vm_unit["DevicePolicy"]) == ("yes", "closed")
 
-    def test_it_is_limited(self, vm_unit: dict[str, str]) -> None:
+    def test_vm_unit_has_resource_limits(self, vm_unit: dict[str, str]) -> None:
         assert not [name for name in VM_LIMITS if vm_unit[name] == "infinity"]
 
-    def test_none_starts_with_the_host(self, host: Host) -> None:
+    def test_no_vm_unit_starts_with_the_host(self, host: Host) -> None:
         assert host.check_output("systemctl is-enabled microvm@.service || true") == "static"
 
 
-def test_what_vms_run_under_was_tried(host: Host) -> None:
+def test_accelerator_was_determined(host: Host) -> None:
     found = json.loads(host.check_output("cat /run/polydev/accelerator.json"))
     assert found["accelerator"] in ("kvm", "tcg")
     assert (found["accelerator"] == "kvm") == (found["why"] is None)
@@ -200,7 +204,7 @@ def test_what_vms_run_under_was_tried(host: Host) -> None:
 class TestTemplates:
     STORE = "/var/lib/firecracker/snapshots/base"
 
-    def test_one_is_made_anew_where_what_it_is_made_for_changes(self, host: Host) -> None:
+    def test_template_is_rebuilt_when_its_inputs_change(self, host: Host) -> None:
         shown = host.check_output("systemctl show -P Paths polydev-template.path")
         for path in (self.STORE, "/opt/master-controller", "/etc/master-controller/config.yaml"):
             assert f"{path} (PathChanged)" in shown
@@ -208,17 +212,17 @@ class TestTemplates:
             "polydev-template.service"
         )
 
-    def test_only_root_makes_what_all_are_resumed_from(self, host: Host) -> None:
+    def test_template_folder_is_writable_by_root_only(self, host: Host) -> None:
         folder = host.file(f"{self.STORE}/templates")
         assert (folder.user, folder.mode) == ("root", 0o755)
 
-    def test_whoever_starts_a_vm_may_ask_for_one(self, host: Host) -> None:
+    def test_template_socket_is_open_to_vm_users(self, host: Host) -> None:
         place = host.file("/run/polydev/templates.sock")
         assert place.is_socket
         assert place.mode == 0o666
         assert host.file("/run/polydev").mode == 0o755
 
-    def test_its_guest_has_no_network_but_its_own(self, host: Host) -> None:
+    def test_template_service_has_a_private_network(self, host: Host) -> None:
         names = ("PrivateNetwork", "CapabilityBoundingSet", "RestrictNamespaces")
         shown = host.check_output(f"systemctl show -p {','.join(names)} polydev-template.service")
         assert dict(line.split("=", 1) for line in shown.splitlines()) == {
