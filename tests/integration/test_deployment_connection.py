@@ -83,7 +83,7 @@ def test_host_tool_gets_arguments_and_document(connection: HostConnection, tool:
 class TestLock:
     GIVEN = '{"lock": {"id": "1-a", "since": "2026-11-21T10:00:00+00:00"}, "stale": {"id": "0-b"}}'
 
-    def test_it_is_held_until_it_is_released(self, tool: Tool, tmp_path: Path) -> None:
+    def test_lock_is_held_until_released(self, tool: Tool, tmp_path: Path) -> None:
         heard = tmp_path / "heard"
         tool(f"echo \"$*\" >{heard}; echo '{self.GIVEN}'; head -n 1 >>{heard}")
         lock = HostLock(TARGET, "1-a", "ada", "deploy", again=True)
@@ -95,7 +95,7 @@ class TestLock:
         words = "lock hold --id 1-a --owner ada --purpose deploy --seconds 120 --again"
         assert heard.read_text() == f"{words}\nrelease\n"
 
-    def test_one_that_somebody_else_has(self, tool: Tool) -> None:
+    def test_lock_of_another_operator_is_refused(self, tool: Tool) -> None:
         tool("""echo '{"error": "lock-held", "message": "bob has it"}'; exit 1""")
         with pytest.raises(LockHeld, match="browsers: bob has it"):
             HostLock(TARGET, "1-a", "ada", "deploy")

@@ -124,9 +124,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-class TestTrial:
+class TestTestMessages:
     @run_async
-    async def test_each_address_is_tried_and_no_url_is_told(self) -> None:
+    async def test_each_address_gets_a_message_and_no_url_is_logged(self) -> None:
         with everything_logged() as logged:
             async with webhook(404) as bad, webhook() as good:
                 urls = SecretStr(f"{bad.url}\nnonsense://{SECRET}\n{good.url}")
@@ -141,14 +141,14 @@ class TestTrial:
         assert good.bodies[0]["title"].startswith("[test]")
 
     @run_async
-    async def test_a_connection_that_fails_is_told(self) -> None:
+    async def test_failed_connection_is_reported(self) -> None:
         async with webhook() as hook:
             url = hook.url
         [answer] = await send_test_messages(SecretStr(url))
         assert not answer.sent
         assert "Connection error" in str(answer.said)
 
-    def test_what_may_be_secret_in_an_address_is_masked(self) -> None:
+    def test_secrets_in_addresses_are_masked(self) -> None:
         url = "mailto://ada:passw0rd@mail.example.com/path1?key=abcdef"
         said = masked("no mail.example.com for ada:passw0rd, path1, abcdef", url)
         assert said == "no mail.example.com for ada:…, …, …"
@@ -156,7 +156,7 @@ class TestTrial:
 
 class TestSending:
     @run_async
-    async def test_a_webhook_gets_each_message_in_order(self, tmp_path: Path) -> None:
+    async def test_webhook_gets_messages_in_order(self, tmp_path: Path) -> None:
         cleared = AlertMessage("[cleared] host-1: disk", "disk / is at 60 %", "success")
         async with (
             webhook() as hook,
@@ -171,7 +171,7 @@ class TestSending:
         ]
 
     @run_async
-    async def test_a_target_that_fails_at_first_is_tried_again(self, tmp_path: Path) -> None:
+    async def test_failed_target_is_retried(self, tmp_path: Path) -> None:
         async with (
             webhook(500, 503) as hook,
             running(
@@ -184,7 +184,7 @@ class TestSending:
         assert sender.counts["JSON", "failed"] == 0
 
     @run_async
-    async def test_one_that_keeps_failing_is_given_up_and_no_url_is_logged(
+    async def test_target_is_given_up_after_retries_and_no_url_is_logged(
         self, tmp_path: Path
     ) -> None:
         with everything_logged() as logged:
@@ -209,7 +209,7 @@ class TestSending:
         assert SECRET not in "\n".join(logged)
 
     @run_async
-    async def test_a_target_that_hangs_is_left_at_its_time(self, tmp_path: Path) -> None:
+    async def test_hung_target_is_given_up_at_its_timeout(self, tmp_path: Path) -> None:
         asked = asyncio.Event()
         let_go = asyncio.Event()
 
@@ -230,7 +230,7 @@ class TestSending:
             let_go.set()
 
     @run_async
-    async def test_mail(self, tmp_path: Path) -> None:
+    async def test_mail_is_sent(self, tmp_path: Path) -> None:
         async with (
             mail_sink() as sink,
             running(
@@ -249,7 +249,7 @@ class TestSending:
         assert MESSAGE.body in mail.as_string()
 
     @run_async
-    async def test_without_targets_nothing_waits(self, tmp_path: Path) -> None:
+    async def test_messages_without_targets_are_dropped(self, tmp_path: Path) -> None:
         async with running(AlertSender(None, Outbox(tmp_path))) as sender:
             for _ in range(1000):
                 sender.send(MESSAGE)
@@ -257,9 +257,7 @@ class TestSending:
         assert Outbox(tmp_path).waiting() == []
 
     @run_async
-    async def test_what_was_not_sent_before_the_end_is_sent_by_the_next(
-        self, tmp_path: Path
-    ) -> None:
+    async def test_unsent_messages_are_sent_by_the_next_process(self, tmp_path: Path) -> None:
         outbox = Outbox(tmp_path / "unsent")
         asked = asyncio.Event()
 
@@ -282,7 +280,7 @@ class TestSending:
 
 
 class TestOutbox:
-    def test_a_message_is_taken_by_one(self, tmp_path: Path) -> None:
+    def test_message_is_taken_by_one_process(self, tmp_path: Path) -> None:
         box, other = Outbox(tmp_path), Outbox(tmp_path)
         box.put(MESSAGE)
         (path,) = box.waiting()
@@ -292,7 +290,7 @@ class TestOutbox:
             assert late is None
         assert list(tmp_path.iterdir()) == []
 
-    def test_who_fails_leaves_it_to_the_next(self, tmp_path: Path) -> None:
+    def test_failed_message_stays_for_the_next_process(self, tmp_path: Path) -> None:
         box = Outbox(tmp_path)
         box.put(MESSAGE)
         (path,) = box.waiting()
@@ -302,14 +300,14 @@ class TestOutbox:
             assert again == MESSAGE
 
     @pytest.mark.parametrize("text", ["", '{"title": "only"}', "[]"])
-    def test_what_cannot_be_read_goes(self, tmp_path: Path, text: str) -> None:
+    def test_unreadable_message_is_deleted(self, tmp_path: Path, text: str) -> None:
         box, path = Outbox(tmp_path), tmp_path / "1.json"
         path.write_text(text)
         with box.taken(path) as message:
             assert message is None
         assert box.waiting() == []
 
-    def test_what_is_old_goes_unsent(self, tmp_path: Path) -> None:
+    def test_old_message_is_deleted_unsent(self, tmp_path: Path) -> None:
         box = Outbox(tmp_path)
         box.put(MESSAGE)
         (path,) = box.waiting()
@@ -320,7 +318,7 @@ class TestOutbox:
         assert box.waiting() == []
 
     @run_async
-    async def test_no_more_wait_than_are_read(self, tmp_path: Path) -> None:
+    async def test_number_of_waiting_messages_is_limited(self, tmp_path: Path) -> None:
         outbox = Outbox(tmp_path)
         sender = AlertSender(SecretStr("json://127.0.0.1/"), outbox)
         for _ in range(MOST_WAITING + 2):
@@ -360,7 +358,7 @@ async def mail_sink() -> AsyncIterator[MailSink]:
 
 class TestThisMachine:
     @run_async
-    async def test_its_figures(self) -> None:
+    async def test_system_figures_of_this_machine(self) -> None:
         told = await SystemMonitor(AlertSettings()).system()
         assert told.unavailable == {}
         assert told.cpu.cores == os.cpu_count()
@@ -380,7 +378,7 @@ class TestThisMachine:
         assert len(told.load_average) == 3
 
     @run_async
-    async def test_its_network(self) -> None:
+    async def test_network_checks_of_this_machine(self) -> None:
         told = await NetworkChecks(NETWORK, (2,)).report()
         names = ["bridge", "slots", "vm_network", "default_route", "names"]
         assert [each.name for each in told.checks] == names
@@ -389,7 +387,7 @@ class TestThisMachine:
             assert (check.hint is None) == (check.status == "healthy")
 
     @run_async
-    async def test_what_a_process_uses(self, tmp_path: Path) -> None:
+    async def test_measure_vm_of_this_process(self, tmp_path: Path) -> None:
         (tmp_path / "serial.log").write_bytes(b"x" * 8192)
         told = await measure_vm(2, os.getpid(), tmp_path)
         assert told.cpu_seconds is not None
@@ -474,7 +472,7 @@ async def sampling(
 
 class TestEndpoints:
     @run_async
-    async def test_shapes(self, tmp_path: Path) -> None:
+    async def test_endpoints_have_documented_fields(self, tmp_path: Path) -> None:
         async with service(tmp_path) as api:
             told = {}
             for name in ENDPOINTS:
@@ -509,7 +507,7 @@ class TestEndpoints:
         assert {"status", "checks"} == set(told["network-health"])
 
     @run_async
-    async def test_operators_only(self, tmp_path: Path) -> None:
+    async def test_endpoints_are_for_operators_only(self, tmp_path: Path) -> None:
         paths = [f"/api/admin/health/{name}" for name in (*ENDPOINTS, "history")]
         async with service(tmp_path) as api:
             for path in (*paths, "/api/admin/alerts"):
@@ -517,7 +515,7 @@ class TestEndpoints:
                     assert (await api.ask("GET", path, caller)).status_code == status, path
 
     @run_async
-    async def test_history(self, tmp_path: Path) -> None:
+    async def test_history_returns_requested_span(self, tmp_path: Path) -> None:
         async with service(tmp_path) as api:
             at = now()
             for minutes in range(4):
@@ -534,7 +532,7 @@ class TestEndpoints:
                 assert (await api.ask("GET", f"{path}?{query}", "admin")).status_code == 422, query
 
     @run_async
-    async def test_a_sample_is_told_as_it_was_kept(
+    async def test_history_returns_samples_as_stored(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with service(tmp_path) as api:
@@ -546,7 +544,7 @@ class TestEndpoints:
         assert told == sample.model_dump(mode="json")
 
     @run_async
-    async def test_alerts(self, tmp_path: Path) -> None:
+    async def test_alerts_lists_standing_and_history(self, tmp_path: Path) -> None:
         async with service(tmp_path) as api:
             alerts = api.services.alerts
             await alerts.raise_("disk", "/", "warning", "disk / is at 75 %", 75.0)

@@ -51,7 +51,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 class TestSamples:
     @run_async
-    async def test_a_day_of_them(self, store_url: str) -> None:
+    async def test_samples_are_thinned_over_a_day(self, store_url: str) -> None:
         async with opened(store_url) as database:
             samples = HostSamples(database)
             for minutes in (0, 60 * 22, 60 * 23, 60 * 23 + 30, 60 * 24):
@@ -71,7 +71,7 @@ class TestSamples:
         assert minutes_after == pytest.approx([11 / 6, *expected])
 
     @run_async
-    async def test_of_few_points_each_is_the_last_of_its_piece(self, store_url: str) -> None:
+    async def test_limited_points_are_the_last_of_each_interval(self, store_url: str) -> None:
         async with opened(store_url) as database:
             samples = HostSamples(database)
             for number in range(8):
@@ -84,7 +84,7 @@ class TestSamples:
             assert await samples.between(end, end + timedelta(days=1), 5) == []
 
     @run_async
-    async def test_the_same_time_twice(self, store_url: str) -> None:
+    async def test_sample_of_same_time_replaces_the_former(self, store_url: str) -> None:
         async with opened(store_url) as database:
             samples = HostSamples(database)
             await samples.add(START, {"cpu": 1})
@@ -95,7 +95,7 @@ class TestSamples:
 
 class TestAlerts:
     @run_async
-    async def test_raised_changed_and_cleared(self, store_url: str) -> None:
+    async def test_alert_is_raised_changed_and_cleared(self, store_url: str) -> None:
         clock = Clock(START)
         async with opened(store_url) as database:
             alerts = Alerts(database, clock)
@@ -122,7 +122,7 @@ class TestAlerts:
             assert await alerts.history(START) == [again]
 
     @run_async
-    async def test_of_those_that_raise_it_at_once_one_does(self, store_url: str) -> None:
+    async def test_alert_is_raised_once_by_concurrent_processes(self, store_url: str) -> None:
         async with opened(store_url) as one, opened(store_url) as other:
             done = await asyncio.gather(
                 *(
@@ -203,7 +203,7 @@ async def host_of(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> As
 
 class TestSampler:
     @run_async
-    async def test_what_is_kept(
+    async def test_sample_is_stored_as_measured(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:
@@ -241,7 +241,7 @@ class TestSampler:
         assert past.cleared_at is not None
 
     @run_async
-    async def test_slots_boots_and_deployments(
+    async def test_alerts_for_slots_boots_and_deployments(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:
@@ -266,7 +266,7 @@ class TestSampler:
             assert host.titles[5:] == ["[cleared] failed boots"]
 
     @run_async
-    async def test_a_vm_that_failed_while_it_was_up(
+    async def test_alert_for_vm_that_failed_while_ready(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:
@@ -285,7 +285,7 @@ class TestSampler:
             assert host.titles == ["[warning] unhealthy vms"]
 
     @run_async
-    async def test_who_does_not_lead_keeps_and_tells_nothing(
+    async def test_process_without_lead_stores_and_sends_nothing(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:
@@ -297,7 +297,7 @@ class TestSampler:
             assert host.sampler.latest is not None
 
     @run_async
-    async def test_what_users_use_is_counted_by_who_leads(
+    async def test_usage_is_counted_by_the_leading_process(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:
@@ -318,7 +318,7 @@ class TestSampler:
             assert START.date() not in (await usage.days(START.date()))[session.user_id]
 
     @run_async
-    async def test_without_the_database_the_host_is_still_measured(
+    async def test_host_is_measured_without_database(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:
@@ -341,7 +341,7 @@ class TestSampler:
         assert "polydev_slots" not in names
 
     @run_async
-    async def test_prometheus(
+    async def test_prometheus_metrics_of_samples_and_alerts(
         self, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with host_of(store_url, tmp_path, monkeypatch) as host:

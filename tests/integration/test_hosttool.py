@@ -162,7 +162,7 @@ def test_backup_and_restore_from_the_command_line(tool: Path, tmp_path: Path) ->
 
 
 class TestLock:
-    def test_release_leaves_nothing(self, tool: Path, tmp_path: Path) -> None:
+    def test_released_lock_leaves_no_files(self, tool: Path, tmp_path: Path) -> None:
         with holder(tool, tmp_path) as (process, said):
             assert (said["lock"]["owner"], said["stale"]) == ("ada@desk", None)
             assert call(tool, tmp_path, "lock", "show") == {"lock": said["lock"], "held": True}
@@ -170,13 +170,13 @@ class TestLock:
             assert process.wait() == 0
         assert call(tool, tmp_path, "lock", "show") == {"lock": None, "held": False}
 
-    def test_second_one_is_told_whose_it_is(self, tool: Path, tmp_path: Path) -> None:
+    def test_second_holder_is_told_the_owner(self, tool: Path, tmp_path: Path) -> None:
         with holder(tool, tmp_path), holder(tool, tmp_path, SECOND) as (second, said):
             assert said["error"] == "lock-held"
             assert "ada@desk" in said["message"]
             assert second.wait() == 1
 
-    def test_a_deployment_whose_connection_was_lost_has_it_again(
+    def test_deployment_gets_its_lock_back_after_lost_connection(
         self, tool: Path, tmp_path: Path
     ) -> None:
         """The host has not noticed the loss: the former holder waits for its operator."""
@@ -191,14 +191,16 @@ class TestLock:
                 assert process.wait() == 0
 
     @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
-    def test_signal_lets_go(self, tool: Path, tmp_path: Path, number: signal.Signals) -> None:
+    def test_signal_releases_the_lock(
+        self, tool: Path, tmp_path: Path, number: signal.Signals
+    ) -> None:
         with holder(tool, tmp_path) as (process, said):
             process.send_signal(number)
             assert process.wait() == -number
         with holder(tool, tmp_path, SECOND) as (_, heir):
             assert heir["stale"] == said["lock"]
 
-    def test_end_of_the_operators_side_lets_go(self, tool: Path, tmp_path: Path) -> None:
+    def test_lost_ssh_connection_releases_the_lock(self, tool: Path, tmp_path: Path) -> None:
         """As over SSH: the operator's process is killed, and with it the pipe breaks."""
         words = ["--id", FIRST, "--owner", "a", "--purpose", "p", "--seconds", "600"]
         argv = [str(tool), "--root", str(tmp_path), "lock", "hold", *words]
@@ -217,7 +219,7 @@ class TestLock:
         with holder(tool, tmp_path, SECOND) as (_, heir):
             assert heir["stale"] == lock
 
-    def test_ignored_hangup_is_not_ignored(self, tool: Path, tmp_path: Path) -> None:
+    def test_sighup_releases_lock_even_if_ignored(self, tool: Path, tmp_path: Path) -> None:
         words = ["--id", FIRST, "--owner", "a", "--purpose", "p", "--seconds", "600"]
         argv: Argv = ["nohup", tool, "--root", tmp_path, "lock", "hold", *words]
         with started(*argv) as process:
@@ -225,14 +227,14 @@ class TestLock:
             process.send_signal(signal.SIGHUP)
             assert process.wait() == -signal.SIGHUP
 
-    def test_nobody_renews(self, tool: Path, tmp_path: Path) -> None:
+    def test_lock_without_renewal_is_released(self, tool: Path, tmp_path: Path) -> None:
         with holder(tool, tmp_path, seconds=1) as (process, said):
             assert json.loads(out(process).readline())["error"] == "lock-expired"
             assert process.wait() == 1
         with holder(tool, tmp_path, SECOND) as (_, heir):
             assert heir["stale"]["id"] == said["lock"]["id"]
 
-    def test_line_renews(self, tool: Path, tmp_path: Path) -> None:
+    def test_line_on_stdin_renews_the_lock(self, tool: Path, tmp_path: Path) -> None:
         with holder(tool, tmp_path) as (process, said):
             tell(process, "still here")
             deadline = time.monotonic() + 60
@@ -242,7 +244,7 @@ class TestLock:
             assert renewed == {**said["lock"], "expires": renewed["expires"]}
             assert renewed["expires"] > said["lock"]["expires"]
 
-    def test_break_ends_a_living_holder(self, tool: Path, tmp_path: Path) -> None:
+    def test_lock_break_ends_a_running_holder(self, tool: Path, tmp_path: Path) -> None:
         with holder(tool, tmp_path) as (process, said):
             assert call(tool, tmp_path, "lock", "break") == {
                 "broken": said["lock"],
@@ -252,13 +254,13 @@ class TestLock:
         with holder(tool, tmp_path, SECOND) as (_, heir):
             assert heir["stale"] is None
 
-    def test_break_ends_a_holder_that_is_stopped(self, tool: Path, tmp_path: Path) -> None:
+    def test_lock_break_ends_a_stopped_holder(self, tool: Path, tmp_path: Path) -> None:
         with holder(tool, tmp_path) as (process, _):
             process.send_signal(signal.SIGSTOP)
             assert call(tool, tmp_path, "lock", "break")["wasHeld"]
             assert process.wait() in (-signal.SIGTERM, -signal.SIGKILL)
 
-    def test_of_many_at_once_one_gets_it(self, tool: Path, tmp_path: Path) -> None:
+    def test_lock_goes_to_one_of_many_concurrent_holders(self, tool: Path, tmp_path: Path) -> None:
         words = ["--owner", "a", "--purpose", "p", "--seconds", "600"]
         argv: Argv = [tool, "--root", tmp_path, "lock", "hold", "--id", FIRST, *words]
         processes = [
@@ -326,7 +328,7 @@ VERBS = (
 )
 
 
-class TestOneAtATime:
+class TestConcurrentVerbs:
     """Two verbs at once, each a process of its own."""
 
     @contextmanager
@@ -345,7 +347,7 @@ class TestOneAtATime:
             assert answer["error"] == "image-damaged"
 
     @pytest.mark.parametrize("words", VERBS, ids=" ".join)
-    def test_the_second_waits_for_its_turn(
+    def test_second_verb_waits_for_the_first(
         self, tool: Path, tmp_path: Path, words: tuple[str, ...]
     ) -> None:
         argv: Argv = [tool, "--root", tmp_path, *words]
@@ -359,13 +361,15 @@ class TestOneAtATime:
         second.communicate()
         assert "busy" not in str(answer.get("error"))
 
-    def test_one_that_waits_too_long_is_told_who_has_it(self, tool: Path, tmp_path: Path) -> None:
+    def test_verb_that_waits_too_long_names_the_running_verb(
+        self, tool: Path, tmp_path: Path
+    ) -> None:
         with self.busy(tool, tmp_path):
             refused = pytest.raises(HostError, match=f"the host is busy: image add {'b' * 12}")
             with refused, lock_host(Paths.below(tmp_path), "it", wait_seconds=0):
                 pass
 
-    def test_slots_wait_for_their_own_turn_only(self, tool: Path, tmp_path: Path) -> None:
+    def test_slot_verbs_wait_only_for_the_same_slot(self, tool: Path, tmp_path: Path) -> None:
         """A verb that has the host may have systemd make slots."""
         paths = Paths.below(tmp_path)
         with self.busy(tool, tmp_path), lock_slot(paths, 2, "slot down 2, pid 1"):
@@ -400,7 +404,7 @@ class TestDatabaseInUse:
     def restore(self, live: Path) -> None:
         restore_in_place(live, live.with_name("stored"), entry_of(live))
 
-    def test_open_connections_see_what_was_restored(self, live: Path) -> None:
+    def test_open_connections_see_restored_rows(self, live: Path) -> None:
         user: Argv = [sys.executable, "-c", DATABASE_USER, live]
         count = "SELECT count(*) FROM notes"
         with started(*user) as old:
@@ -416,7 +420,7 @@ class TestDatabaseInUse:
                 with started(*user) as newest:
                     assert self.ask(newest, count) == "[(2003,)]"
 
-    def test_nothing_that_is_written_meanwhile_is_lost_or_fails(self, live: Path) -> None:
+    def test_writes_during_restore_neither_fail_nor_get_lost(self, live: Path) -> None:
         with started(sys.executable, "-c", DATABASE_WRITER, live) as writer:
             for _ in range(20):
                 out(writer).readline()
@@ -431,7 +435,7 @@ class TestDatabaseInUse:
         # All that was written since the last restore, in order and without a gap.
         assert there == list(range(there[0], last + 1))
 
-    def test_log_of_a_process_that_was_killed_is_not_played_into_it(self, live: Path) -> None:
+    def test_wal_of_killed_process_is_not_applied_to_restored_database(self, live: Path) -> None:
         wanted = content_sha256(live)
         with started(sys.executable, "-c", DATABASE_USER, live) as killed:
             self.ask(killed, "INSERT INTO notes VALUES ('old')")
@@ -441,7 +445,7 @@ class TestDatabaseInUse:
         self.restore(live)
         assert content_sha256(live) == wanted
 
-    def test_a_file_that_is_open_is_not_replaced(self, live: Path) -> None:
+    def test_open_database_file_is_not_replaced(self, live: Path) -> None:
         stored, entry = live.with_name("stored"), entry_of(live)
         with started(sys.executable, "-c", DATABASE_USER, live) as user:
             self.ask(user, "INSERT INTO notes VALUES ('mine')")

@@ -92,7 +92,7 @@ def boot_id(lab: Lab) -> str:
     return run_inside(lab, ["cat", "/proc/sys/kernel/random/boot_id"]).stdout
 
 
-def nothing_of(lab: Lab) -> None:
+def assert_nothing_left_of(lab: Lab) -> None:
     """Fail if a process, mount, link, control group or file of the lab is left."""
     assert leftovers(lab.folder) == []
     assert not Path("/sys/class/net", lab.veth).exists()
@@ -121,14 +121,14 @@ class TestLogin:
         assert done.status == 255
         assert "Permission denied" in done.stderr
 
-    def test_no_password_is_ever_asked_for(self, lab: Lab) -> None:
+    def test_password_login_is_off(self, lab: Lab) -> None:
         words = ssh_argv(lab, ["true"])
         words[1:1] = ["-o", "PubkeyAuthentication=no"]
         done = run(words, check=False)
         assert done.status == 255
         assert "Permission denied (publickey)." in done.stderr
 
-    def test_paramiko_connects_with_the_known_host_key_alone(self, lab: Lab) -> None:
+    def test_paramiko_connects_with_known_host_key(self, lab: Lab) -> None:
         paramiko = importlib.import_module("paramiko")
         with paramiko.SSHClient() as client:
             client.load_host_keys(str(lab.known_hosts))
@@ -145,10 +145,10 @@ class TestLogin:
 
 
 class TestInside:
-    def test_nothing_failed_to_start(self, lab: Lab) -> None:
+    def test_no_unit_failed(self, lab: Lab) -> None:
         run_inside(lab, ["systemctl", "is-system-running", "--wait"])
 
-    def test_what_slots_are_made_of(self, lab: Lab) -> None:
+    def test_namespaces_bridges_and_nftables_work(self, lab: Lab) -> None:
         script = """
             ip netns add slot
             ip link add br-try type bridge
@@ -182,14 +182,14 @@ class TestInside:
         words += ["sh", "-c", "cat $CREDENTIALS_DIRECTORY/word; touch /etc/x || echo -refused"]
         assert run_inside(lab, words).stdout == "sesame-refused\n"
 
-    def test_units_may_be_cut_off_by_address(self, lab: Lab) -> None:
+    def test_ip_address_filters_of_units_work(self, lab: Lab) -> None:
         ping = ["ping", "-c1", "-W1", lab.gateway]
         words = ["systemd-run", "--quiet", "--wait", "--collect"]
         run_inside(lab, [*words, *ping])
         cut_off = run_inside(lab, [*words, "--property=IPAddressDeny=any", *ping], check=False)
         assert cut_off.status != 0
 
-    def test_way_out_is_there_from_the_start(self, lab: Lab) -> None:
+    def test_default_route_exists_after_boot(self, lab: Lab) -> None:
         assert "dev uplink0" in run_inside(lab, ["ip", "route", "get", "192.0.2.200"]).stdout
 
     def test_devices_have_the_modes_of_a_real_host(self, lab: Lab) -> None:
@@ -202,13 +202,13 @@ class TestInside:
         assert "/dev/pts/" in said
         assert "\n42" in said
 
-    def test_shell_runs_what_is_piped_in_and_ends_with_it(self, lab: Lab) -> None:
+    def test_shell_runs_piped_commands_and_returns_their_status(self, lab: Lab) -> None:
         piped = shell(lab, is_terminal=False)
         done = run(piped, input="echo $((6 * 7)); tty\n(exit 3)\n", check=False)
         assert (done.stdout, done.status) == ("42\nnot a tty\n", 3)
         assert run(piped, input="").stdout == ""
 
-    def test_logs_hold_journal_and_console(self, lab: Lab) -> None:
+    def test_logs_contain_journal_and_console(self, lab: Lab) -> None:
         run_inside(lab, ["logger", "a word for the journal"])
         said = logs(lab)
         assert "a word for the journal" in said.journal
@@ -221,7 +221,7 @@ class TestLife:
         assert up(lab.name, settings, Steps()) == lab == find(lab.name, settings)
         assert boot_id(lab) == before
 
-    def test_two_side_by_side(
+    def test_two_labs_run_side_by_side(
         self, lab: Lab, own: Callable[[str], Lab], settings: Settings
     ) -> None:
         other = own("b")
@@ -244,7 +244,7 @@ class TestLife:
         assert "kept" in said
         assert "br-gone" not in said
 
-    def test_reset_brings_saved_files_back_and_nothing_else(
+    def test_reset_restores_exactly_the_saved_files(
         self, own: Callable[[str], Lab], settings: Settings
     ) -> None:
         lab = own("s")
@@ -277,7 +277,7 @@ class TestLife:
         wait_until(rebooted, "a login after the reboot")
         assert "br-gone" not in said
 
-    def test_powered_off_it_stays_and_boots_again(
+    def test_powered_off_lab_keeps_files_and_boots_again(
         self, own: Callable[[str], Lab], settings: Settings
     ) -> None:
         lab = own("e")
@@ -291,17 +291,19 @@ class TestLife:
 
 
 class TestEnd:
-    def test_down_leaves_nothing(self, own: Callable[[str], Lab], settings: Settings) -> None:
+    def test_down_leaves_nothing_behind(
+        self, own: Callable[[str], Lab], settings: Settings
+    ) -> None:
         before = machines_network()
         lab = own("f")
         assert machines_network() == before
         assert leftovers(lab.folder) != []
         assert down(lab.name, settings)
-        nothing_of(lab)
+        assert_nothing_left_of(lab)
         assert machines_network() == before
         assert not down(lab.name, settings)
 
-    def test_killed_it_leaves_files_alone(
+    def test_killed_lab_leaves_only_its_files(
         self, own: Callable[[str], Lab], settings: Settings
     ) -> None:
         lab = own("g")
@@ -313,7 +315,9 @@ class TestEnd:
         run_inside(up(lab.name, settings, Steps()), ["test", "-e", "/etc/kept"])
 
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-    def test_up_that_is_ended_half_way(self, settings: Settings, sent: signal.Signals) -> None:
+    def test_interrupted_up_leaves_nothing_behind(
+        self, settings: Settings, sent: signal.Signals
+    ) -> None:
         name = f"{NAME}h"
         environment = {"POLYDEV_STATE": str(settings.state), "POLYDEV_CACHE": str(settings.cache)}
         link = Path("/sys/class/net", f"lab-{name}")
@@ -326,9 +330,9 @@ class TestEnd:
         if sent == signal.SIGKILL:  # nobody could clean up: down does
             down(name, settings)
             wait_until(lambda: leftovers(folder) == [], "the end of its child")
-        nothing_of(lab)
+        assert_nothing_left_of(lab)
 
-    def test_a_lab_that_lets_nobody_in_says_why(
+    def test_lab_without_ssh_reports_why(
         self,
         own: Callable[[str], Lab],
         settings: Settings,
@@ -343,7 +347,7 @@ class TestEnd:
         assert find(lab.name, settings) is None
         assert not Path("/sys/class/net", lab.veth).exists()
 
-    def test_addresses_that_somebody_took_meanwhile(
+    def test_addresses_in_use_are_refused(
         self, own: Callable[[str], Lab], settings: Settings
     ) -> None:
         lab = own("j")
@@ -357,7 +361,7 @@ class TestEnd:
         finally:
             run(["ip", "link", "delete", taker])
 
-    def test_a_name_that_is_taken_elsewhere(
+    def test_name_of_lab_in_another_checkout_is_refused(
         self, lab: Lab, settings: Settings, tmp_path: Path
     ) -> None:
         elsewhere = replace(settings, state=tmp_path)

@@ -258,7 +258,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
         yield made
 
 
-def mend_bridge(host: SmallHost) -> None:
+def repair_bridge(host: SmallHost) -> None:
     """As a deployment does it; addresses and routes are networkd's part."""
     said = host.tell("network", "mend")
     assert "error" not in said, said
@@ -271,7 +271,7 @@ def said(host: SmallHost) -> Iterator[list[dict[str, object]]]:
     assert host.differences() == []
     host.inside("set -e\n" + "\n".join(each.command for each in EDITS))
     said = host.tell("network", "check")["differences"]
-    mend_bridge(host)
+    repair_bridge(host)
     host.inside("nft -f /etc/polydev/firewall.nft; sysctl -q -w net.ipv4.ip_forward=1")
     host.inside("ip route flush table 77")
     yield said
@@ -280,17 +280,17 @@ def said(host: SmallHost) -> Iterator[list[dict[str, object]]]:
 
 class TestEdits:
     @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.text)
-    def test_it_is_named(self, said: list[dict[str, object]], edit: Edit) -> None:
+    def test_edit_is_reported(self, said: list[dict[str, object]], edit: Edit) -> None:
         (found,) = [each for each in said if str(each["text"]).startswith(edit.text)]
         assert found["opens"] is edit.opens
         assert found["diff"]
 
-    def test_nothing_else_is_named(self, said: list[dict[str, object]]) -> None:
+    def test_only_edits_and_consequences_are_reported(self, said: list[dict[str, object]]) -> None:
         texts = [str(each["text"]) for each in said]
         expected = (*(edit.text for edit in EDITS), *CONSEQUENCES)
         assert [each for each in texts if not each.startswith(expected)] == []
 
-    def test_every_slot_is_mended_in_place(
+    def test_slot_mend_repairs_each_edited_slot_in_place(
         self, host: SmallHost, said: list[dict[str, object]]
     ) -> None:
         slots = sorted({str(each["part"]) for each in said if str(each["part"])[:5] == "slot-"})
@@ -302,8 +302,8 @@ class TestEdits:
         assert host.inside("stat -Lc %i /run/netns/slot-*") == before
 
 
-class TestBroken:
-    def test_it_is_named_and_only_a_new_slot_mends_it(self, host: SmallHost) -> None:
+class TestBrokenSlot:
+    def test_broken_slot_is_reported_and_slot_mend_refused(self, host: SmallHost) -> None:
         host.inside("set -e\n" + "\n".join(command for command, _ in BROKEN.values()))
         said = host.differences()
         for _, texts in BROKEN.values():
@@ -318,7 +318,7 @@ class TestBroken:
             host.tell("slot", "up", number)
         assert host.differences() == []
 
-    def test_bridge_that_is_down(self, host: SmallHost) -> None:
+    def test_bridge_that_is_down_is_reported_and_repaired(self, host: SmallHost) -> None:
         host.inside("ip link set br-vm down; ip link set br-vm type bridge stp_state 1")
         assert host.differences() == [
             "bridge: br-vm state: down instead of up",
@@ -326,15 +326,15 @@ class TestBroken:
             "bridge: routes to 192.168.100.0/24: missing: "
             "192.168.100.0/24 dev br-vm src 192.168.100.1",
         ]
-        mend_bridge(host)
+        repair_bridge(host)
         assert host.differences() == []
 
-    def test_bridge_that_was_removed(self, host: SmallHost) -> None:
+    def test_removed_bridge_is_reported_and_repaired(self, host: SmallHost) -> None:
         host.inside("ip link delete br-vm")
         said = host.differences()
         assert "bridge: br-vm: missing instead of there" in said
         assert "slot-13: vm-13 bridge: none instead of br-vm" in said
-        mend_bridge(host)
+        repair_bridge(host)
         for number in SITE.slot_numbers:
             host.tell("slot", "mend", number)
         assert host.differences() == []
@@ -355,10 +355,10 @@ class TestPolicy:
             "rule add not fwmark 0xca6c priority 91 lookup 77",
         ],
     )
-    def test_those_of_others_are_theirs(self, host: SmallHost, rules: str) -> None:
-        with ruled(host, rules):
+    def test_policy_rules_of_others_are_kept(self, host: SmallHost, rules: str) -> None:
+        with policy_rules(host, rules):
             assert host.differences() == []
-            mend_bridge(host)
+            repair_bridge(host)
             assert host.inside("ip rule show priority 91") != ""
 
     @pytest.mark.parametrize(
@@ -370,29 +370,29 @@ class TestPolicy:
             "iif lo to 192.168.0.0/16 priority 91 lookup 77",
         ],
     )
-    def test_one_that_takes_packets_of_vms_is_removed(self, host: SmallHost, rule: str) -> None:
-        with ruled(host, f"rule add {rule}"):
+    def test_policy_rule_that_affects_vms_is_removed(self, host: SmallHost, rule: str) -> None:
+        with policy_rules(host, f"rule add {rule}"):
             (said,) = host.differences()
             assert said.startswith("bridge: routes policy: unexpected: 91: ")
-            mend_bridge(host)
+            repair_bridge(host)
             assert host.differences() == []
 
-    def test_those_of_ipv6_that_do_not_name_the_bridge_are_theirs(self, host: SmallHost) -> None:
+    def test_ipv6_policy_rules_of_others_are_kept(self, host: SmallHost) -> None:
         host.inside("ip -6 rule add not fwmark 0xca6c priority 91 lookup 77")
         assert host.differences() == []
-        mend_bridge(host)
+        repair_bridge(host)
         assert host.inside("ip -6 rule show priority 91") != ""
         host.inside("ip -6 rule delete priority 91")
 
-    def test_the_main_table_is_asked_again(self, host: SmallHost) -> None:
+    def test_missing_rule_of_main_table_is_restored(self, host: SmallHost) -> None:
         host.inside("ip rule delete priority 32766")
         assert host.differences() == ["bridge: routes policy: missing: main"]
-        mend_bridge(host)
+        repair_bridge(host)
         assert host.differences() == []
 
 
 @contextmanager
-def ruled(host: SmallHost, rules: str) -> Iterator[None]:
+def policy_rules(host: SmallHost, rules: str) -> Iterator[None]:
     """These rules, and a table 77 whose default route leads elsewhere."""
     host.inside(f"printf 'route add default dev lo table 77\n{rules}\n' | ip -batch -")
     try:
@@ -402,8 +402,8 @@ def ruled(host: SmallHost, rules: str) -> Iterator[None]:
         host.inside("ip rule delete priority 91", check=False)
 
 
-class TestKeptForItsVm:
-    def test_only_its_port_is_compared(self, host: SmallHost) -> None:
+class TestOlderSlot:
+    def test_only_port_of_older_slot_is_compared(self, host: SmallHost) -> None:
         """A slot that an older deployment made keeps its network, but no open port."""
         stamp = "/run/polydev/config/microvm-slot@2.service"
         host.inside(f"echo older >{stamp}; {inside(2, 'nft flush ruleset')}")
@@ -430,14 +430,14 @@ class TestKeptForItsVm:
         assert found["text"] == "slot-14: namespace: missing instead of there"
 
 
-class TestReading:
-    def test_unreadable_network_is_an_error_and_never_as_declared(self, host: SmallHost) -> None:
+class TestNetworkVerbs:
+    def test_unreadable_network_is_an_error(self, host: SmallHost) -> None:
         words = f"PATH=/nowhere /usr/bin/python3 -I {shlex.quote(str(host.tool))} network check"
         answer = json.loads(host.inside(words, check=False))
         assert answer["error"] == "network-unread"
         assert "cannot" in answer["message"]
 
-    def test_watch_leaves_a_report_that_everybody_may_read(self, host: SmallHost) -> None:
+    def test_network_watch_writes_world_readable_report(self, host: SmallHost) -> None:
         tool = f"/usr/bin/python3 -I {shlex.quote(str(host.tool))}"
         report = "/run/polydev/network.json"
         said = host.inside(

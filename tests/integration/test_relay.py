@@ -738,16 +738,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-class TestUse:
+class TestViewerHeartbeats:
     """An open viewer is use. On the tests' clock a session is idle for a third of a second; by
     the clock on the wall it gets its heartbeats three times as often.
     """
 
     LIMITS: ClassVar = {"session": {"per_user": 99, "idle_seconds": 0.3, "max_seconds": 2.0}}
 
-    def test_a_session_does_not_expire_while_somebody_looks(
-        self, tmp_path: Path, clock: Clock
-    ) -> None:
+    def test_session_with_viewer_does_not_expire(self, tmp_path: Path, clock: Clock) -> None:
         async def scenario(made: Screens) -> None:
             used, idle = await made.session(), await made.session()
             async with made.connect(used.id), made.connect(used.id, "operator") as other:
@@ -763,9 +761,7 @@ class TestUse:
 
         play(tmp_path, scenario, **self.LIMITS)
 
-    def test_it_is_idle_from_the_moment_that_the_last_viewer_goes(
-        self, tmp_path: Path, clock: Clock
-    ) -> None:
+    def test_idle_time_starts_when_last_viewer_leaves(self, tmp_path: Path, clock: Clock) -> None:
         async def scenario(made: Screens) -> None:
             session = await made.session()
             for _ in range(2):  # its process begins again
@@ -781,7 +777,7 @@ class TestUse:
 
         play(tmp_path, scenario)
 
-    def test_no_viewer_gives_more_than_the_longest_life(self, tmp_path: Path, clock: Clock) -> None:
+    def test_viewer_does_not_extend_maximum_length(self, tmp_path: Path, clock: Clock) -> None:
         async def scenario(made: Screens) -> None:
             session = await made.session()
             async with made.connect(session.id) as viewer:
@@ -794,7 +790,7 @@ class TestUse:
 
         play(tmp_path, scenario, **self.LIMITS)
 
-    def test_who_may_not_look_does_not_use_it(self, tmp_path: Path, clock: Clock) -> None:
+    def test_refused_viewer_sends_no_heartbeat(self, tmp_path: Path, clock: Clock) -> None:
         async def scenario(made: Screens) -> None:
             session, booting = await made.session(), await made.booting()
             assert (await made.closing(session.id, "other user"))[0] == 4403
@@ -806,7 +802,7 @@ class TestUse:
         play(tmp_path, scenario, **self.LIMITS)
 
     @pytest.mark.usefixtures("quick_pings")
-    def test_who_answers_no_ping_does_not_use_it(
+    def test_viewer_without_pongs_sends_no_heartbeat(
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(viewers, "HEARD_SECONDS", 0.0)
@@ -826,7 +822,7 @@ class TestUse:
 
         play(tmp_path, scenario, **self.LIMITS)
 
-    def test_a_viewer_that_its_vm_does_not_hear_counts_for_a_while_only(
+    def test_viewer_of_stalled_vm_counts_for_limited_time(
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """While its bytes wait for its VM, nobody can tell whether it is still there."""
@@ -857,7 +853,7 @@ class TestUse:
 
         play(tmp_path, scenario, **self.LIMITS)
 
-    def test_a_database_that_is_away_costs_no_viewer(
+    def test_unreachable_database_closes_no_viewer(
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def scenario(made: Screens) -> None:

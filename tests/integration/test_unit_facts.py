@@ -34,11 +34,11 @@ def touched(shell: str, unit: str, file: Path) -> bool:
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 class TestUnit:
-    def test_one_that_has_no_stamp_is_not_touched(self, shell: str, file: Path) -> None:
+    def test_unit_without_stamp_is_not_touched(self, shell: str, file: Path) -> None:
         assert not touched(shell, "polydev-none.target", file)
 
     @pytest.mark.parametrize(("stamped_later", "is_touched"), [(10, False), (-10, True)])
-    def test_one_whose_file_is_newer_than_its_stamp_is(
+    def test_unit_with_file_newer_than_stamp_is_touched(
         self, shell: str, file: Path, stamped_later: int, is_touched: bool
     ) -> None:
         stamp = file.with_name("polydev-none.service")

@@ -183,8 +183,8 @@ def _refused(read: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize(("make", "words"), NOT_READ.items(), ids=_name)
-class TestInPlaceOfALog:
-    def test_it_is_named_and_never_read(
+class TestSpecialFileAsLog:
+    def test_special_file_is_reported_and_not_read(
         self, place: Place, make: Callable[[Place], None], words: str
     ) -> None:
         make(place)
@@ -205,7 +205,7 @@ class TestInPlaceOfALog:
         assert found["new"] == found["launch file"] == found["failure"] == found["lines"]
         assert (found["boot"], found["end"], found["figures"]) == (b"", "", True)
 
-    def test_it_is_removed_with_its_vm(
+    def test_special_file_is_removed_with_its_vm(
         self, place: Place, make: Callable[[Place], None], words: str
     ) -> None:
         make(place)
@@ -270,7 +270,7 @@ def test_reading_hard_linked_log_keeps_file_locks(place: Place) -> None:
 class TestPrepare:
     """A start that is tried again meets what the try before it left."""
 
-    def test_an_order_that_is_a_link_is_replaced(self, place: Place) -> None:
+    def test_launch_file_that_is_a_link_is_replaced(self, place: Place) -> None:
         def replace() -> None:
             for name in ("launch.json", ".launch.json"):
                 with suppress(FileNotFoundError):
@@ -283,7 +283,7 @@ class TestPrepare:
         assert stat.S_IMODE(place.secret.stat().st_mode) == 0o600
         assert VM.do(lambda: read_launch_file(place.folder / "launch.json")).vm_id == "one"
 
-    def test_an_order_that_is_a_folder_is_said(self, place: Place) -> None:
+    def test_launch_file_that_is_a_folder_is_reported(self, place: Place) -> None:
         def replace() -> None:
             (place.folder / "launch.json").unlink()
             (place.folder / "launch.json").mkdir()
@@ -305,7 +305,7 @@ def _working_in(folder: Path) -> Iterator[None]:
 
 
 class TestRemoval:
-    def test_folders_of_any_depth_and_names_of_any_kind(self, place: Place) -> None:
+    def test_deep_folders_and_odd_names_are_removed(self, place: Place) -> None:
         def fill() -> None:
             with _working_in(place.folder):
                 for name in (b"a\nb", b"-rf", b"\xff\xfe", b"*", b"$(id)", b"' \""):
@@ -322,7 +322,7 @@ class TestRemoval:
         assert list(place.slot.iterdir()) == []
 
     @pytest.mark.parametrize("keep_logs", [False, True])
-    def test_what_stays_is_named_and_shut_to_the_slots_next_vm(
+    def test_files_left_are_reported_and_closed_to_next_vm(
         self, place: Place, keep_logs: bool
     ) -> None:
         def fill() -> None:
@@ -340,7 +340,7 @@ class TestRemoval:
             VM.do(lambda: list(place.folder.iterdir()))
         assert not (place.slot / "current").exists()
 
-    def test_what_is_mounted_there_stays(self, place: Place) -> None:
+    def test_mounts_in_the_folder_are_kept(self, place: Place) -> None:
         mounted = place.folder / "mounted"
         mounted.mkdir()
         libc = ctypes.CDLL(None, use_errno=True)

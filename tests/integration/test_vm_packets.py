@@ -50,7 +50,7 @@ sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wan.rp_filter=0
 HEAR = """
 import socket, subprocess, sys
 interface, *command = sys.argv[1:]
-heard = []
+packets_heard = []
 # All protocols: a bridge takes the others from its ports before they get here.
 with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as listener:
     listener.bind((interface, 3))
@@ -62,8 +62,8 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as list
             continue
         if packet.endswith(b"truth"):
             break
-        heard.append(socket.inet_ntoa(packet[12:16]) + " " + str(packet[9]))
-print("\\n".join(heard))
+        packets_heard.append(socket.inet_ntoa(packet[12:16]) + " " + str(packet[9]))
+print("\\n".join(packets_heard))
 """
 SEND = """
 import socket, sys
@@ -137,7 +137,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
         yield made
 
 
-def heard(host: SmallHost, interface: str, *commands: str) -> list[str]:
+def packets_heard(host: SmallHost, interface: str, *commands: str) -> list[str]:
     """Return the packets that arrive at an interface after the commands, up to the last one."""
     return host.inside(python(HEAR, interface, "; ".join(commands))).splitlines()
 
@@ -145,30 +145,30 @@ def heard(host: SmallHost, interface: str, *commands: str) -> list[str]:
 class TestSlot:
     TRUTH = within("slot-2", python(SEND, "192.168.100.1", "truth"))
 
-    def test_what_belongs_to_no_connection_does_not_leave(self, host: SmallHost) -> None:
+    def test_packets_of_no_connection_are_dropped(self, host: SmallHost) -> None:
         reset = within("guest", python(RESET))
-        assert heard(host, "vm-2", reset, self.TRUTH) == []
+        assert packets_heard(host, "vm-2", reset, self.TRUTH) == []
         flushed = "; ".join(f"nft flush chain ip slot {name}" for name in ("forward", "translated"))
         open_forward = "nft 'chain ip slot forward { policy accept; }'"
         host.inside(within("slot-2", f"sh -c {shlex.quote(f'{flushed}; {open_forward}')}"))
-        assert heard(host, "vm-2", reset, self.TRUTH) == [f"{GUEST} 6"]
+        assert packets_heard(host, "vm-2", reset, self.TRUTH) == [f"{GUEST} 6"]
 
-    def test_nothing_leaves_untranslated(self, host: SmallHost) -> None:
+    def test_packets_without_nat_are_dropped(self, host: SmallHost) -> None:
         host.tell("slot", "mend", 2)
         lie = within("guest", python(SEND, "1.2.3.2", "lie"))
-        assert heard(host, "vm-2", lie, self.TRUTH) == [f"{VM} 17"]
+        assert packets_heard(host, "vm-2", lie, self.TRUTH) == [f"{VM} 17"]
         host.inside(within("slot-2", "nft flush chain ip slot from_guest"))
         again = within("guest", python(SEND, "1.2.3.2", "another lie"))
-        assert heard(host, "vm-2", again, self.TRUTH) == []
+        assert packets_heard(host, "vm-2", again, self.TRUTH) == []
         host.inside(within("slot-2", "nft flush chain ip slot translated"))
-        assert heard(host, "vm-2", again, self.TRUTH) == [f"{GUEST} 17"]
+        assert packets_heard(host, "vm-2", again, self.TRUTH) == [f"{GUEST} 17"]
 
-    def test_router_of_the_guest_is_nobodys(self, host: SmallHost) -> None:
+    def test_router_advertisements_of_guest_are_ignored(self, host: SmallHost) -> None:
         host.tell("slot", "mend", 2)
         advertise = within("guest", python(ADVERTISE))
         after = within("guest", python(SEND, "1.2.3.2", "truth"))
         routes = within("slot-2", "ip -6 route show default")
-        heard(host, "vm-2", advertise, after)
+        packets_heard(host, "vm-2", advertise, after)
         assert host.inside(routes) == ""
         settings = "disable_ipv6=0 net.ipv6.conf.tap0.accept_ra=2 net.ipv6.conf.all.disable_ipv6=0"
         host.inside(within("slot-2", f"sysctl -q -w net.ipv6.conf.tap0.{settings}"))
@@ -180,7 +180,7 @@ class TestSlot:
 
 
 class TestHost:
-    def test_source_of_a_vm_from_elsewhere_is_not_heard(self, host: SmallHost) -> None:
+    def test_vm_source_address_from_outside_is_dropped(self, host: SmallHost) -> None:
         lie = within("stranger", python(SEND, "1.2.3.1", "lie", "192.168.100.77"))
         truth = within("stranger", python(SEND, "1.2.3.1", "truth"))
         receive = (
@@ -196,7 +196,7 @@ class TestHost:
         assert host.inside(ask) == "lie"
         host.inside("nft -f /etc/polydev/firewall.nft")
 
-    def test_with_the_bridge_down_nobody_else_answers_for_a_vm(self, host: SmallHost) -> None:
+    def test_no_other_host_answers_for_vm_while_bridge_is_down(self, host: SmallHost) -> None:
         route = f"ip route delete unreachable {host.site.bridge_address.network}"
         ask = python(ASK_AGENT, OTHER_VM)
         refused = "its agent does not answer: the host's bridge br-vm is down\nbridge-down"
