@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
-from polydev.deploys.host_contents import STORE
+from polydev.deploys.host_files_and_units import STORE
 from polydev.deploys.images import rsync_argv
 from polydev.disk import file_sha256
 from polydev.image.image_folder import read_record, record_text

@@ -22,7 +22,7 @@ from polydev.deploys import network, network_checks
 from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.deadman import access_hash
 from polydev.deploys.host import browser_host
-from polydev.deploys.host_contents import (
+from polydev.deploys.host_files_and_units import (
     ACCESS_FILES,
     HOST_FILE,
     OLD_SSHD_FILE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.host_contents import SSHD_FILE
+from polydev.deploys.host_files_and_units import SSHD_FILE
 from polydev.deploys.system_services import effective_sshd
 from polydev.hosttool import sshd
 from polydev.hosttool.errors import HostError

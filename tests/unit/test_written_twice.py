@@ -25,7 +25,7 @@ from polydev.controller import settings as controller_settings
 from polydev.controller.host import network_watch
 from polydev.controller.machines import bridge_status, systemd_hypervisor, template_maker
 from polydev.deployment_records import order
-from polydev.deploys import host_contents
+from polydev.deploys import host_files_and_units
 from polydev.hosttool import (
     controller_program,
     deployment_counter,
@@ -39,7 +39,7 @@ from polydev.vm import config, launch, qemu, template_holder
 
 AGENT = AgentSettings()
 PATHS = hosttool_paths.Paths()
-BRIDGE = host_contents.BRIDGE
+BRIDGE = host_files_and_units.BRIDGE
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ BRIDGE = host_contents.BRIDGE
             ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
             ("report of the watch", network_watch.FILE, network_state.REPORT),
             ("host's values", host_probe.HOST, str(slots.HOST_FILE)),
-            ("configuration", host_probe.CONFIG, host_contents.CONFIG_FILE),
+            ("configuration", host_probe.CONFIG, host_files_and_units.CONFIG_FILE),
             ("host tool", host_probe.TOOL, str(PATHS.tool)),
             ("action of polkit", host_probe.START_UNIT, polkit.ACTION),
             ("QEMU", host_probe.QEMU, qemu.QEMU),

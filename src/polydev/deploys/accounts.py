@@ -10,7 +10,7 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.host_contents import (
+from polydev.deploys.host_files_and_units import (
     BRIDGE,
     HOST_FILE,
     NETDEV_FILE,

@@ -10,7 +10,7 @@ from typing import Any
 from pyinfra import logger
 from pyinfra.api.command import StringCommand
 
-from polydev.deploys.host_contents import STORE, TOOL
+from polydev.deploys.host_files_and_units import STORE, TOOL
 from polydev.deploys.host_data import HostData
 from polydev.deploys.operations import run_locally, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation

@@ -10,7 +10,7 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deploys.facts import HostNetworks
-from polydev.deploys.host_contents import (
+from polydev.deploys.host_files_and_units import (
     BRIDGE,
     DNS_UNIT,
     FIREWALL_FILE,

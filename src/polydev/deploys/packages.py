@@ -11,7 +11,7 @@ from pyinfra.context import host
 from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
-from polydev.deploys.host_contents import TOOL
+from polydev.deploys.host_files_and_units import TOOL
 from polydev.deploys.operations import run_locally
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.errors import DeployError

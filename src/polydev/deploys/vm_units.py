@@ -9,7 +9,7 @@ from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
 from polydev.deploys.controller_wheels import vm_digest
-from polydev.deploys.host_contents import (
+from polydev.deploys.host_files_and_units import (
     ACCELERATOR_UNIT,
     CONFIG_FILE,
     CONTROLLER_FOLDER,

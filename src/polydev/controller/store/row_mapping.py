@@ -1,4 +1,4 @@
-"""Mapping of rows to values of the model, and the selects that return such rows."""
+"""Mapping of rows to entities, and the selects that return such rows."""
 
 from __future__ import annotations
 
