@@ -127,12 +127,12 @@ def _require_commit() -> None:
 
 def _deploy_lab(steps: Steps) -> dict[str, Any]:
     """Start the lab and deploy the golden image to it."""
-    from polydev.deployment import changes
+    from polydev.deployment import host_actions
     from polydev.lab import up
 
     made = up(lab_name(), Settings.from_environment(), steps)
     project, host = described_host(LAB_INVENTORY, "")
-    record = changes.deploy(project, host, changes.DeployOptions(), steps, LOGS)
+    record = host_actions.deploy(project, host, host_actions.DeployOptions(), steps, LOGS)
     with steps.step(f"{host.name}: users"):
         users = lab_access(made)
     return {

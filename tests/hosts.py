@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from polydev.deployment import changes
-from polydev.deployment.changes import DeployOptions
+from polydev.deployment import host_actions
 from polydev.deployment.history import records_of
+from polydev.deployment.host_actions import DeployOptions
 from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project, describe
 from polydev.deployment_records import Record, newest_first
 from polydev.image_layout import IN_USE, STORE
@@ -52,18 +52,18 @@ class DeployedHost:
 
     def deploy(self, **options: Any) -> Record:
         chosen = DeployOptions(data=self.data, **options)
-        return changes.deploy(self.project, self.host, chosen, Steps(), self.logs)
+        return host_actions.deploy(self.project, self.host, chosen, Steps(), self.logs)
 
     def plan(self, **options: Any) -> Plan:
         chosen = DeployOptions(data=self.data, **options)
-        return changes.plan(self.project, self.host, chosen, Steps())
+        return host_actions.plan(self.project, self.host, chosen, Steps())
 
     def rollback(self, to: str | None = None) -> Record:
-        return changes.rollback(self.project, self.host, to, Steps(), self.logs)
+        return host_actions.rollback(self.project, self.host, to, Steps(), self.logs)
 
     def records(self) -> list[Record]:
         """Newest first."""
-        with changes.connected(self.host) as connection:
+        with host_actions.connected(self.host) as connection:
             return newest_first(records_of(connection))
 
     def inside(self, command: str, *, check: bool = True) -> str:

@@ -97,7 +97,7 @@ def move(
     for some seconds while every row is copied and compared; VMs continue. ./inv rollback returns
     to SQLite.
     """
-    from polydev.deployment import changes
+    from polydev.deployment import host_actions
     from polydev.progress import Steps
 
     if to != "postgresql":
@@ -109,12 +109,12 @@ def move(
     project, described = described_host(inventory, host)
     if diff and not plan:
         raise ConfigError("--diff needs --plan", "add --plan, or leave it out")
-    options = changes.move_options(replace_rows=replace, wait_seconds=wait)
+    options = host_actions.move_options(replace_rows=replace, wait_seconds=wait)
     if plan:
-        found = changes.plan(project, described, options, Steps())
+        found = host_actions.plan(project, described, options, Steps())
         answer(plan_fields(found), as_json=json, text=plan_text(found, show_diff=diff))
         return
-    record, rows = changes.move_database(project, described, options, Steps(), LOGS)
+    record, rows = host_actions.move_database(project, described, options, Steps(), LOGS)
     counts = ", ".join(f"{count} {table}" for table, count in rows.items() if count)
     answer(
         record_fields(record) | {"moved": rows},

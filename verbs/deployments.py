@@ -38,13 +38,13 @@ def deployments(
     json: bool = False,
 ) -> None:
     """List a host's deployments and how they ended, newest first; or show one in detail."""
-    from polydev.deployment import changes
+    from polydev.deployment import host_actions
     from polydev.deployment.history import history
     from polydev.deployment_records import current_state, one_named
 
     require_at_least(1, "limit", limit)
     _, described = described_host(inventory, host)
-    with changes.connected(described) as connection:
+    with host_actions.connected(described) as connection:
         records = history(connection)
     if id:
         record = one_named(records, id)

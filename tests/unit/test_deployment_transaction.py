@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from polydev.deployment import changes, history, restore, transaction
-from polydev.deployment.changes import DeployOptions
+from polydev.deployment import history, host_actions, restore, transaction
 from polydev.deployment.connection import HostRefused, Unreachable
+from polydev.deployment.host_actions import DeployOptions
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
     Operation,
@@ -720,9 +720,9 @@ class Operator:
             self.planned = {**data, "plan_only": plan_only}
             yield PlannedChange(self)
 
-        patch.setattr(changes, "connected", connected)
-        patch.setattr(changes, "planned", planned)
-        patch.setattr(changes, "new_deployment_id", lambda root: OWN)
+        patch.setattr(host_actions, "connected", connected)
+        patch.setattr(host_actions, "planned", planned)
+        patch.setattr(host_actions, "new_deployment_id", lambda root: OWN)
 
     def become(self, kind: type[Connection]) -> None:
         self.bench.connection.__class__ = kind
@@ -741,7 +741,7 @@ class PlannedChange(PlannedDeployment):
 class TestVerbs:
     def test_a_deployment(self, operator: Operator) -> None:
         options = DeployOptions(target="vm-agent", data={"slots": 3})
-        record = changes.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        record = host_actions.deploy(PROJECT, operator.described, options, steps(), operator.logs)
         assert (record.status, record.changes, record.operations) == ("succeeded", 3, ["a"])
         assert (record.target, record.commit, record.host) == ("vm-agent", "abcd", "browsers")
         assert operator.planned == {
@@ -753,7 +753,7 @@ class TestVerbs:
         assert operator.bench.host.calls[:2] == ["tool", "lock"]
 
     def test_its_operations_may_run_once_there_is_a_backup(self, operator: Operator) -> None:
-        changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        host_actions.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
         calls = operator.bench.host.calls
         backup = calls.index(f"backup create {OWN}")
         assert backup < calls.index(f"operations permit {OWN}") < calls.index("change")
@@ -769,18 +769,20 @@ class TestVerbs:
 
         monkeypatch.setattr(PlannedChange, "go", go)
         with pytest.raises(DeployError, match="the lock was broken"):
-            changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+            host_actions.deploy(
+                PROJECT, operator.described, DeployOptions(), steps(), operator.logs
+            )
         assert operator.bench.host.state == FIRST
 
     def test_its_log_is_kept_and_says_each_thing_on_a_line(self, operator: Operator) -> None:
-        changes.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        host_actions.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
         lines = (operator.logs / f"deployment-{OWN}.log").read_text().splitlines()
         events = [json.loads(line)["event"] for line in lines]
         assert events == ["record", "record", "gate", "record"]
 
     def test_one_without_changes_changes_nothing(self, operator: Operator) -> None:
         operator.operations = [Operation("b", False, ())]
-        record = changes.deploy(
+        record = host_actions.deploy(
             PROJECT, operator.described, DeployOptions(), steps(), operator.logs
         )
         assert (record.status, record.changes) == ("succeeded", 0)
@@ -789,11 +791,13 @@ class TestVerbs:
     def test_bootstrap_asks_nothing_of_its_health(self, operator: Operator) -> None:
         operator.become(SickHost)
         options = DeployOptions(bootstrap=True)
-        record = changes.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        record = host_actions.deploy(PROJECT, operator.described, options, steps(), operator.logs)
         assert record.status == "succeeded"
 
     def test_a_plan_takes_no_lock_and_writes_nothing(self, operator: Operator) -> None:
-        found = changes.plan(PROJECT, operator.described, DeployOptions(target="vm-agent"), steps())
+        found = host_actions.plan(
+            PROJECT, operator.described, DeployOptions(target="vm-agent"), steps()
+        )
         assert [each.name for each in found.changing] == ["a"]
         assert operator.planned == {"target": "vm-agent", "plan_only": True}
         assert operator.bench.host.calls == ["records"]
@@ -801,7 +805,7 @@ class TestVerbs:
 
     def test_a_plan_shows_that_it_is_made(self, operator: Operator) -> None:
         shown = io.StringIO()
-        changes.plan(
+        host_actions.plan(
             PROJECT, operator.described, DeployOptions(), Steps(Console(file=shown, width=80))
         )
         assert "… browsers: plan" in shown.getvalue()
@@ -810,9 +814,11 @@ class TestVerbs:
         self, operator: Operator
     ) -> None:
         operator.bench.host.records[FIRST]["commit"] = "0123abcd"
-        found = changes.plan(PROJECT, operator.described, DeployOptions(), steps())
+        found = host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
         operator.operations = []
-        assert changes.plan(PROJECT, operator.described, DeployOptions(), steps()).warnings == ()
+        assert (
+            host_actions.plan(PROJECT, operator.described, DeployOptions(), steps()).warnings == ()
+        )
         (warning,) = found.warnings
         assert "from commit 0123abcd, which this checkout does not have" in warning
 
@@ -827,19 +833,19 @@ class TestVerbs:
         def command(self: Any, text: str, **_: Any) -> str:
             raise Unreachable("cannot reach browsers over SSH: Permission denied (publickey).")
 
-        monkeypatch.setattr(changes, "planned", planned)
+        monkeypatch.setattr(host_actions, "planned", planned)
         with pytest.raises(DeployError, match="without a word"):
-            changes.plan(PROJECT, operator.described, DeployOptions(), steps())
+            host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
         monkeypatch.setattr(Connection, "command", command)
         with pytest.raises(Unreachable, match="publickey"):
-            changes.plan(PROJECT, operator.described, DeployOptions(), steps())
+            host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
 
     def test_a_rollback_goes_to_what_was_before(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records.clear()
         host.state = None
         host.succeeded(FIRST, SECOND, THIRD)
-        record = changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        record = host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert (record.kind, record.status) == ("rollback", "succeeded")
         assert (record.state, record.previous) == (SECOND, THIRD)
         assert host.state == SECOND
@@ -861,7 +867,7 @@ class TestVerbs:
 
         operator.become(SickWhenOld)
         with pytest.raises(HealthGateFailed, match=f"restored to {THIRD}") as failure:
-            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert host.state == THIRD
         assert host.record().status == "rolled-back"
         backed_up = f"{SECOND} was restored as it was when {THIRD} backed it up"
@@ -871,7 +877,7 @@ class TestVerbs:
         host.keep(host.record().model_copy(update={"id": "20250301_120000-abcd"}))
         del host.records[OWN]
         with pytest.raises(HealthGateFailed) as failure:
-            changes.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+            host_actions.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
         assert "rollback" not in str(failure.value.hint)
         assert f"the commit of {FIRST}" in str(failure.value.hint)
 
@@ -884,17 +890,17 @@ class TestVerbs:
         host.succeeded(FIRST, SECOND, THIRD)
         operator.become(DamagedBackup)
         with pytest.raises(HostRefused, match=f"cannot roll back to {SECOND}") as failure:
-            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert failure.value.hint == f"./inv rollback --to {FIRST}"
         assert host.state == THIRD
         assert OWN not in host.records
         with pytest.raises(HostRefused) as failure:
-            changes.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+            host_actions.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
         assert failure.value.hint == "no older state has a backup"
 
     def test_a_rollback_to_nothing_is_refused_and_lets_go(self, operator: Operator) -> None:
         with pytest.raises(DeployError, match="nothing to roll back to"):
-            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert operator.bench.host.calls[-1] == "unlock"
         assert OWN not in operator.bench.host.records
 
@@ -911,18 +917,18 @@ class TestVerbs:
         monkeypatch.setattr(transaction, "wait_for_lock", wait_for_lock)
         operator.bench.host.succeeded(FIRST, SECOND)
         if verb == "rollback":
-            changes.rollback(PROJECT, operator.described, None, steps(), operator.logs, 60)
+            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs, 60)
         else:
-            changes.back_up(PROJECT, operator.described, steps(), operator.logs, 60)
+            host_actions.back_up(PROJECT, operator.described, steps(), operator.logs, 60)
         assert waited == [60]
 
     def test_a_backup_by_hand(self, operator: Operator) -> None:
-        record = changes.back_up(PROJECT, operator.described, steps(), operator.logs)
+        record = host_actions.back_up(PROJECT, operator.described, steps(), operator.logs)
         assert (record.kind, record.status, record.backup) == ("backup", "succeeded", True)
         assert operator.bench.host.backups[OWN] == FIRST
 
     def test_unlocking_takes_no_lock(self, operator: Operator) -> None:
-        changes.unlock(operator.described)
+        host_actions.unlock(operator.described)
         assert operator.bench.host.calls == ["tool", "lock break"]
 
     def test_records_that_cannot_be_read_are_passed_over(self, operator: Operator) -> None:
@@ -945,6 +951,6 @@ def test_the_way_back_is_not_interrupted_and_all_else_is() -> None:
 
 @pytest.mark.parametrize(("replace_rows", "word"), [(True, "replace"), (False, "copy")])
 def test_a_move_deletes_rows_only_where_it_was_asked_to(replace_rows: bool, word: str) -> None:
-    options = changes.move_options(replace_rows=replace_rows, wait_seconds=7)
+    options = host_actions.move_options(replace_rows=replace_rows, wait_seconds=7)
     assert options.data == {"move_database": word}
     assert (options.target, options.wait_seconds) == ("master-controller", 7)

@@ -31,8 +31,8 @@ from polydev.deploys.facts import (
     UnitState,
     UnitStates,
 )
-from polydev.deploys.host_files_and_units import ACCESS_STAMP, STORE
 from polydev.deploys.host_data import HostData
+from polydev.deploys.host_files_and_units import ACCESS_STAMP, STORE
 from polydev.deploys.host_report import HostReport
 from polydev.deploys.operations import (
     create_tmpfiles_folders,

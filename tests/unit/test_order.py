@@ -23,8 +23,8 @@ from rich.console import Console
 
 from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
-from polydev.deployment import changes, history, transaction
-from polydev.deployment.changes import DeployOptions
+from polydev.deployment import history, host_actions, transaction
+from polydev.deployment.host_actions import DeployOptions
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
     Operation,
@@ -116,32 +116,32 @@ class Operators:
         ) -> Iterator[Any]:
             yield Deploys(host, data["deployment_id"])
 
-        patch.setattr(changes, "connected", connected)
-        patch.setattr(changes, "planned", planned)
+        patch.setattr(host_actions, "connected", connected)
+        patch.setattr(host_actions, "planned", planned)
         patch.setattr(transaction, "HostLock", lambda *_, **__: Lock(self.offset_seconds))
 
     def at(self, time: datetime) -> None:
         """From now on the operator's clock says this, in the checkout of another commit."""
         commit = next(self.commits)
         self.patch.setattr(
-            changes,
+            host_actions,
             "new_deployment_id",
             lambda root: f"{deployment_id.new_deployment_id(root, lambda: time)[:15]}-{commit}",
         )
-        for module in (changes, transaction):
+        for module in (host_actions, transaction):
             self.patch.setattr(module, "utc_now", lambda: time)
 
     def deploy(self, time: datetime) -> Record:
         self.at(time)
-        return changes.deploy(PROJECT, self.described, DeployOptions(), self.steps, self.logs)
+        return host_actions.deploy(PROJECT, self.described, DeployOptions(), self.steps, self.logs)
 
     def rollback(self, time: datetime, to: str | None = None) -> Record:
         self.at(time)
-        return changes.rollback(PROJECT, self.described, to, self.steps, self.logs)
+        return host_actions.rollback(PROJECT, self.described, to, self.steps, self.logs)
 
     def records(self) -> list[Record]:
         """As `./inv deployments` shows them."""
-        with changes.connected(self.described) as connection:
+        with host_actions.connected(self.described) as connection:
             return newest_first(history.records_of(connection))
 
 
@@ -394,10 +394,10 @@ class TestWarnings:
 
     def test_an_id_that_the_clock_gives_twice_changes_nothing(self, operators: Operators) -> None:
         first = operators.deploy(NOON)
-        operators.patch.setattr(changes, "new_deployment_id", lambda root: first.id)
+        operators.patch.setattr(host_actions, "new_deployment_id", lambda root: first.id)
         seen = operators.host.seen()
         with pytest.raises(Exception, match=f"already has a deployment {first.id}"):
-            changes.deploy(
+            host_actions.deploy(
                 PROJECT, operators.described, DeployOptions(), operators.steps, operators.logs
             )
         assert operators.host.seen() == seen

@@ -10,6 +10,7 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
+from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import (
     BRIDGE,
     HOST_FILE,
@@ -18,7 +19,6 @@ from polydev.deploys.host_files_and_units import (
     SYSCTL_FILE,
     TOOL,
 )
-from polydev.deploys.host_data import HostData
 from polydev.deploys.network import network_values, slot_config
 from polydev.deploys.operations import (
     create_tmpfiles_folders,

@@ -18,8 +18,8 @@ from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.controller_wheels import make_bundle, source_digest
 from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import JsonFile, PythonVersion, UnitFact
-from polydev.deploys.host_files_and_units import CONFIG_FILE, CONTROLLER_FOLDER, TOOL
 from polydev.deploys.host_data import HostData, refuse
+from polydev.deploys.host_files_and_units import CONFIG_FILE, CONTROLLER_FOLDER, TOOL
 from polydev.deploys.host_report import HostReport
 from polydev.deploys.network_checks import Problem
 from polydev.deploys.operations import (

@@ -15,8 +15,8 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.facts import Firewall, JsonFile, UnitFact
-from polydev.deploys.host_files_and_units import ACCESS_FILES, ACCESS_STAMP, FIREWALL_FILE, TOOL
 from polydev.deploys.host_data import HostData
+from polydev.deploys.host_files_and_units import ACCESS_FILES, ACCESS_STAMP, FIREWALL_FILE, TOOL
 from polydev.deploys.host_report import NetworkDifferences
 from polydev.deploys.network import TABLE, network_values
 from polydev.deploys.operations import run_locally, show_diff

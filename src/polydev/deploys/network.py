@@ -10,6 +10,7 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deploys.facts import HostNetworks
+from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_files_and_units import (
     BRIDGE,
     DNS_UNIT,
@@ -24,7 +25,6 @@ from polydev.deploys.host_files_and_units import (
     VM_UNIT,
     slot_units,
 )
-from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_report import NetworkDifferences
 from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.deploys.operations import load_firewall, template

@@ -307,12 +307,12 @@ OPERATOR = """\
 import sys
 from pathlib import Path
 from polydev.progress import Steps
-from polydev.deployment import changes
+from polydev.deployment import host_actions
 from polydev.deployment.pyinfra_process import Project, describe
 root, logs = map(Path, sys.argv[1:])
 project = Project(root, root / "inventory/lab.py")
-options = changes.DeployOptions()
-changes.deploy(project, describe(project)[0], options, Steps(), logs)
+options = host_actions.DeployOptions()
+host_actions.deploy(project, describe(project)[0], options, Steps(), logs)
 """
 
 

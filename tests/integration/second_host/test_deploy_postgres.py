@@ -16,8 +16,8 @@ import pytest
 from polydev.client.credentials_key import FILE
 from polydev.client.host_controller import HostController
 from polydev.controller.migrations import HEAD
-from polydev.deployment import changes
-from polydev.deployment.changes import move_options
+from polydev.deployment import host_actions
+from polydev.deployment.host_actions import move_options
 from polydev.errors import DeployError
 from polydev.progress import Steps
 from tests.databases import PostgresServer, running_server
@@ -106,13 +106,13 @@ def test_a_host_with_postgresql(
     # One whose copy fails leaves the host with SQLite, and what was written meanwhile.
     name_in_sqlite(deployed, user, "x" * 300)
     with pytest.raises(DeployError, match="rejects a row of users"):
-        changes.move_database(*arguments)
+        host_actions.move_database(*arguments)
     assert deployed.records()[0].status == "rolled-back"
     assert {each["id"] for each in there.ask("user", "list")} == users
     assert not deployed.plan(target=TARGET).changing
     name_in_sqlite(deployed, user, "Ada")
 
-    record, moved = changes.move_database(*arguments)
+    record, moved = host_actions.move_database(*arguments)
     assert other.release() == former
     (said,) = [each for each in record.operations if "database: " in each]
     assert f"{words} instead of SQLite, copied while the controller is stopped" in said
@@ -168,7 +168,7 @@ def test_a_host_with_postgresql(
 
     # Its rows are in the way of another move.
     with pytest.raises(DeployError, match=r"has rows in .*users") as refused:
-        changes.move_database(*arguments)
+        host_actions.move_database(*arguments)
     assert "--replace" in str(refused.value.hint)
 
     logs = "".join(file.read_text() for file in deployed.logs.glob("*.log"))

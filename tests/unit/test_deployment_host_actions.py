@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deployment.changes import commit_warning
+from polydev.deployment.host_actions import commit_warning
 from polydev.deployment_records import Record
 from polydev.run import run
 

@@ -1,4 +1,4 @@
-"""The changes that an operator makes to a host: plan, deploy, roll back, back up, unlock.
+"""What an operator does to a host: plan, deploy, roll back, back up, move the database, unlock.
 
 Each function makes a record and runs the change in a Transaction, which undoes it on failure.
 """
