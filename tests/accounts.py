@@ -18,7 +18,7 @@ class Account:
     number: int
 
     def do(self, work: Callable[[], T]) -> T:
-        """What `work` gives, done as this user without any right of root. Raises what it raises."""
+        """Return the result of `work`, run as this user without root's rights. Raises its error."""
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

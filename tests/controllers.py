@@ -35,7 +35,7 @@ def run(tmp_path: Path, scenario: Scenario) -> None:
 
 @dataclass(frozen=True)
 class Controller:
-    """One that serves, and a user and an operator who ask."""
+    """A running controller, and a user and an operator who call it."""
 
     server: Server
     http: httpx.AsyncClient
@@ -61,7 +61,7 @@ class Controller:
 
     @asynccontextmanager
     async def events(self, session: dict[str, Any], after: int = 0) -> AsyncIterator[Events]:
-        """As a browser asks for them: the token in the query."""
+        """Open the event stream as a browser does: with the token in the query."""
         token = self.user["Authorization"].removeprefix("Bearer ")
         async with self.http.stream(
             "GET",
@@ -73,7 +73,7 @@ class Controller:
             yield Events(answer.aiter_lines())
 
     async def released(self, vm_id: str) -> dict[str, Any]:
-        """The VM, once nothing is left of it."""
+        """Wait until nothing is left of the VM, and return it."""
         while True:
             vm = await self.get(f"/api/vm/{vm_id}")
             if vm["releasedAt"]:
@@ -87,7 +87,7 @@ class Events:
     last: int = 0
 
     async def next(self) -> dict[str, Any] | None:
-        """The data of the next one; None at the end."""
+        """Return the data of the next event; None at the end of the stream."""
         async for line in self.lines:
             name, _, value = line.partition(": ")
             if name == "id":
@@ -98,7 +98,7 @@ class Events:
         return None
 
     async def until(self, **wanted: Any) -> dict[str, Any]:
-        """The first one that says so."""
+        """Return the first event with these values."""
         while (data := await self.next()) is not None:
             if wanted.items() <= data.items():
                 return data

@@ -46,7 +46,7 @@ host all owner samehost trust
 
 
 def postgres_bin() -> Path:
-    """Where Debian has the newest server's programs."""
+    """Return the folder of the newest PostgreSQL server's programs on Debian."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     assert found, "no PostgreSQL server: run ./inv once, it installs what tests need"
     return found[-1].parent
@@ -187,7 +187,7 @@ def sqlite_url(folder: Path) -> str:
 
 
 async def lock_awaited(connection: AsyncConnection, by: asyncio.Task[Any] | None = None) -> None:
-    """Until some other connection waits for a lock, or the task that was to do so has ended."""
+    """Wait until another connection waits for a lock, or the task that should has ended."""
     waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while not (await connection.execute(waiting)).scalar_one():

@@ -9,7 +9,7 @@ import pytest
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on: `sync PATH` of a file or folder, `name PATH` when something takes this path."""
+    """Record `sync PATH` of files and folders, and `name PATH` when something takes that path."""
     done: list[str] = []
     sync, link, replace = os.fsync, os.link, Path.replace
 

@@ -222,7 +222,7 @@ class World:
 
 
 async def until(look: Callable[[], Awaitable[T | None]], what: str) -> T:
-    """Look until there is something to see."""
+    """Poll until the result is true."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE_SECONDS
     while not (seen := await look()):

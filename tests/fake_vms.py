@@ -86,18 +86,18 @@ class FakeVm:
         return self.activity == "active"
 
     async def begin(self) -> None:
-        """What starting its process does; returns when that runs."""
+        """Start its process; return once that runs."""
         self.activity = "active"
         self.say("")
         if self.launch.template is None:
             await self.boot()
 
     async def boot(self) -> None:
-        """How far it comes by itself."""
+        """Boot as far as it does by itself."""
         await self.reach("ready")
 
     def take(self, identity: Identity) -> Receipt:
-        """What its guest says once it was told who it is. Raises VmError."""
+        """Return the guest's receipt of its identity. Raises VmError."""
         self.said_vm_id = identity.vm_id
         words = asdict(identity)
         secret = words.pop("secret").encode()
@@ -127,7 +127,7 @@ class FakeVm:
         self.sick.clear()
 
     async def stop(self) -> None:
-        """What the hypervisor asks for. Raises VmError where it does not come about."""
+        """Stop as the hypervisor requests. Raises VmError if the VM does not stop."""
         self.end()
 
     def die(self, detail: str = "signal 9") -> None:
@@ -175,7 +175,7 @@ class FakeVm:
         await writer.drain()
 
     async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
-        """What its agent says: a status, and what is written as JSON."""
+        """Return the agent's answer: a status, and a value to write as JSON."""
         if not path.startswith("/login/"):
             health = self.health()
             return (200 if health["status"] == "ready" else 503), health
@@ -187,7 +187,7 @@ class FakeVm:
         return self.credentials_asked(method, provider, body)
 
     def login_asked(self, method: str, provider: str) -> tuple[int, object]:
-        """How far its tool's login is; a POST starts one that is not under way."""
+        """Return the state of the tool's login; a POST starts it unless it is under way."""
         if method == "POST" and self.login["status"] in ("none", "failed"):
             self.logins += 1
             self.login = login_reply(provider, "starting")
@@ -213,7 +213,7 @@ class FakeVm:
         return 200, {"provider": provider, "credentials": self.credentials}
 
     def log_in(self, credentials: object) -> None:
-        """Have its tool's login come to its end."""
+        """Complete the login of its tool."""
         self.credentials = credentials
         self.login = login_reply("claude", "done")
 
@@ -272,7 +272,7 @@ class NeverBootsVm(FakeVm):
 
 
 class NoNetworkVm(FakeVm):
-    """Comes up by its own account, but nobody reaches it."""
+    """Says that it is ready, but cannot be reached."""
 
     async def boot(self) -> None:
         await self.reach("ready")
@@ -326,7 +326,7 @@ class WrongVm(FakeVm):
 
 
 class BrokenVm(FakeVm):
-    """systemd has given one of its services up."""
+    """One of its services has failed for good."""
 
     async def boot(self) -> None:
         self.sicken("browser", "the unit has failed: start-limit-hit")
@@ -336,7 +336,7 @@ class BrokenVm(FakeVm):
 
 
 class SickVm(FakeVm):
-    """Is well when it is asked for the first time, and never again."""
+    """Is healthy at its first check and never again."""
 
     def health(self) -> HealthReply:
         if self.asked > 1:
@@ -409,14 +409,14 @@ class FinickyVm(FakeVm):
 
 
 class UpsetVm(FakeVm):
-    """Its agent cannot come to any credentials."""
+    """Its agent fails on every request about credentials."""
 
     def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
         return 503, {"detail": "credentials cannot be reached"}
 
 
 class HesitantVm(FakeVm):
-    """Its tool is never done with credentials that it is given."""
+    """Its tool never finishes the check of injected credentials."""
 
     async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
         if method == "PUT":
@@ -426,7 +426,7 @@ class HesitantVm(FakeVm):
 
 
 class HeldVm(FakeVm):
-    """Its agent answers no question about credentials by the method `hold`; `held` tells of one."""
+    """Its agent does not answer credentials requests of method `hold`; sets `held` at one."""
 
     hold = ""
 
@@ -442,7 +442,7 @@ class HeldVm(FakeVm):
 
 
 class LyingVm(FakeVm):
-    """Its agent hands over `lie`, or says that there is nothing if that is None."""
+    """Its agent hands over `lie`, or says that there are no credentials if that is None."""
 
     lie: object = None
 
@@ -453,7 +453,7 @@ class LyingVm(FakeVm):
 
 
 class StubbornVm(FakeVm):
-    """Does not end when it is told to for the first time."""
+    """Does not end at the first request to stop."""
 
     has_refused = False
 

@@ -35,7 +35,7 @@ class Inv:
 
     @property
     def folders(self) -> dict[str, str]:
-        """What makes ./inv use them, as variables of the environment."""
+        """The environment variables that make ./inv use its own folders."""
         return {
             "POLYDEV_STORE": str(self.settings.store),
             "POLYDEV_CACHE": str(self.settings.cache),
@@ -44,7 +44,7 @@ class Inv:
         }
 
     def answer(self, *words: str | Path) -> dict[str, Any]:
-        """What a verb that succeeds answers as JSON."""
+        """Return the JSON of a verb that must succeed."""
         done = self(*words, "--json")
         assert done.status == 0, done.stderr
         answer = json.loads(done.stdout)

@@ -62,7 +62,7 @@ class SmallHost:
     site: HostData
 
     def inside(self, command: str, *, check: bool = True) -> str:
-        """What a line of shell says as root there."""
+        """Run a line of shell as root there; return its output."""
         return run([*self._enter, "sh", "-c", command], check=check).stdout.strip()
 
     @contextmanager
@@ -82,7 +82,7 @@ class SmallHost:
         return ["nsenter", "--target", str(self.process), "--net", "--mount"]
 
     def tell(self, *words: object) -> dict[str, Any]:
-        """What the host tool answers."""
+        """Return the answer of the host tool there."""
         line = shlex.join([sys.executable, "-I", str(self.tool), *map(str, words)])
         answer: dict[str, Any] = json.loads(self.inside(line, check=False))
         return answer

@@ -38,7 +38,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ScreenVm(SlowVm):
-    """Its screen is what the test makes of it."""
+    """A VM whose screen is a function of the test."""
 
     screen: Serve
 
@@ -124,7 +124,7 @@ class Screens:
         return connect(given.pop("uri", self.url(session_id)), **given)
 
     async def closing(self, session_id: str, caller: str | None = "user") -> tuple[int, str]:
-        """With what a viewer is turned away."""
+        """Return the close code and reason of a refused viewer."""
         async with self.connect(session_id, caller) as viewer:
             return await closing_of(viewer)
 
@@ -169,7 +169,7 @@ async def screens(
 async def serving(
     app: Any, tls: Tls | None = None, port: int = 0
 ) -> AsyncIterator[tuple[uvicorn.Server, int]]:
-    """Plain uvicorn on a port of its own; it is told to end at the end, if not before."""
+    """Plain uvicorn on its own port, stopped at the end of the block if not before."""
     with socket.create_server((HOST, port)) as listening:
         config = uvicorn.Config(
             app,
@@ -199,7 +199,7 @@ class RawViewer:
         self.writer = writer
 
     async def frame(self) -> tuple[int, bytes]:
-        """Kind and payload of the next one."""
+        """Return kind and payload of the next frame."""
         first, length = await self.reader.readexactly(2)
         assert first & 0x80, "a fragment"
         if length >= 126:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
-    """Look until there is something to see."""
+    """Poll until the result is true, and return it."""
     deadline = time.monotonic() + seconds
     while True:
         seen = look()
@@ -55,7 +55,7 @@ class Api:
     user_id: str
 
     def call(self, method: str, path: str, *, status: int = 200, **words: Any) -> Any:
-        """The body of an answer that must have this status."""
+        """Return the body of an answer that must have this status."""
         answer = self.http.request(method, path, headers=self.headers, **words)
         assert answer.status_code == status, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
@@ -105,7 +105,7 @@ class Operated:
     user: Api
 
     def nothing_held(self) -> bool:
-        """Whether no VM runs, and nothing of one is left but kept logs."""
+        """Return whether no VM runs and nothing but kept logs is left of any."""
         units = self.host.inside("systemctl list-units --all --plain --no-legend 'microvm@*'")
         qemu = self.host.inside("pgrep -c qemu-system || true")
         sockets = self.host.inside("find /var/lib/microvm -name '*.sock' -o -name '*.qcow2'")
@@ -125,7 +125,7 @@ class Operated:
         return caller(self.host, self.admin.http, "user")
 
     def kill_controller(self) -> None:
-        """As if it had crashed; returns once another one answers."""
+        """Kill the controller as a crash would; return once the next one answers."""
         self.host.inside(
             "systemctl reset-failed master-controller;"  # so often is too often for systemd
             " systemctl kill --kill-who=main --signal=KILL master-controller"
@@ -139,7 +139,7 @@ class Operated:
             return None
 
     def leftovers(self) -> dict[str, str]:
-        """All that sessions may not leave on the host, counted."""
+        """Count everything that sessions must not leave on the host."""
         counted = {
             "units": "systemctl list-units --all --plain --no-legend 'microvm*' | wc -l",
             "processes": "pgrep -c qemu || true",

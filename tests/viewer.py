@@ -14,7 +14,7 @@ from websockets.typing import Subprotocol
 
 
 def viewer_url(base: str, session_id: str) -> str:
-    """Where a session's screen is; `base` is the controller's http:// address."""
+    """Return the URL of a session's screen; `base` is the controller's http:// address."""
     return f"{base.replace('http', 'ws', 1)}/api/auth/session/{session_id}/novnc/websock"
 
 

@@ -132,7 +132,7 @@ class FakeHypervisor:
         return self.report
 
     def resumes_from(self, template: str, image_digest: str = IMAGE_DIGEST) -> None:
-        """From now on VMs are made of this."""
+        """Resume VMs from this template from now on."""
         self.report = replace(self.report, origin=Origin(image_digest, template))
 
     async def resume(self, slot: int, vm_id: str) -> None:
@@ -176,7 +176,7 @@ class FakeHypervisor:
         return SlotState(slot, vm.activity, named, pid, vm.detail)
 
     def cpu_sample(self, pid: int, at: float) -> CpuSample:
-        """What the VMs' processes, which are none, did until now."""
+        """Return the CPU times of the fake VMs' processes."""
         self.looks += 1
         return CpuSample(at, {pid: self.vms[pid - FIRST_PID].cpu}, cpus=2)
 
@@ -214,7 +214,7 @@ class FakeHypervisor:
         return {slot: vm for slot, vm in self.vms.items() if vm.runs}
 
     def left(self) -> list[Path]:
-        """What the slots hold of VMs."""
+        """Return the VM folders that are left in the slots."""
         return [path for slot in self.numbers for path in (self.root / str(slot)).iterdir()]
 
     def _made(self, launch: Launch) -> FakeVm:

@@ -137,7 +137,7 @@ class Site:
         return f"http://{HOST}:{self.made.port}"
 
     async def session(self, **words: Any) -> Session:
-        """Of the user, with a VM that is ready and shows the screen."""
+        """Make a session of the user, whose VM is ready and shows the screen."""
         return await self.made.session(self.screen, **words)
 
     def page_url(self, session: Session) -> str:
@@ -161,7 +161,7 @@ async def sites(root: Path, packed_assets: Path, **changes: Any) -> AsyncIterato
 
 
 async def sign_in(page: Page, site: Site, caller: str = "user", url: str | None = None) -> None:
-    """By the page, as a person does; `url` is the site's as this browser sees it."""
+    """Sign in by the page, as a person does; `url` is the site's as this browser sees it."""
     await page.goto(f"{url or site.url}/login")
     await page.fill("#token", site.made.tokens[caller])
     await page.click("button[type=submit]")

@@ -23,7 +23,7 @@ CLAIM = timedelta(seconds=60)
 
 
 def wanting(endpoint: str, *types: str, is_gone: bool = False) -> Subscription:
-    """Of all types, unless some are named."""
+    """An endpoint for all types of events, unless some are named."""
     return Subscription(endpoint, types or EVENT_TYPES, is_gone)
 
 
@@ -34,7 +34,7 @@ async def claim(
 
 
 async def until(holds: Callable[[], Any]) -> None:
-    """Until something holds, of a receiver or, by a coroutine, of the database."""
+    """Wait until a condition holds; a coroutine may ask the database."""
 
     async def wait() -> None:
         while True:
@@ -47,7 +47,7 @@ async def until(holds: Callable[[], Any]) -> None:
 
 
 async def until_states(store: Store, endpoint: str = "front", **wanted: int) -> None:
-    """Until so many of an endpoint's deliveries have each state, and none has another."""
+    """Wait until an endpoint's deliveries have exactly these states."""
 
     async def are_there() -> bool:
         return await states(store, endpoint) == wanted
@@ -61,7 +61,7 @@ async def states(store: Store, endpoint: str = "front") -> Counter[str]:
 
 
 async def attempted(log: WebhookLog, attempts: int) -> Delivery:
-    """The only delivery, once it was attempted so often."""
+    """Wait until the only delivery was attempted so often, and return it."""
 
     async def is_noted() -> bool:
         found = await log.list()

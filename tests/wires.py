@@ -28,7 +28,7 @@ class Wire:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
-        """Nobody listens any more, and what was open breaks off."""
+        """Stop listening, and break all open connections."""
         assert self._server is not None
         self._server.close()
         for writer in self._writers:

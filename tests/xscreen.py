@@ -28,7 +28,7 @@ class Typed:
         self.file = file
 
     async def began(self) -> None:
-        """The terminal is there and reads."""
+        """Wait until the terminal is there and reads."""
 
         async def is_there() -> bool:
             return self.file.exists()
@@ -66,20 +66,20 @@ class XScreen:
         return process
 
     async def run(self, *argv: str, text: str | None = None) -> str:
-        """What a program says until its end; it is told `text`."""
+        """Run a program with `text` as its input; return its output."""
         env = {"DISPLAY": self.display}
         ran = await asyncio.to_thread(run, argv, env=env, input=text, timeout_seconds=60)
         return ran.stdout
 
     async def copy(self, text: str) -> None:
-        """As a program in the VM whose user copies `text`; it holds it until others copy."""
+        """Copy `text` as a program in the VM does; it keeps it until another program copies."""
         file = self.folder / "copied"
         file.write_text(text)
         # xclip lives on as the selection's owner, so nobody waits for the end of its output.
         self.start("xclip", "-quiet", "-selection", "clipboard", "-i", str(file))
 
     async def pasted(self) -> str:
-        """What a program in the VM would paste."""
+        """Return the text that a program in the VM would paste."""
         return await self.run("xclip", "-selection", "clipboard", "-o")
 
     def terminal(self) -> Typed:
@@ -94,12 +94,12 @@ class XScreen:
         return typed
 
     def said(self, program: str) -> str:
-        """What a program that was started has printed until now."""
+        """Return the output of a started program until now."""
         return (self.folder / program).read_text(errors="replace")
 
 
 async def first_of(*works: Coroutine[Any, Any, None]) -> None:
-    """Work until one of them has come to its end."""
+    """Run them until the first has ended."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -83,7 +83,7 @@ def clone_burst(host: Host, count: int) -> dict[str, Any]:
 
 
 def measured_running(host: Host, count: int) -> dict[str, Any]:
-    """So many sessions at once with a viewer each, those of the burst among them."""
+    """Measure so many concurrent sessions with a viewer each, including those of the burst."""
     while len(host.made) < count and (started := host.start()):
         say(f"{started.kind} {started.seconds:.3f} s")
     sessions = [session["id"] for session in host.made]

@@ -39,7 +39,7 @@ def own_memory_mb(pid: int) -> float:
 
 
 def cpu_percents(pids: Sequence[int], seconds: float) -> list[float]:
-    """Which share of a core each of these processes uses for so long."""
+    """Return the share of a core that each process uses over this time, in percent."""
     from polydev.vm.cpu_time import cpu_sample
 
     before = [cpu_sample(pid) for pid in pids]
@@ -80,7 +80,7 @@ def viewers(host: Host, session_ids: Sequence[str]) -> Iterator[None]:
 
 
 def started(host: Host, count: int) -> list[Started]:
-    """So many sessions, one after another; fewer where a host has no room."""
+    """Start so many sessions one after another; fewer if the host has no room."""
     found: list[Started] = []
     while len(found) < count and (session := host.start()):
         say(f"{session.kind} {session.seconds:.3f} s")

@@ -122,7 +122,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Everything fresh: no package, no layer and no image is there yet."""
+    """Settings with an empty store and cache: no package, layer or image is there yet."""
     own = tmp_path_factory.mktemp("polydev")
     return Settings(store=own / "store", cache=own / "cache", state=own / "state")
 
@@ -192,7 +192,7 @@ def plain(plain_under_way: Future[PlainImage] | None) -> PlainImage:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs no image comes first, beside the making of the plain one."""
+    """Run the benches that need no image first, while the plain image is being made."""
     items.sort(key=lambda item: "cold" in fixtures_of(item))
 
 

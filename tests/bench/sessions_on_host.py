@@ -58,7 +58,7 @@ class Host:
         return answer.json()
 
     def users_of(self, count: int) -> list[str]:
-        """Of the next so many sessions, each one's user."""
+        """Return the users of the next `count` sessions."""
         begun = len(self.made)
         while len(self.users) * self.per_user < begun + count:
             self.users.append(_asked("user", "add", "--role", "user", "--name", "bench")["id"])
@@ -136,7 +136,7 @@ class Host:
         raise SystemExit(f"error: {self.ask('GET', f'/api/auth/session/{session_id}')['reason']}")
 
     def _kind(self, session: dict[str, Any], vm: dict[str, Any]) -> str:
-        """Of what a session's VM was made; one that was resumed has a receipt of its identity."""
+        """Return how a session's VM was made; a resumed VM has a receipt of its identity."""
         boot = self.ask("GET", f"/api/auth/session/{session['id']}")["boot"]
         if boot["template"] is None:
             return "cold"

@@ -67,7 +67,7 @@ def host(
 
 @pytest.fixture(scope="module")
 def first(host: DeployedHost) -> Timed:
-    """Of a host like any other: the packages that other labs fetched are not there."""
+    """The first deployment of a host that has no packages cached by other labs."""
     host.inside("rm -f /var/cache/apt/archives/*.deb")
     return timed(host)
 

@@ -76,7 +76,7 @@ def test_session_lookup_time_does_not_grow_with_session_count(
         await filled.store.sessions.get(random.choice(filled.ids))
 
     async def regular_queries(filled: Filled) -> None:
-        """By the driver and the pages that follow sessions."""
+        """Run the queries of the driver and of pages that follow sessions."""
         store = filled.store
         assert len(await store.vms.held()) == SLOTS
         assert await store.vms.repair() == []
@@ -95,7 +95,7 @@ def test_session_lookup_time_does_not_grow_with_session_count(
 async def measure(
     urls: tuple[str, str], questions: dict[str, Asking]
 ) -> dict[str, tuple[float, float]]:
-    """The median milliseconds of each question, of few and of many."""
+    """Return each query's median milliseconds with few and with many sessions."""
     async with AsyncExitStack() as stack:
         few, many = [
             await filled_store(await stack.enter_async_context(opened(url, SLOTS, LIMITS)), count)
@@ -117,7 +117,7 @@ async def in_turns(asking: Asking, few: Filled, many: Filled) -> tuple[float, fl
 
 
 async def filled_store(store: Store, count: int) -> Filled:
-    """So many sessions that are over, and live ones in all slots; as a day would leave them."""
+    """A store with so many ended sessions and a live one in each slot, as after a day of use."""
     user_id = await store.new_user()
     made = min(count, MADE)
     apart = count // made

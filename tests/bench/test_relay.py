@@ -43,7 +43,7 @@ def opened(relayed: Relayed) -> Viewer:
 
 
 def replay_cost(relayed: Sequence[Relayed], process: psutil.Process) -> float:
-    """CPU seconds for the whole recording to each, sent as fast as the clients take it."""
+    """Return the CPU seconds of sending the whole recording to each, as fast as they read."""
     viewers = [opened(each) for each in relayed]
     before = cpu_seconds(process)
     with ThreadPoolExecutor(len(viewers)) as pool:
@@ -60,7 +60,7 @@ def watch_all(viewer: Viewer) -> None:
 
 
 def answer_seconds(client: Direct) -> list[float]:
-    """From asking for an update to its last byte, for each of the recording's first ones."""
+    """Return the seconds from request to last byte of each of the recording's first updates."""
     taken = []
     client.skip(len(GREETING))
     for size in RECORDING[:UPDATES]:
@@ -73,7 +73,7 @@ def answer_seconds(client: Direct) -> list[float]:
 
 
 def added_latency_p99(rounds: list[list[float]], without: list[list[float]]) -> float:
-    """Of what each update takes longer than without a relay, in its median over all rounds.
+    """Return the 99th percentile of the latency that the relay adds to each update's median.
 
     The median, since with more processes than processors any of them is kept waiting now and
     then, for ten times what an answer takes.
@@ -120,7 +120,7 @@ def test_relay_adds_less_latency_than_websockify(ratio: Ratios, relays: Bench) -
 
 
 def answer_pings(waiting: selectors.BaseSelector, seconds: float) -> int:
-    """Do what an idle viewer does for so long; how many pings came."""
+    """Answer pings for so long, as idle viewers do; return how many came."""
     end, pings = time.monotonic() + seconds, 0
     while (left := end - time.monotonic()) > 0:
         for key, _ in waiting.select(left):
@@ -130,7 +130,7 @@ def answer_pings(waiting: selectors.BaseSelector, seconds: float) -> int:
 
 
 def wait_until_quiet(waiting: selectors.BaseSelector, process: psutil.Process) -> None:
-    """Until the process has done with the opening of the viewers, or takes too long for that."""
+    """Wait until the process has finished opening the viewers, or takes too long."""
     for _ in range(QUIET_LOOKS):
         before = cpu_seconds(process)
         answer_pings(waiting, 1)

@@ -140,7 +140,7 @@ def focus_first_field(page: Page) -> None:
 
 
 def log_in_on_screen(page: Page) -> None:
-    """As somebody who looks at the screen, and tries again where nothing came of it.
+    """Log in by keyboard as a person who looks at the screen, and retry steps without effect.
 
     From field to field it goes by keys: a slow guest may take those that follow a click before it.
     """

@@ -604,7 +604,7 @@ class Logins:
         )
 
     def status_says(self, state: str) -> None:
-        """What the unit that asks the tool for its status leaves."""
+        """Write what the unit of the status command writes."""
         self._status.write_text(state)
 
     def starts(self) -> list[str]:

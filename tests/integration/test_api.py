@@ -279,7 +279,7 @@ def test_disconnected_clients_lose_no_database_connection(tmp_path: Path) -> Non
 
 
 def test_next_controller_continues_sessions_and_event_streams(tmp_path: Path) -> None:
-    """Whoever follows is let go at once, comes again and misses nothing."""
+    """Followers are disconnected at once, reconnect and miss nothing."""
 
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)

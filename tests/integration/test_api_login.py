@@ -111,7 +111,7 @@ def test_login_code_leads_to_credentials_and_session_end(
 
 
 class PromptVm(FakeVm):
-    """Its tool waits for its user as soon as it was started."""
+    """A VM whose tool waits for its user as soon as it was started."""
 
     def login_asked(self, method: str, provider: str) -> tuple[int, object]:
         status, _ = super().login_asked(method, provider)
@@ -199,7 +199,7 @@ def test_login_code_for_older_image_is_refused_with_hint(tmp_path: Path) -> None
 
 
 def test_credentials_sealed_to_recipient_open_with_age(tmp_path: Path) -> None:
-    """By the usual tool."""
+    """age, the usual tool, opens them."""
     key = tmp_path / "key.txt"
     run_process(["age-keygen", "-o", key])
     recipient = run_process(["age-keygen", "-y", key]).stdout.strip()

@@ -140,7 +140,7 @@ def test_api_answers_match_the_openapi_schema(case: Any, api_host: Host) -> None
 
 
 def _make_some_ids_real(case: Any, host: Host) -> None:
-    """Of made-up ids nothing is known, so every second one is one that is."""
+    """Replace every second generated id by an existing one, since made-up ids are unknown."""
     known = host.over if case.path in FOLLOWING else host.live
     for name, value in (case.path_parameters or {}).items():
         if name in known and str(value)[:1] in "02468ace":

@@ -100,7 +100,7 @@ class Workshop:
 
     @property
     def in_image(self) -> str:
-        """Where the links of the base lead to inside the image."""
+        """The path inside the image that the links of the base lead to."""
         return str(self.machine).lstrip("/")
 
     def base(self) -> LayerPlan:

@@ -99,7 +99,7 @@ class Service:
         ended.cancel()
 
     async def ended(self) -> int:
-        """Its exit status."""
+        """Wait for its end; return the exit status."""
         number = os.pidfd_open(self.process.pid)
         done = asyncio.Event()
         loop = asyncio.get_running_loop()

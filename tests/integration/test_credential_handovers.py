@@ -46,7 +46,7 @@ def credentials_of(store: Store) -> CredentialStore:
 
 @asynccontextmanager
 async def separate_database(url: str) -> AsyncIterator[Database]:
-    """As another process has it: over connections of its own."""
+    """The database as another process has it: with its own connections."""
     database = Database(create_engine(url))
     try:
         yield database
@@ -134,7 +134,7 @@ async def test_concurrent_handovers_leave_one_receipt(store_url: str) -> None:
 
 @run_async
 async def test_handover_and_session_end_do_not_deadlock(store_url: str) -> None:
-    """Nobody waits in a circle; credentials are there exactly if the session came that far."""
+    """There is no deadlock, and credentials are stored exactly if the session is authenticated."""
     async with (
         opened(store_url, slots=20, limits=MANY) as store,
         separate_database(store_url) as other,

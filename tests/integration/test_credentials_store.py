@@ -40,7 +40,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @asynccontextmanager
 async def separate_store(url: str, *keys: bytes) -> AsyncIterator[CredentialStore]:
-    """As another process has them: over connections of its own."""
+    """The store as another process has it: with its own connections."""
     database = Database(create_engine(url))
     try:
         yield CredentialStore(database, Keyring(keys or (OLD,)), Clock())
@@ -74,7 +74,7 @@ async def test_stored_credentials_are_returned_with_timestamps(store_url: str) -
 async def test_database_and_backup_contain_no_plain_credentials(
     store_url: str, tmp_path: Path
 ) -> None:
-    """Its files while it is in use, its dump, its backup, and what is told of a session."""
+    """Checks files of a database in use, its dump, its backup, and the news of a session."""
     async with opened(store_url) as store:
         kept, user = credentials_of(store), await store.new_user()
         session = await store.start_ready(user)
@@ -147,7 +147,7 @@ async def test_key_rotation_changes_only_the_key(store_url: str) -> None:
 
 @run_async
 async def test_key_rotation_keeps_credentials_stored_meanwhile(store_url: str) -> None:
-    """Whatever is stored or removed while it runs is so after it."""
+    """Credentials stored or removed during the rotation are so after it."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(store_url))
         users = [await store.new_user() for _ in range(12)]
@@ -191,7 +191,7 @@ async def test_one_of_concurrent_stores_is_reported_as_new(store_url: str) -> No
 
 @run_async
 async def test_storing_credentials_and_session_end_do_not_deadlock(store_url: str) -> None:
-    """Nobody waits in a circle, and a session goes on exactly if its credentials are there."""
+    """There is no deadlock, and a session goes on exactly if its credentials are stored."""
     async with (
         opened(store_url, slots=20, limits=MANY) as store,
         separate_store(store_url) as writer,

@@ -253,7 +253,7 @@ def test_charts_draw_a_day_of_samples(tmp_path: Path, packed_assets: Path) -> No
 
 
 def test_dashboard_transfers_few_bytes(tmp_path: Path, packed_assets: Path) -> None:
-    """By what crosses the network with an empty cache, headers and a day of charts included."""
+    """Counts the bytes transferred with an empty cache, with headers and a day of charts."""
 
     async def scenario() -> None:
         async with opened_page(tmp_path, packed_assets) as (host, look):

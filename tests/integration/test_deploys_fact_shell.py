@@ -12,7 +12,7 @@ from polydev.deploys.fact_shell import RootShell
 
 
 class Client:
-    """What paramiko's client is to it, with a shell of this machine and of this user."""
+    """A stand-in for paramiko's client, with a shell of this machine and user."""
 
     def __init__(self) -> None:
         pipe = subprocess.PIPE

@@ -201,7 +201,7 @@ class TestLock:
             assert heir["stale"] == said["lock"]
 
     def test_lost_ssh_connection_releases_the_lock(self, tool: Path, tmp_path: Path) -> None:
-        """As over SSH: the operator's process is killed, and with it the pipe breaks."""
+        """As with SSH, the operator's process is killed and the pipe breaks."""
         words = ["--id", FIRST, "--owner", "a", "--purpose", "p", "--seconds", "600"]
         argv = [str(tool), "--root", str(tmp_path), "lock", "hold", *words]
         operator = (
@@ -292,7 +292,7 @@ def wait_for_end(process: int) -> None:
 
 
 def opened(process: subprocess.Popen[bytes], file: Path) -> bool:
-    """Whether a process has come so far that it has this file open."""
+    """Return whether a process has this file open already."""
     try:
         descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
         return any(os.path.realpath(each) == str(file) for each in descriptors)

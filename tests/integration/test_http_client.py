@@ -38,7 +38,7 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture
 def waiting() -> Iterator[Event]:
-    """What a server may wait for that does not answer in time."""
+    """An event for servers that must not answer before the test allows it."""
     over = Event()
     yield over
     over.set()

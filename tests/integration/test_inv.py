@@ -82,7 +82,7 @@ class Tree:
         return run([program, *words], env=env, cwd=self.fakes, check=False, timeout_seconds=60)
 
     def calls(self) -> list[str]:
-        """What the fakes were asked since the last call of this."""
+        """Return the calls of the fakes since the last call of this method."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines

@@ -199,7 +199,7 @@ def test_credentials_stored_during_session_are_kept(tmp_path: Path) -> None:
 def test_refused_injection_falls_back_to_login(
     tmp_path: Path, kind: type[FakeVm], words: str, stale: bool | None
 ) -> None:
-    """Which may have them still, if nobody knows: nobody else gets them then."""
+    """If it is unknown whether the tool has the credentials, no other session gets them."""
 
     async def scenario(world: World) -> None:
         await store(world)
@@ -291,7 +291,7 @@ def test_session_end_before_injection_leaves_credentials_not_stale(
 
 
 def test_next_driver_does_not_inject_credentials_twice(tmp_path: Path) -> None:
-    """Its tool has used them since: what is stored is older."""
+    """The tool has used the credentials since, so the stored ones are older."""
 
     async def scenario(world: World) -> None:
         await store(world)

@@ -69,7 +69,7 @@ def test_boot_stages_are_reported_as_they_are_reached(tmp_path: Path) -> None:
 def test_vms_boot_in_turn_and_waiting_sessions_get_their_place(
     tmp_path: Path, kind: type[FakeVm]
 ) -> None:
-    """Whatever becomes of the first, the second is next."""
+    """The second boots next, however the first ends."""
 
     async def scenario(world: World) -> None:
         first, second = await world.start(), await world.start()

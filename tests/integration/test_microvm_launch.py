@@ -113,7 +113,7 @@ class Slot:
             return spawn(argv, env=env, stdout=journal, stderr=journal)
 
     def hear(self) -> str:
-        """What systemd is told next; a barrier is let go at the end."""
+        """Return the next message to systemd; release its barrier at the end."""
         size = array.array("i", [0]).itemsize
         said, extra, *_ = self.systemd.recvmsg(100, socket.CMSG_SPACE(size))
         for _level, _kind, data in extra:
@@ -146,7 +146,7 @@ def is_held(lock: Path, wait_seconds: int = 0) -> bool:
 
 
 def is_released(lock: Path) -> bool:
-    """Whether it comes free: who has told systemd ends beside the VM, with the lock in hand."""
+    """Wait for the lock, which the process that notifies systemd holds until its end."""
     return not is_held(lock, SECONDS)
 
 
@@ -318,7 +318,7 @@ def test_holder_refuses_invalid_key(holder: Path, question: bytes) -> None:
 
 
 def test_silent_client_does_not_block_the_holder(holder: Path) -> None:
-    """Of each user one question at a time: the next one of the same user is closed at once."""
+    """The holder serves one connection per user and closes a second one at once."""
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as second:
         silent.connect(str(holder))
         second.connect(str(holder))

@@ -259,7 +259,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
 
 
 def repair_bridge(host: SmallHost) -> None:
-    """As a deployment does it; addresses and routes are networkd's part."""
+    """Repair the bridge as a deployment does; addresses and routes are networkd's part."""
     said = host.tell("network", "mend")
     assert "error" not in said, said
     host.bring_addresses()

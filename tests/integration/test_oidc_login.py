@@ -46,7 +46,7 @@ class User:
         return {"HOME": str(self.home), "TESTTOOL_ISSUER": self.issuer, "BROWSER": browser}
 
     def tool(self, verb: str, **environment: str) -> Completed:
-        """What a verb does that asks nobody."""
+        """Run a verb of the tool that needs no browser."""
         return run([TOOL, verb], env={**self.environment, **environment}, check=False)
 
     def begin_login(self) -> Login:
@@ -106,7 +106,7 @@ def in_browser(login: Login, act: Callable[[Page], Awaitable[None]]) -> None:
 
 
 async def enter(page: Page, name: str, password: str) -> None:
-    """By the keyboard alone, as in a VM."""
+    """Enter name and password by keyboard alone, as in a VM."""
     await page.keyboard.type(name)
     await page.keyboard.press("Tab")
     await page.keyboard.type(password)

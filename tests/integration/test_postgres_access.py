@@ -216,7 +216,7 @@ async def test_privileges_of_quoted_role_are_revoked(supabase: str) -> None:
 async def test_restore_in_use_does_not_deadlock_with_open_transaction(
     supabase: str, tmp_path: Path
 ) -> None:
-    """One that has locked a session writes news of it afterwards."""
+    """The transaction has locked a session and writes news of it afterwards."""
     await migrate(supabase)
     # Its row in the catalogue is now behind that of its news.
     execute(supabase, "ALTER TABLE sessions SET (fillfactor = 99)")

@@ -98,7 +98,7 @@ def test_screen_is_relayed_through_proxy(start: Callable[..., Any]) -> None:
 def test_pings_keep_idle_viewer_open_through_proxy(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As 20 s between pings are to nginx's usual 60 s, for three times its patience."""
+    """Pings and timeout have the ratio of the real 20 s and 60 s; the viewer idles for three."""
     monkeypatch.setattr(novnc, "KeepaliveTimer", partial(KeepaliveTimer, 0.4))
 
     async def scenario() -> None:

@@ -116,7 +116,7 @@ class Vm:
         await self.released.wait()
 
     async def ended(self) -> bool:
-        """Whether the relay has hung up, once that is known."""
+        """Wait for the relay to close the connection; return whether it did."""
         try:
             return not await self.reader.read(1)
         except ConnectionError:

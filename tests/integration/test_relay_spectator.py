@@ -107,7 +107,7 @@ def text_message(text: str) -> bytes:
 
 
 async def spectators_url(made: Screens, session_id: str) -> str:
-    """Where somebody connects who was given a read-only ticket by the session's owner."""
+    """Return the URL of the screen with a read-only ticket by the session's owner."""
     async with httpx.AsyncClient(base_url=f"http://{HOST}:{made.port}", trust_env=False) as client:
         answer = await client.post(
             f"/api/auth/session/{session_id}/tickets",

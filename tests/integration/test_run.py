@@ -36,7 +36,7 @@ class Pipe:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def ended(self, within_seconds: float = 10.0) -> bool:
-        """Whether the writers have come and all go; a dying process may need a moment."""
+        """Return whether writers came and all have gone; a dying process may need a moment."""
         waiting = select.poll()
         waiting.register(self.descriptor, 0)  # the end is always told
         return bool(waiting.poll(within_seconds * 1000)) and (

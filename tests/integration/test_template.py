@@ -211,7 +211,7 @@ def test_each_clone_has_the_identity_given_by_its_host(clones: list[Clone]) -> N
 
 
 def well(clone: Clone) -> dict[str, object] | None:
-    """Its agent's answer once all is well: clones that were resumed at once are slow at first."""
+    """Return the health of a ready clone, or None: clones resumed together are slow at first."""
     status, health = agent_health(clone.machine.config.ports, 30)
     return health if status == 200 else None
 

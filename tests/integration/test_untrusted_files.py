@@ -68,11 +68,11 @@ class Place:
         return SystemdHypervisor(ControllerSettings(vm_root=self.root / "microvm"))
 
     def discard(self, *, keep_logs: bool = False) -> None:
-        """As the controller does once the VM's unit has ended."""
+        """Discard the VM as the controller does after its unit has ended."""
         CONTROLLER.do(lambda: self.hypervisor()._remove(2, "one", keep_logs))
 
     def prepare(self) -> None:
-        """As the controller does before it starts the VM's unit."""
+        """Prepare the folder as the controller does before it starts the VM's unit."""
         launch = Launch("one", 2, "d" * 64, None)
         CONTROLLER.do(lambda: self.hypervisor()._prepare(launch))
 

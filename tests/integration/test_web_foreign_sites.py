@@ -78,7 +78,7 @@ async def ticket_url(made: Screens, session_id: str, purpose: Purpose = "page") 
 
 
 async def can_be_framed(page: Page, foreign: ForeignSite, url: str) -> bool:
-    """Whether the other site's page can show ours in a frame."""
+    """Return whether the other site's page can show ours in a frame."""
     foreign.html = f'<iframe src="{url}" width=800 height=600></iframe>'
     await page.goto(foreign.url)
     (frame,) = [each for each in page.frames if each is not page.main_frame]

@@ -60,7 +60,7 @@ def test_share_link_opens_one_read_only_viewer(play: Play) -> None:
 
 
 async def link_to(site: Site, session: Session) -> str:
-    """Of the session's page, as a front end gets it for its user."""
+    """Return a link to the session's page, as a front end gets it for its user."""
     async with httpx.AsyncClient(base_url=site.url, trust_env=False) as client:
         answer = await client.post(
             f"/api/auth/session/{session.id}/tickets",

@@ -48,7 +48,7 @@ class ProviderBeyondLab:
     pid: int
 
     def userinfo(self, access_token: str) -> dict[str, Any]:
-        """What the provider says of the user to whoever has this token."""
+        """Return the provider's answer about the user of this token."""
         argv = ["nsenter", "--target", str(self.pid), "--net", sys.executable, "-c", ASK]
         found: dict[str, Any] = json.loads(
             run(argv, input=f"{self.issuer}/me {access_token}").stdout

@@ -49,7 +49,7 @@ class Provider:
     process: LineProcess
 
     def userinfo(self, access_token: str) -> dict[str, Any]:
-        """What the provider says of the user to whoever has this token."""
+        """Return the provider's answer about the user of this token."""
         headers = {"Authorization": f"Bearer {access_token}"}
         with HttpSession(self.issuer) as http:
             answer = http.get("/me", headers=headers)

@@ -124,7 +124,7 @@ class TestRelease:
         assert host.check_output("/usr/bin/python3 -c %s %s", script, CURRENT) == ""
 
     def test_database_belongs_to_the_service(self, host: Host) -> None:
-        """Nobody else gets through its folder, whose mode is among those above."""
+        """The mode of its folder, which is among those above, keeps others out."""
         found = host.check_output("stat -c %U /var/lib/master-controller/controller.sqlite3*")
         assert set(found.split()) == {CONTROLLER}
 

@@ -220,7 +220,7 @@ class TestFirewall:
         ]
 
     def test_firewall_restart_restores_same_table(self, host: Host) -> None:
-        """What the file makes in an empty namespace is what the kernel has."""
+        """Compare the kernel's table with the one that the file makes in an empty namespace."""
         live = host.check_output(f"nft -s list table {TABLE}")
         fresh = host.check_output(
             "unshare --net sh -c %s",
