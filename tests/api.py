@@ -48,7 +48,7 @@ CALLERS = (*STRANGERS, *USERS)
 
 
 class StillHypervisor:
-    """Runs nothing; keeps a console for each VM of which somebody asks."""
+    """Hypervisor that runs nothing; it keeps a console for each VM that is asked about."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -175,7 +175,7 @@ def token_of(user_id: str, seconds: int = 600) -> str:
 
 
 def image_store(root: Path) -> Path:
-    """A store with a golden image that is only there."""
+    """A store with a golden image that cannot boot."""
     image = root / "images" / IMAGE_DIGEST
     image.mkdir(parents=True)
     (image / "rootfs.ext4").touch()

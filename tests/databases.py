@@ -36,7 +36,7 @@ START_PATIENCE_SECONDS = 60
 LOCK_PATIENCE_SECONDS = 60
 # Nothing here has to survive a power cut.
 SERVER_OPTIONS = ("fsync=off", "shared_buffers=32MB", "max_connections=60")
-# Who gets in over TCP: `guest` with a password, `tls` encrypted, which this server cannot.
+# Access over TCP: `guest` with a password, `tls` over TLS, which this server does not speak.
 HBA = """\
 local all all trust
 hostssl all tls samehost trust

@@ -30,7 +30,7 @@ from polydev.controller.store.users import Users
 from polydev.controller.store.vms import Vms
 from tests.vms import IMAGE_DIGEST, FakeHost, FakeVm, HealthyVm, fake_hosts
 
-# What hangs is to fail a test; nothing takes this long.
+# A test that hangs fails after this time; nothing else takes so long.
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.01
 QUICK = Intervals(

@@ -56,6 +56,6 @@ def own_inv(folder: Path) -> Inv:
     """./inv with everything but the cache in `folder`."""
     cache = Settings.from_environment().cache
     made = Inv(Settings(store=folder / "store", cache=cache, state=folder / "state"))
-    # What ./inv sets up once is no part of what a test looks at.
+    # ./inv sets itself up before the tests begin.
     assert made("--list").status == 0
     return made

@@ -46,7 +46,7 @@ echo ready
 exec sleep infinity
 """
 
-# What systemd-networkd does by the files of a deployment.
+# These commands do what systemd-networkd does on a real host by a deployment's files.
 ADDRESSES = """\
 ip link set br-vm addrgenmode none
 ip address replace {bridge_address} dev br-vm

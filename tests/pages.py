@@ -10,7 +10,7 @@ from polydev.controller.auth.cookies import CSRF_HEADER, PLAIN_NAME, csrf_token
 from tests.api import Served
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml"}
-# What nobody, the user, another user, an operator and an admin are answered.
+# The statuses for nobody, the user, another user, an operator and an admin.
 Statuses = tuple[int, int, int, int, int]
 VIEWERS = ("nobody", "user", "other user", "operator", "admin")
 OPEN: Statuses = (200, 200, 200, 200, 200)

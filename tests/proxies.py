@@ -54,7 +54,7 @@ class Proxy:
 
 
 def documented(language: str) -> str:
-    """The lines that the document has for a program."""
+    """Return the document's configuration of a program."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
     return str(found)
 
@@ -90,7 +90,7 @@ def nginx_lines(
 def caddy_lines(
     port: int, upstream: int, tls: Tls, folder: Path, *, compresses: bool, read_timeout: str
 ) -> str:
-    """Caddy has no time-out of reading, as it comes."""
+    """Return Caddy's configuration; by default it has no read timeout."""
     sites = f"https://{HOST}:{port}, https://localhost:{port}"
     compression = "    encode gzip\n" if compresses else ""
     lines = replaced(

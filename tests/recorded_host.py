@@ -176,7 +176,7 @@ class RecordedHost:
         self.deployments[name] = made
 
 
-# Of what is on record, nothing is due.
+# No recorded delivery is due, so nothing is sent.
 WEBHOOKS: dict[str, Any] = {
     "webhook_secrets": "front-end whsec_" + "front" * 8,
     "webhooks": {"endpoints": [{"name": "front-end", "url": "http://127.0.0.1:9/hook"}]},

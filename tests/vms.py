@@ -88,7 +88,7 @@ LOG_FILES = ("serial.log", "qemu.log")
 
 
 class FakeHypervisor:
-    """Keeps the interface's promises, with files laid out as on a host.
+    """Hypervisor of fake VMs that lays out files as on a host.
 
     kind    what is started; `of_slot` overrides it for a slot, `next` for the next starts
     calls   the effects asked for: `start 2`, `stop 2`, `discard 2 <vm id>`
@@ -302,7 +302,7 @@ def _vm_root(root: Path, slots: Sequence[int]) -> Path:
 
 
 def _image_store(root: Path) -> Path:
-    """A store whose golden image has files, if nothing that boots."""
+    """A store whose golden image has files, but cannot boot."""
     store = root / "store"
     image = store / "images" / IMAGE_DIGEST
     image.mkdir(parents=True)

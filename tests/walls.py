@@ -6,7 +6,7 @@ import shlex
 
 from tests.hosts import DeployedHost
 
-# What the unit runs and how it starts. All else of its section confines it.
+# Settings of the unit's program and start. All others of its section confine it.
 NOT_CONFINING = {
     *("ExecStart", "ExecStartPre", "Type", "NotifyAccess", "Environment", "TimeoutStartSec"),
     *("Restart", "RestartSec", "StateDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve"),

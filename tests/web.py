@@ -37,7 +37,7 @@ from tests.xscreen import XScreen, x_screens
 
 PATIENCE_MS = 60_000
 CANVAS = "#screen canvas"
-# What a browser says of each answer that is a refusal, and of a connection that breaks.
+# A browser's console messages about refused requests and broken connections.
 NETWORK = re.compile(
     r"Failed to load resource|WebSocket connection to .* failed|net::ERR_|frame-ancestors"
 )

@@ -29,7 +29,7 @@ from tests.bench.plain import PlainImage, make_plain_image
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTEMPTS = 3
-# Of a cold build's time.
+# As a share of a cold build's time.
 AGENT_BUILD_LIMIT = 0.15
 
 T = TypeVar("T")

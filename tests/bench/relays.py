@@ -105,7 +105,7 @@ def _relays(
 
 
 async def _sessions(settings: ControllerSettings, root: Path) -> tuple[str, list[str]]:
-    """A user's token, and a session on each slot, whose VM is said to be ready."""
+    """Make a user and a session on each slot with its VM marked as ready; return token and ids."""
     app = create_app(settings, StillHypervisor(root))
     services: Services = app.state.services
     await sync_slots(services.database, settings.slots, settings.vm_network)

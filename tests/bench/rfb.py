@@ -19,7 +19,7 @@ REQUEST_BYTES = 10
 ONE_UPDATE = bytes([3]) + bytes(REQUEST_BYTES - 1)  # FramebufferUpdateRequest
 ALL_UPDATES = bytes([150]) + bytes(REQUEST_BYTES - 1)  # EnableContinuousUpdates
 
-# What Tight makes of a caret or a typed word, of a scrolled text or a window, of a whole page.
+# Sizes of Tight's updates: a caret or a typed word, a scrolled text or a window, a whole page.
 SHARES = (0.6, 0.3, 0.1)
 SIZES = ((50, 600), (2_000, 20_000), (100_000, 600_000))
 MOST_BYTES = SIZES[-1][1]

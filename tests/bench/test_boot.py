@@ -27,7 +27,7 @@ from tests.bench.conftest import ROOT, Ratios, quickest
 from tests.bench.plain import PlainImage
 
 SPECS = ROOT / "tests" / "spec" / "image"
-# Of a bare boot's time.
+# As a multiple of a bare boot's time.
 VERIFY_LIMIT = 1.5
 
 

@@ -16,7 +16,7 @@ from tests.bench.conftest import AGENT_BUILD_LIMIT, Checkout, Ratios, quickest
 from tests.bench.plain import PlainImage
 
 MB = 1e6
-# Of a cold build's time.
+# As a share of a cold build's time.
 UNCHANGED_BUILD_LIMIT = 0.02
 
 

@@ -23,7 +23,7 @@ from tests.hosts import DeployedHost, lab_host
 from tests.images import said_to_be_verified
 
 MB = 1e6
-# Of a first deployment's time: facts about the live host, sshd, users and release files among them.
+# As a share of a first deployment's time; facts of the host, sshd, users and files included.
 NO_OP_LIMIT = 0.1
 
 

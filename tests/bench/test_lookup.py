@@ -107,7 +107,7 @@ async def measure(
 async def in_turns(asking: Asking, few: Filled, many: Filled) -> tuple[float, float]:
     taken: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS):
-        # Whoever comes second finds the processor warm.
+        # The second one measured profits from warm caches, so the order changes.
         for which in (0, 1) if number % 2 else (1, 0):
             started = time.perf_counter()
             for _ in range(BATCH):

@@ -44,12 +44,12 @@ from tests.sessions import Api, Operated, inside_vm, wait_for
 
 # The address bar of the guest's browser, on its screen of the same size.
 ADDRESS_BAR: Position = {"x": 640, "y": 63}
-# Where it shows, in white, what it would do with the text.
+# The place of the address bar's suggestions, which are white.
 BELOW_ADDRESS_BAR = (640, 150)
 CANVAS = "#noVNC_container canvas"
 # Before that noVNC has a canvas too, but loses what is typed.
 CONNECTED = f":root.noVNC_connected {CANVAS}"
-# What noVNC itself lays over the guest's screen for the first seconds.
+# noVNC's own bars, which cover the guest's screen for the first seconds.
 NOVNC_BARS = "#noVNC_status.noVNC_open, #noVNC_control_bar.noVNC_open"
 START_PAGE, TEAL, PURPLE = (0x16, 0x32, 0x4F), (0, 128, 128), (128, 0, 128)
 # A line of the shell that runs the README's lines.

@@ -42,7 +42,7 @@ SHARE = 0.3
 ATTEMPTS = 3
 USER = "ada"
 
-# What of a host's files, and of what it tells, has one of the texts in it.
+# Finds the files of a host, and the output of its commands, that contain one of the texts.
 SEARCH = """
 import json, os, subprocess, sys
 asked = json.load(sys.stdin)

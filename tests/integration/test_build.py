@@ -68,7 +68,7 @@ def observe(event, arguments):
         if str(seen) == moment:
             os.kill(os.getpid(), int(sent))
 
-# Whoever runs the tests in the background has it ignored.
+# SIGINT is ignored if the tests run in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.addaudithook(observe)
 try:

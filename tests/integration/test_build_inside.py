@@ -39,7 +39,7 @@ COMMANDS = ("sh", "touch", "mkdir", "ln", "rm", "cat", "readlink")
 STRAY = "polydev-test-stray"
 STRAYS = [Path(folder, STRAY) for folder in ("/run", "/run/lock", "/usr/lib", "/dev", "/etc")]
 LOCK = '{"name": "app", "lockfileVersion": 3, "requires": true, "packages": {"": {"name": "app"}}}'
-# What would reach through the namespaces to the machine itself, from linux/capability.h.
+# Capabilities that reach through namespaces to the machine itself, from linux/capability.h.
 CAPABILITIES = {
     "net_admin": 12,
     "sys_module": 16,

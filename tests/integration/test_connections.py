@@ -656,7 +656,7 @@ def test_forwarded_headers_of_trusted_proxy_are_used(run: Run) -> None:
     async def scenario(service: Service) -> None:
         evil = "203.0.113.77"
         assert await logins(service, evil, evil, evil) == [401, 401, 429]
-        # What the client itself put before changes nothing.
+        # Addresses that the client itself put before the proxy's change nothing.
         assert await logins(service, f"1.2.3.4, {evil}", f"8.8.8.8,{evil}:443") == [429, 429]
         assert await logins(service, f"{evil}, 198.51.100.1") == [401]
         good = f"Authorization: Bearer {service.token}"

@@ -620,7 +620,7 @@ async def test_oldest_primed_pool_vm_is_taken_first(
         assert {each.state for each in sessions[2:]} == {"vm_creating"}
         with pytest.raises(CapacityError):
             await store.start(user)
-        # Whoever drains late finds that it is somebody's now.
+        # A late drain does not end it, since a session has it now.
         await store.vms.drain(older, "too late")
         assert (await store.vms.get(older)).state == "starting"
 

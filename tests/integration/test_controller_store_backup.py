@@ -57,7 +57,7 @@ async def test_restore_returns_what_was_backed_up(store_url: str, tmp_path: Path
         assert await store.sessions.get(session.id) == session
         assert await store.sessions.news(session.id) == news
         assert await store.users.find(later) is None
-        # What is new gets numbers of its own.
+        # New rows get numbers that were not used before.
         await store.sessions.add_news(session.id, "note", {})
         assert await store.sessions.latest_news_number() > news[-1].number
 

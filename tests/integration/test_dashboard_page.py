@@ -129,7 +129,7 @@ def test_dashboard_updates_only_changed_parts(
     run(scenario())
 
 
-# What Chromium says of a page in another tab, which a test cannot bring about without a window.
+# Makes Chromium report the page as hidden, as in another tab: without a window nothing else does.
 HIDE = """() => {
     Object.defineProperty(document, 'hidden', {get: () => window.away, configurable: true});
     window.away = true;

@@ -425,7 +425,7 @@ async def test_full_disk_alert_is_sent_once_when_raised_and_resolved(
         settings = api.services.settings.model_copy(
             update={
                 "alert_urls": SecretStr(hook.url),
-                # Whatever this machine is busy with.
+                # High limits, since this machine may be busy.
                 "alert": AlertSettings(warning_percent=94, critical_percent=100, for_seconds=0),
                 "samples": Sampling(every_seconds=0.05),
             }

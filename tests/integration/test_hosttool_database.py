@@ -258,7 +258,7 @@ def test_database_move_copies_all_rows_and_can_be_restored(
     assert PASSWORD not in on_sqlite.seen.read_text()
     assert not (host.paths.home / "exchange").exists()
 
-    # What is written from now on is PostgreSQL's alone.
+    # Later rows are written to PostgreSQL only.
     on_sqlite.add_user(0)
     saved = read_backup(host.paths, FIRST)
     assert saved.moved == found["moved"]

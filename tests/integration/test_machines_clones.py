@@ -115,7 +115,7 @@ def test_boot_while_template_is_being_made_is_not_counted(
         hypervisor.report = replace(hypervisor.report, origin=origin)
         async with created(world) as (_, vm):
             assert (vm.boots_because, vm.template) == (BEING_MADE, None)
-            # What is golden by now, not what was when the session was asked for.
+            # The image that is golden now, not the one of the session's request.
             assert vm.image_digest == hypervisor.vms[2].launch.image_digest == "5e" * 32
             assert await world.vms.not_resumed(world.clock() - timedelta(seconds=1)) == (0, "")
 

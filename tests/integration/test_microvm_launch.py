@@ -39,7 +39,7 @@ client.sendall(b'{{"QMP": {{}}}}')
 client.recv(1)
 listener.accept()
 """
-# One that waits for the state of its devices, and says what came of that.
+# A fake QEMU that waits for the state of its devices, and reports the result of loading it.
 INCOMING_QEMU = """#!{python}
 import json, re, socket, sys
 words = " ".join(sys.argv)
@@ -346,7 +346,7 @@ def test_rebuilt_template_replaces_the_old_one(slot: Slot, holder: Path) -> None
     assert [path.name for path in templates.folder.glob("*.gone")] == []
     second = fetch(KEY, holder)
     assert os.pread(second[0], 100, 0) == b"made anew"
-    # Who has the old one keeps it.
+    # Descriptors of the old template stay valid.
     assert os.pread(memory, 100, 0) == b"memory of a template"
     for descriptor in (*first, *second):
         os.close(descriptor)

@@ -211,7 +211,7 @@ EDITS = (
         inside(13, "ip route delete default"), "slot-13: routes of the slot: missing: default via"
     ),
 )
-# What the kernel does by itself after some of them.
+# Differences that the kernel itself makes after some of the edits.
 CONSEQUENCES = (
     "slot-4: routes of the slot: missing: 172.16.0.0/30 dev tap0",
     "slot-6: settings net.ipv4.conf.",

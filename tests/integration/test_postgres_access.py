@@ -125,7 +125,7 @@ async def test_other_roles_have_no_access_to_our_tables(supabase: str) -> None:
     await migrate(supabase)
     assert_closed(supabase)
     assert await exposed(supabase) == {}
-    # What is not ours is left as it was.
+    # Tables of others keep their privileges.
     execute(supabase, "INSERT INTO others VALUES (1)", role="anon")
 
 

@@ -208,7 +208,7 @@ def test_cookie_is_secure_only_behind_trusted_proxy(
             cookie = answer.headers["set-cookie"]
             assert cookie.startswith(SECURE_NAME if is_trusted else f"{PLAIN_NAME}=")
             assert ("; Secure" in cookie) == is_trusted
-            # Whoever comes past the proxy is not believed, from whichever address but the proxy's.
+            # The headers of clients that bypass the proxy are ignored.
             direct = httpx.AsyncHTTPTransport(local_address=SOMEBODY)
             url = f"http://{HOST}:{host.made.port}"
             async with httpx.AsyncClient(base_url=url, transport=direct) as client:

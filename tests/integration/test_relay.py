@@ -53,7 +53,7 @@ MEBIBYTE = 1 << 20
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
 GIGABYTE = 1 << 30
-# What Python itself may take and give back meanwhile.
+# Memory that Python itself may take and give back meanwhile.
 SOME_BYTES = 48 * MEBIBYTE
 
 Scenario = Callable[[Screens], Awaitable[None]]
@@ -158,7 +158,7 @@ def test_burst_larger_than_buffers_arrives_complete(run: Run) -> None:
         session = await made.session(screen)
         async with made.connect(session.id) as viewer:
             assert await exactly(viewer, len(burst)) == burst
-            # What the VM said last is seen, and only then that it has gone.
+            # The viewer gets the VM's last bytes before the close.
             assert (await closing_of(viewer))[0] == 1011
 
     run(scenario)
@@ -269,7 +269,7 @@ def test_viewer_is_closed_if_paused_vm_does_not_wake(
         assert await vms.pause(await vms.get(session.vm_id))
         words = "the paused VM could not be resumed; try again"
         assert await made.closing(session.id) == (1013, words)
-        # One that ends meanwhile is told as that.
+        # A session that ends meanwhile is reported as ended.
         monkeypatch.setattr(app_services, "WAKE_SECONDS", PATIENCE_SECONDS)
         closing = asyncio.ensure_future(made.closing(session.id))
         await made.services.sessions.apply(session.id, "terminate")

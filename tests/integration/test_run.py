@@ -144,7 +144,7 @@ def test_timeout_ends_children(pipe: Pipe, never: Path) -> None:
 
 
 def test_interrupt_ends_children(pipe: Pipe, never: Path) -> None:
-    # What it reads comes only once it is waited for.
+    # It gets its input only once `run` waits for it.
     script = FAMILY.replace("echo line", "read go; kill -INT $PPID")
     with pytest.raises(KeyboardInterrupt):
         run(family(pipe, never, script), input="go\n")
@@ -193,7 +193,7 @@ def test_child_that_ignores_sigterm_is_killed_with_its_parent(pipe: Pipe, never:
         end_group(process, grace_seconds=0.1)
         assert pipe.ended(within_seconds=1)
     finally:
-        # What the product left behind is not left by the test.
+        # Kill the process if our code has left it running.
         with pytest.raises(ProcessLookupError):
             while True:
                 os.killpg(process.pid, signal.SIGKILL)

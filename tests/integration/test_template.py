@@ -54,7 +54,7 @@ cat >/run/systemd/system/polydev-vnc.service.d/once.conf <<'END'
 ExecStartPre=+/bin/sh -c 'if [ -e /run/failed ]; then exit 0; fi; touch /run/failed; exit 1'
 END
 systemctl daemon-reload"""
-# Of a core. What others do on the machine makes each piece of work dearer, so the best span counts.
+# A share of a core. The best span counts, since other work on the machine slows everything.
 IDLE_SHARE, IDLE_SPANS, IDLE_SPAN_SECONDS = 0.04, 6, 10.0
 BROWSER_SECONDS = 180
 PROFILE_LOCK = "/home/browser/.config/chromium/SingletonLock"

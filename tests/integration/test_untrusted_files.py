@@ -80,7 +80,7 @@ class Place:
         return sorted(path.name for path in self.folder.iterdir())
 
 
-# What names no other kind of file than a log may be; it stays where logs are to stay.
+# Messages about regular files, which are kept where logs are kept.
 REGULAR = ("cannot be read", "is a hard link", "is a file that")
 
 

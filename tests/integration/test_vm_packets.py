@@ -46,7 +46,7 @@ ip route add default via 1.2.3.2
 sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wan.rp_filter=0
 """
 
-# What arrives at an interface until the text `truth` does: `source protocol`, in its order.
+# Prints `source protocol` of each packet at an interface, until one with the text `truth` comes.
 HEAR = """
 import socket, subprocess, sys
 interface, *command = sys.argv[1:]

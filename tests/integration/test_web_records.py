@@ -16,7 +16,7 @@ from tests.browser import chromium, in_browser
 from tests.recorded_host import SCRIPT, RecordedHost, recorded_hosts
 from tests.web import PATIENCE_MS, page_of, violations
 
-# Where to put pictures of the pages, for their document; nowhere by default.
+# The folder for screenshots of the pages, for their document; none by default.
 PICTURES = os.environ.get("POLYDEV_PICTURES")
 WIDE: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
 PHONE: dict[str, Any] = {
@@ -164,7 +164,7 @@ async def _note_notifications(page: Page) -> None:
 @in_browser
 async def test_denied_notifications_are_explained(opened: Opened) -> None:
     async with opened() as (host, page):
-        # Whatever is not granted then is denied.
+        # Permissions that are not granted are denied.
         await page.context.grant_permissions(["clipboard-read"])
         await page.goto(host.url + LISTS["alerts"])
         await expect(page.locator("#notify-state")).to_contain_text("blocks notifications")

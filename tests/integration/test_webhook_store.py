@@ -79,7 +79,7 @@ async def test_event_is_queued_once_per_subscribed_endpoint(store_url: str) -> N
             *((3, "front"), (4, "audit"), (4, "front")),
         ]
         assert await webhooks.queue(both, 100) == set()
-        # What nobody wants is not kept.
+        # Events without a subscriber are not kept.
         await store.start(await store.new_user())
         assert await webhooks.queue([wanting("audit", "session.ready")], 100) == set()
         assert len(await told(store.database)) == 4

@@ -24,7 +24,7 @@ from polydev.run import LineProcess
 HERE = Path(__file__).parent
 PROGRAM = HERE / "provider.mjs"
 TOOL = HERE / "testtool.py"
-# What the tool stores, in its user's home.
+# The tool's file of credentials, below its user's home.
 CREDENTIALS = ".testtool/credentials.json"
 ACCOUNTS = {"ada": "correct horse", "grace": "battery staple"}
 # Until Node on a busy machine counts as hung.

@@ -45,7 +45,7 @@ def test_units_are_active(site: Site, states: dict[str, dict[str, str]]) -> None
 
 
 def test_units_start_with_the_host(site: Site, states: dict[str, dict[str, str]]) -> None:
-    # What is static is wanted by something else: a slot by the target of all slots.
+    # Static units are wanted by other units: a slot by the target of all slots.
     wrong = {
         unit: states[unit]["UnitFileState"]
         for unit in site.units
