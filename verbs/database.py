@@ -17,7 +17,7 @@ from verbs.hosts import (
     require_ready,
 )
 from verbs.places import LAB_INVENTORY, LOGS
-from verbs.plans import DIFF_HELP, plan_fields, plan_text
+from verbs.plan_text import DIFF_HELP, plan_fields, plan_text
 
 
 @task(positional=["file"], help={"file": "where to, on this machine", **ON_HOST_HELP})

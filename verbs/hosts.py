@@ -11,7 +11,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
-from verbs.plans import DIFF_HELP, plan_fields, plan_text
+from verbs.plan_text import DIFF_HELP, plan_fields, plan_text
 
 if TYPE_CHECKING:
     from polydev.deployment.pyinfra_process import DescribedHost, Project

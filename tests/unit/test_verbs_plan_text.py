@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from polydev.deployment.pyinfra_process import Operation, Plan
-from verbs.plans import MOST_LINES, WIDEST, plan_fields, plan_text
+from verbs.plan_text import MOST_LINES, WIDEST, plan_fields, plan_text
 
 SAME = Operation("Bridge | /etc/b.network", False, ())
 CHANGED = Operation("Slots | microvm-slot@2.service", True, ("- not active", "+ active"))
