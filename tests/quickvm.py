@@ -29,9 +29,9 @@ from polydev import __version__
 from polydev.deploys.host_files_and_units import STORE
 from polydev.deploys.images import rsync_argv
 from polydev.disk import file_sha256
+from polydev.image.file_listing import allocated_bytes
 from polydev.image.image_folder import read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep
-from polydev.image.tree import allocated_bytes
 from polydev.image_layout import BOOT_FILES, CMDLINE, IN_USE, INITRD, KERNEL, RECORD, ROOTFS
 from polydev.image_record import FileEntry, ImageRecord, manifest_digest
 from polydev.lab import run_inside

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 import polydev
-from polydev.image import tree
+from polydev.image import file_listing
 from polydev.image.build import BuildOptions, BuildResult, build, file_entry
 from polydev.image.file_diff import tree_diff
 from polydev.image.layer_cache import META
@@ -206,7 +206,9 @@ def assert_all_whole(place: Workplace) -> None:
             assert file_entry(place.store.path(digest) / name).sha256 == record.files[name].sha256
     for layer in (place.cache / "layers").iterdir():
         if not layer.is_symlink() and not layer.name.startswith("."):
-            assert tree.read_listing(layer / TREE) == list(tree.list_tree(layer / "tree"))
+            assert file_listing.read_listing(layer / TREE) == list(
+                file_listing.list_tree(layer / "tree")
+            )
 
 
 def test_second_build_changes_nothing(

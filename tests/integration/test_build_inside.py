@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from polydev.errors import BuildError, Error
-from polydev.image import layer_cache, tree
+from polydev.image import file_listing, layer_cache
 from polydev.image.apt import Archive, Deb
 from polydev.image.layer_cache import META, BuiltLayer, LayerCache
 from polydev.image.layer_stack import stack
@@ -151,7 +151,7 @@ class Workshop:
 
     def _finish(self, plan: LayerPlan) -> None:
         folder = self.cache.path(plan)
-        tree.write_listing(tree.list_tree(folder / "tree"), folder / TREE)
+        file_listing.write_listing(file_listing.list_tree(folder / "tree"), folder / TREE)
         (folder / META).write_text('{"packages": []}')
         self.plans.append(plan)
 
@@ -310,7 +310,7 @@ def test_file_below_link_to_run_is_kept_in_image(workshop: Workshop) -> None:
 @pytest.mark.parametrize("link", ["out", "up", "twice"])
 def test_remove_through_link_removes_file_of_image(workshop: Workshop, link: str) -> None:
     made = workshop.lay("more", below=(workshop.base(),), remove=[f"/var/{link}/canary"])
-    shown = tree.read_listing(made.folder / TREE)
+    shown = file_listing.read_listing(made.folder / TREE)
     assert {"type": "whiteout", "path": f"/{workshop.in_image}/canary"}.items() <= shown[-1].items()
 
 
@@ -318,7 +318,9 @@ def test_removing_link_keeps_its_target(workshop: Workshop) -> None:
     made = workshop.lay(
         "more", below=(workshop.base(),), remove=["/var/canary", "/var/loop", "/no"]
     )
-    gone = [e["path"] for e in tree.read_listing(made.folder / TREE) if e["type"] == "whiteout"]
+    gone = [
+        e["path"] for e in file_listing.read_listing(made.folder / TREE) if e["type"] == "whiteout"
+    ]
     assert gone == ["/var/canary", "/var/loop"]
 
 
@@ -559,10 +561,10 @@ def test_rearranged_layer_is_reproducible(workshop: Workshop) -> None:
     workshop.write("files/var/lock/new")
     more = workshop.lay("more", files="files")
     base = BuiltLayer(workshop.plans[0], workshop.cache.path(workshop.plans[0]), (), None)
-    before = list(tree.list_tree(more.tree))
+    before = list(file_listing.list_tree(more.tree))
     first, second = (
         stack([base, more], workshop.folder / name, EPOCH).listing() for name in ("one", "two")
     )
     assert first == second
-    assert list(tree.list_tree(more.tree)) == before
+    assert list(file_listing.list_tree(more.tree)) == before
     assert max(entry["mtime"] for entry in first if "new" in entry["path"]) <= EPOCH

@@ -21,7 +21,7 @@ from polydev.image.guest_paths import (
     landings,
     on_disk,
 )
-from polydev.image.tree import scrub
+from polydev.image.reproducible import scrub
 from polydev.image.tree_merge import folder_inside, link_or_copy, matches, remove_inside
 
 OPENAT2, RESOLVE_IN_ROOT = 437, 0x10

@@ -13,11 +13,11 @@ import pytest
 from polydev.errors import BuildError, CommandError
 from polydev.image import layer_cache
 from polydev.image.apt import recipe_archive
+from polydev.image.file_listing import read_listing
 from polydev.image.guest_paths import LayerConflict
 from polydev.image.layer_cache import LayerCache, remove_layer
 from polydev.image.recipe import load_recipe
 from polydev.image.sandbox_program import REFUSED
-from polydev.image.tree import read_listing
 
 RECIPE = Path(__file__).resolve().parents[2] / "golden" / "recipe.yaml"
 

@@ -22,7 +22,7 @@ from polydev import __version__
 from polydev.disk import file_sha256
 from polydev.durable import write_text_durably
 from polydev.errors import BuildError, CommandError, ConfigError
-from polydev.image import tree
+from polydev.image import file_listing
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
 from polydev.image.layer_cache import BuiltLayer, LayerCache
 from polydev.image.layer_pruning import remember_store
@@ -211,7 +211,7 @@ class _Builder:
         with self.store.new_incoming() as incoming, ThreadPoolExecutor(2) as pool:
             with self.steps.step("root filesystem") as step:
                 step.say(f"{len(listing)} files")
-                written = pool.submit(tree.write_listing, listing, incoming / TREE)
+                written = pool.submit(file_listing.write_listing, listing, incoming / TREE)
                 make_rootfs(
                     incoming / ROOTFS,
                     stacked.trees,
@@ -237,7 +237,7 @@ class _Builder:
         self,
         incoming: Path,
         layers: Sequence[BuiltLayer],
-        listing: Sequence[tree.Entry],
+        listing: Sequence[file_listing.Entry],
         tools: dict[str, str],
     ) -> ImageRecord:
         files = {name: file_entry(incoming / name) for name in BOOT_FILES}
@@ -265,7 +265,7 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(
         sha256=file_sha256(path),
         size_bytes=path.stat().st_size,
-        allocated_bytes=tree.allocated_bytes(path),
+        allocated_bytes=file_listing.allocated_bytes(path),
     )
 
 

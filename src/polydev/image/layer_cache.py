@@ -15,8 +15,9 @@ from pathlib import Path
 
 from polydev.durable import sync
 from polydev.errors import BuildError, CommandError
-from polydev.image import guest_npm, kernel, tree
+from polydev.image import guest_npm, kernel, reproducible
 from polydev.image.apt import Archive, Deb
+from polydev.image.file_listing import list_tree, read_listing, write_listing
 from polydev.image.guest_paths import LayerConflict, in_tree
 from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
 from polydev.image.recipe import Recipe
@@ -97,9 +98,9 @@ class LayerCache:
         step.say("making it reproducible")
         if plan.layer and plan.layer.needs_chroot:
             # Files of the recipe are the same in each build, so they are kept wherever they are.
-            tree.scrub(root, nodes(scratch / "fitted").keys())
-        tree.clamp_times(root, self.recipe.source_date_epoch)
-        tree.write_listing(tree.list_tree(root), made / TREE)
+            reproducible.scrub(root, nodes(scratch / "fitted").keys())
+        reproducible.clamp_times(root, self.recipe.source_date_epoch)
+        write_listing(list_tree(root), made / TREE)
         packages = [deb_package(deb) for deb in (*plan.debs, *plan.unpacked)] + packages
         meta = {
             "name": plan.name,
@@ -281,7 +282,7 @@ def remove_layer(folder: Path) -> None:
 
 def layer_bytes(folder: Path) -> int:
     listing = folder / TREE
-    return sum(entry["size"] for entry in tree.read_listing(listing)) if listing.exists() else 0
+    return sum(entry["size"] for entry in read_listing(listing)) if listing.exists() else 0
 
 
 def deb_package(deb: Deb) -> Package:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polydev.image import tree
+from polydev.image import file_listing, reproducible
+from polydev.image.file_listing import OPAQUE_XATTR, Entry
 from polydev.image.guest_paths import FOLDER, LayerConflict, Node, landings
 from polydev.image.layer_cache import BuiltLayer, refused
-from polydev.image.tree import OPAQUE_XATTR, Entry
 from polydev.image.tree_merge import arrange, link_or_copy
 from polydev.image_layout import TREE
 
@@ -36,7 +36,7 @@ class Stack:
 
     def add(self, place: Path, entries: Sequence[Entry], owner: str) -> None:
         folders = {path for path, entry in self.entries.items() if entry["type"] == "dir"}
-        tree.lay_listing(self.entries, entries)
+        file_listing.lay_listing(self.entries, entries)
         laid = {entry["path"]: entry["type"] for entry in entries}
         self.owners = {
             path: owner
@@ -54,7 +54,7 @@ def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
     """
     stacked = Stack()
     for built in layers:
-        entries = tree.read_listing(built.folder / TREE)
+        entries = file_listing.read_listing(built.folder / TREE)
         place = built.tree
         try:
             change = _change(built, entries, stacked) if stacked.trees else None
@@ -64,7 +64,7 @@ def stack(layers: Iterable[BuiltLayer], scratch: Path, epoch: int) -> Stack:
             place = scratch / built.plan.name
             scratch.mkdir(parents=True, exist_ok=True)
             _rearrange(built.tree, place, change, stacked, epoch)
-            entries = list(tree.list_tree(place))
+            entries = list(file_listing.list_tree(place))
         stacked.add(place, entries, built.plan.id)
     return stacked
 
@@ -157,7 +157,7 @@ def _rearrange(source: Path, to: Path, change: _Change, below: Stack, epoch: int
         folder.chmod(there["mode"])
         if place not in own:
             os.utime(folder, (there["mtime"], there["mtime"]))
-    tree.clamp_times(to, epoch)
+    reproducible.clamp_times(to, epoch)
 
 
 def _relative(entry: Entry) -> str:
@@ -169,7 +169,7 @@ def _node(entry: Entry) -> Node:
         return FOLDER
     if entry["type"] == "symlink":
         return Node("link", entry["target"])
-    return Node("gone" if entry["type"] == tree.WHITEOUT else "file")
+    return Node("gone" if entry["type"] == file_listing.WHITEOUT else "file")
 
 
 def _parents(path: str) -> list[str]:

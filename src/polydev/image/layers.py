@@ -24,7 +24,7 @@ from polydev.errors import ConfigError
 from polydev.image.apt import ESSENTIAL, Archive, Deb
 from polydev.image.guest_paths import LayerConflict, follow, is_mounted, on_disk
 from polydev.image.recipe import Layer, Recipe
-from polydev.image.tree import SCRUBBED
+from polydev.image.reproducible import SCRUBBED
 from polydev.image.tree_merge import matches, remove_tree
 from polydev.providers import GUEST_FOLDER, Provider, guest_json
 

@@ -1,4 +1,4 @@
-"""A layer's tree on disk: make it reproducible, list its files, merge the lists of layers."""
+"""Lists of the files in a layer's tree: made, written, read, and those of several layers merged."""
 
 from __future__ import annotations
 
@@ -6,76 +6,17 @@ import gzip
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from polydev.disk import file_sha256
-from polydev.image.tree_merge import matches, walk
+from polydev.image.tree_merge import walk
 
 Entry = dict[str, Any]
 
 WHITEOUT = "whiteout"
 OPAQUE_XATTR = "trusted.overlay.opaque"
-
-# Files in which package scripts note the time or the machine that they ran on.
-SCRUBBED = (
-    "etc/.pwd.lock",
-    "etc/group-",
-    "etc/gshadow-",
-    "etc/passwd-",
-    "etc/shadow-",
-    "etc/subgid-",
-    "etc/subuid-",
-    "run/*",
-    "tmp/*",
-    "var/cache/apt/*",
-    "var/cache/debconf/*-old",
-    "var/cache/fontconfig/*",
-    "var/cache/ldconfig/aux-cache",
-    "var/lib/apt/lists/*",
-    "var/lib/apt/extended_states",
-    "var/lib/dpkg/*-old",
-    "var/lib/dpkg/lock*",
-    "var/lib/dpkg/triggers/Lock",
-    "var/lib/systemd/catalog/database",
-    "var/lib/systemd/random-seed",
-    "var/lib/dbus/machine-id",
-    "var/log/*.log",
-    "var/log/apt/*",
-    "var/log/[bw]tmp",
-    "var/log/faillog",
-    "var/log/lastlog",
-)
-
-
-def scrub(tree: Path, kept: Collection[str] = ()) -> None:
-    """Remove files that would differ between two builds of the same inputs.
-
-    `kept` are paths that come from the inputs themselves. Links are not followed, so nothing
-    outside `tree` changes. Whiteouts stay, since they hide files of the layers below.
-    """
-    for pattern in SCRUBBED:
-        for path in matches(tree, pattern):
-            _scrub(path, tree, kept)
-
-
-def _scrub(path: Path, tree: Path, kept: Collection[str]) -> None:
-    info = os.lstat(path)
-    if stat.S_ISDIR(info.st_mode):
-        for below in sorted(path.iterdir()):
-            _scrub(below, tree, kept)
-        if not any(path.iterdir()) and str(path.relative_to(tree)) not in kept:
-            path.rmdir()
-    elif _type(info) != WHITEOUT and str(path.relative_to(tree)) not in kept:
-        path.unlink()
-
-
-def clamp_times(tree: Path, epoch: int) -> None:
-    """Set the time of everything newer than `epoch` (seconds) to `epoch`."""
-    for path in [tree, *walk(tree)]:
-        if os.lstat(path).st_mtime > epoch:
-            os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
 def list_tree(tree: Path) -> Iterator[Entry]:
@@ -90,7 +31,7 @@ def list_tree(tree: Path) -> Iterator[Entry]:
         info = os.lstat(path)
         entry: Entry = {
             "path": "/" + str(path.relative_to(tree)),
-            "type": _type(info),
+            "type": type_of(info),
             "mode": stat.S_IMODE(info.st_mode),
             "uid": info.st_uid,
             "gid": info.st_gid,
@@ -148,7 +89,7 @@ def allocated_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def _type(info: os.stat_result) -> str:
+def type_of(info: os.stat_result) -> str:
     mode = info.st_mode
     if stat.S_ISREG(mode):
         return "file"

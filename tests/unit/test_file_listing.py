@@ -1,4 +1,4 @@
-"""A layer's tree in a temporary folder: cleaned, listed; listings merged as overlayfs does."""
+"""A layer's tree in a temporary folder, listed; listings merged as overlayfs does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from polydev.disk import file_sha256
-from polydev.image.tree import (
+from polydev.image.file_listing import (
     OPAQUE_XATTR,
-    clamp_times,
     list_tree,
     merge_listings,
     read_listing,
-    scrub,
     write_listing,
 )
+from polydev.image.reproducible import clamp_times
 
 EPOCH = 1_000_000_000
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes a device and a trusted attribute")
@@ -37,28 +36,6 @@ def entry(path: str, kind: str = "file", **more: Any) -> dict[str, Any]:
 
 def paths(*layers: list[dict[str, Any]]) -> list[str]:
     return [each["path"] for each in merge_listings(layers)]
-
-
-def test_scrub_removes_what_tells_of_moment_or_machine(tmp_path: Path) -> None:
-    kept = ["etc/passwd", "var/lib/dpkg/status", "var/log/journal/keep", "usr/lib/tmp/keep"]
-    gone = ["etc/passwd-", "run/lock/a", "tmp/.hidden", "var/lib/apt/lists/a", "var/log/dpkg.log"]
-    gone += ["var/log/wtmp", "var/lib/dpkg/status-old", "var/lib/systemd/random-seed"]
-    fill(tmp_path, *kept, *gone)
-    (tmp_path / "tmp/link").symlink_to("/etc")
-    scrub(tmp_path)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == set(kept)
-    assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_nothing_stays_newer_than_the_epoch(tmp_path: Path) -> None:
-    fill(tmp_path, "new", "old", "folder/new")
-    (tmp_path / "link").symlink_to("gone")
-    os.utime(tmp_path / "old", (5, 5))
-    clamp_times(tmp_path, EPOCH)
-    times = {path.name: os.lstat(path).st_mtime for path in [tmp_path, *tmp_path.rglob("*")]}
-    assert times.pop("old") == 5
-    assert set(times.values()) == {EPOCH}
 
 
 def test_listing_says_all_that_an_image_keeps_of_a_file(tmp_path: Path) -> None:
