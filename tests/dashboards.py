@@ -22,7 +22,7 @@ from tests.web import PATIENCE_MS
 
 
 @dataclass
-class Look:
+class DashboardPage:
     """A page that is open, and what its console said that is an error."""
 
     page: Page
@@ -45,12 +45,14 @@ class Look:
 
 
 @asynccontextmanager
-async def looking(browser: Browser, screens: Screens, **options: Any) -> AsyncIterator[Look]:
+async def dashboard_pages(
+    browser: Browser, screens: Screens, **options: Any
+) -> AsyncIterator[DashboardPage]:
     """A browser of its own, signed in as the operator; `options` are Playwright's."""
     context = await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     context.set_default_timeout(PATIENCE_MS)
     page = await context.new_page()
-    look = Look(page, f"http://{HOST}:{screens.port}")
+    look = DashboardPage(page, f"http://{HOST}:{screens.port}")
     page.on("console", lambda said: look.note(said.type, said.text))
     page.on("pageerror", lambda error: look.errors.append(str(error)))
     page.on("response", lambda answer: look.answers.append(answer))

@@ -186,7 +186,9 @@ def sqlite_url(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'controller.sqlite3'}"
 
 
-async def lock_awaited(connection: AsyncConnection, by: asyncio.Task[Any] | None = None) -> None:
+async def until_lock_awaited(
+    connection: AsyncConnection, by: asyncio.Task[Any] | None = None
+) -> None:
     """Wait until another connection waits for a lock, or the task that should has ended."""
     waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS

@@ -158,8 +158,8 @@ def environment(part: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def told(at: Path, part: dict[str, Any]) -> tuple[int, str]:
-    """The end and the words of a tool that is told to log in by requests."""
+def login_by_requests(at: Path, part: dict[str, Any]) -> tuple[int, str]:
+    """Log in with a tool that takes requests; return its status and output."""
     argv = ["/usr/sbin/chroot", str(at), *part["command"]]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(argv, env=environment(part), **pipes) as tool:
@@ -176,8 +176,8 @@ def told(at: Path, part: dict[str, Any]) -> tuple[int, str]:
     return 1, "it ended without an answer"
 
 
-def ran(at: Path, part: dict[str, Any]) -> tuple[int, str]:
-    """The end and the words of a command on a terminal of its own."""
+def command_result(at: Path, part: dict[str, Any]) -> tuple[int, str]:
+    """Run a command on its own terminal; return its status and output."""
     command = shlex.join(part["command"])
     argv = ["/usr/sbin/chroot", str(at), "script", "-qec", command, "/dev/null"]
     done = subprocess.run(
@@ -199,8 +199,8 @@ def main() -> None:
     subprocess.run(["sh", "-eu", "-c", MOUNTS, "mount", rootfs, at, folder], check=True)
     serve(folder)
     login, status = provider["login"], provider["status"]
-    ended, words = told(at, login) if login["requests"] else ran(at, login)
-    logged_in = ran(at, status)[0] if status else None
+    ended, words = login_by_requests(at, login) if login["requests"] else command_result(at, login)
+    logged_in = command_result(at, status)[0] if status else None
     json.dump({"login": ended, "words": words, "status": logged_in}, sys.stdout)
 
 

@@ -68,7 +68,7 @@ PIXELS = """selector => {
 Play = Callable[..., None]
 
 
-class Told:
+class PageErrors:
     """Errors of a page's console and of its requests; see `page_of`."""
 
     def __init__(self, expects_network_errors: bool) -> None:
@@ -107,7 +107,7 @@ async def page_of(
     given = {"viewport": {"width": 1280, "height": 800}, **context}
     made: BrowserContext = await browser.new_context(**given)
     made.set_default_timeout(PATIENCE_MS)
-    told = Told(expects_network_errors)
+    told = PageErrors(expects_network_errors)
     try:
         page = await made.new_page()
         told.watch(page)

@@ -22,7 +22,7 @@ ENOUGH_SECONDS = 100
 CLAIM = timedelta(seconds=60)
 
 
-def wanting(endpoint: str, *types: str, is_gone: bool = False) -> Subscription:
+def subscription_of(endpoint: str, *types: str, is_gone: bool = False) -> Subscription:
     """An endpoint for all types of events, unless some are named."""
     return Subscription(endpoint, types or EVENT_TYPES, is_gone)
 
@@ -60,7 +60,7 @@ async def states(store: Store, endpoint: str = "front") -> Counter[str]:
     return Counter(row["state"] for row in found if row["endpoint"] == endpoint)
 
 
-async def attempted(log: WebhookLog, attempts: int) -> Delivery:
+async def until_attempted(log: WebhookLog, attempts: int) -> Delivery:
     """Wait until the only delivery was attempted so often, and return it."""
 
     async def is_noted() -> bool:
@@ -82,6 +82,6 @@ async def deliveries(database: Database) -> list[Mapping[Any, Any]]:
     return await rows(database, tables.webhook_deliveries)
 
 
-async def told(database: Database) -> list[str]:
+async def event_types(database: Database) -> list[str]:
     """The types of all events, in their order."""
     return [row["type"] for row in await rows(database, tables.webhook_events)]

@@ -10,7 +10,7 @@ from playwright.async_api import CDPSession
 from polydev.controller.entities import now
 from tests.bench.conftest import Ratios
 from tests.browser import chromium, run_in_browser
-from tests.dashboards import day_of_samples, looking
+from tests.dashboards import dashboard_pages, day_of_samples
 from tests.relays import screens
 
 HOUR, DAY = timedelta(hours=1), timedelta(hours=24)
@@ -29,7 +29,7 @@ async def drawing_seconds(folder: Path, packed_assets: Path, span: timedelta) ->
     async with (
         screens(folder, packed_assets=packed_assets) as host,
         chromium() as browser,
-        looking(browser, host) as look,
+        dashboard_pages(browser, host) as look,
     ):
         end = now()
         for at, sample in day_of_samples(end):

@@ -42,12 +42,12 @@ async def slots_of(store: Store) -> dict[int, tuple[str, bool]]:
         return {row.number: (row.vm_ip, row.declared) for row in found}
 
 
-async def told(store: Store, session: Session) -> list[tuple[str, object]]:
+async def news_of(store: Store, session: Session) -> list[tuple[str, object]]:
     news = await store.sessions.news(session.id)
     return [(each.kind, each.data.get("state") or each.data.get("stage")) for each in news]
 
 
-async def both(store: Store, session: Session) -> tuple[Session, Vm]:
+async def session_and_vm(store: Store, session: Session) -> tuple[Session, Vm]:
     return await store.sessions.get(session.id), await store.vms.get(session.vm_id)
 
 
@@ -184,7 +184,7 @@ async def test_session_states_from_start_to_end(store_url: str) -> None:
         )
         assert made
         assert session.state == "vm_creating"
-        assert await both(store, session) == (
+        assert await session_and_vm(store, session) == (
             session,
             Vm(
                 session.vm_id,
@@ -201,20 +201,20 @@ async def test_session_states_from_start_to_end(store_url: str) -> None:
         for seconds, stage in ((2, "kernel"), (3, "init")):
             store.clock.pass_seconds(seconds)
             await store.vms.stage_reached(session.vm_id, stage)  # type: ignore[arg-type]
-        assert (await both(store, session))[0].state == "vm_starting"
+        assert (await session_and_vm(store, session))[0].state == "vm_starting"
         store.clock.pass_seconds(5)
         await store.vms.ready(session.vm_id)
-        now, vm = await both(store, session)
+        now, vm = await session_and_vm(store, session)
         assert (now.state, vm.state, vm.stage) == ("vm_created", "ready", "ready")
         assert vm.timings == {"kernel": 2.0, "init": 5.0, "ready": 10.0}
         assert now.expires_at == store.clock.at + timedelta(seconds=300)
         events: tuple[SessionEvent, ...] = ("oauth_started", "oauth_done", "complete")
         for event in events:
             now = await store.sessions.apply(session.id, event)
-        now, vm = await both(store, session)
+        now, vm = await session_and_vm(store, session)
         assert (now.state, now.ended_at, now.reason) == ("completed", store.clock.at, None)
         assert vm.state == "stopping"
-        assert await told(store, session) == [
+        assert await news_of(store, session) == [
             ("state", "vm_creating"),
             ("state", "vm_starting"),
             ("stage", "kernel"),
@@ -242,7 +242,7 @@ async def test_repeated_vm_steps_change_nothing(store_url: str) -> None:
             await store.vms.stage_reached(session.vm_id, "network")
             await store.vms.stage_reached(session.vm_id, "init")  # came late
             await store.vms.ready(session.vm_id)
-            steps.append((*await both(store, session), await told(store, session)))
+            steps.append((*await session_and_vm(store, session), await news_of(store, session)))
             store.clock.pass_seconds(10)
         assert steps[0] == steps[1]
         for _ in range(2):
@@ -251,12 +251,12 @@ async def test_repeated_vm_steps_change_nothing(store_url: str) -> None:
             await store.vms.launched(session.vm_id)
             await store.vms.ready(session.vm_id)
             await store.vms.stage_reached(session.vm_id, "kernel")
-            steps.append((*await both(store, session), await told(store, session)))
+            steps.append((*await session_and_vm(store, session), await news_of(store, session)))
             store.clock.pass_seconds(10)
         assert steps[2] == steps[3]
         for _ in range(2):
             await store.vms.released(session.vm_id)
-            steps.append((*await both(store, session), await told(store, session)))
+            steps.append((*await session_and_vm(store, session), await news_of(store, session)))
             store.clock.pass_seconds(10)
         assert steps[4] == steps[5]
         assert await store.vms.repair() == []
@@ -268,7 +268,7 @@ async def test_failed_vm_fails_its_session(store_url: str) -> None:
         session = await store.start(await store.new_user())
         await store.vms.launched(session.vm_id)
         await store.vms.fail(session.vm_id, "kernel panic", ["x.service"], "the end")
-        now, vm = await both(store, session)
+        now, vm = await session_and_vm(store, session)
         assert (now.state, now.reason, now.ended_at) == ("failed", "kernel panic", store.clock.at)
         assert (vm.state, vm.reason) == ("stopping", "kernel panic")
         assert (vm.failed_units, vm.serial_tail) == (("x.service",), "the end")
@@ -288,7 +288,7 @@ async def test_stopped_vm_ends_its_session(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start_ready(await store.new_user())
         await store.vms.stop(session.vm_id)
-        now, vm = await both(store, session)
+        now, vm = await session_and_vm(store, session)
         assert (now.state, now.reason) == ("failed", "its VM was ended")
         assert (vm.state, vm.reason) == ("stopping", None)
         await store.vms.released(session.vm_id)
@@ -682,7 +682,7 @@ async def test_repair_fixes_inconsistent_vms_and_sessions(store_url: str) -> Non
         done = await store.vms.repair()
         assert len(done) == 6
         assert await store.vms.repair() == []
-        now, vm = await both(store, gone)
+        now, vm = await session_and_vm(store, gone)
         assert (now.state, now.reason, vm.state) == (
             "failed",
             "its VM is gone: it died",
@@ -690,7 +690,7 @@ async def test_repair_fixes_inconsistent_vms_and_sessions(store_url: str) -> Non
         )
         assert (await store.vms.get(orphan.vm_id)).state == "stopping"
         assert (await store.vms.get(over.vm_id)).state == "stopping"
-        now, vm = await both(store, loose)
+        now, vm = await session_and_vm(store, loose)
         assert (now.state, vm.state) == ("failed", "failed")
         assert [vm.id for vm in await store.vms.held()] == [
             each.vm_id for each in (gone, orphan, over)

@@ -17,7 +17,7 @@ from polydev.controller.store.session_changes import change_session, change_vm, 
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots, take_slot
 from polydev.errors import CapacityError, SessionExpired, TooManySessions
-from tests.databases import lock_awaited
+from tests.databases import until_lock_awaited
 from tests.stores import DIGEST, NETWORK, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]
@@ -117,7 +117,7 @@ async def test_start_skips_slot_taken_by_uncommitted_transaction(store_url: str)
             taken = await take_slot(connection, DIGEST, first.clock.at)
             starting = asyncio.create_task(second.start(user))
             if connection.dialect.name == "postgresql":
-                await lock_awaited(connection)
+                await until_lock_awaited(connection)
         session = await starting
         slots = {vm.id: vm.slot for vm in await first.vms.held()}
         assert slots == {taken: 2, session.vm_id: 3}
@@ -191,7 +191,7 @@ async def test_changes_after_uncommitted_session_end_see_the_end(
             ended = await change_session(connection, session, "terminate", first.clock.at)
             coming = asyncio.create_task(late(second, session))
             if connection.dialect.name == "postgresql":
-                await lock_awaited(connection, coming)
+                await until_lock_awaited(connection, coming)
         await coming
         assert await first.sessions.get(session.id) == ended
 
@@ -208,7 +208,7 @@ async def test_steps_of_one_vm_are_serialized(store_url: str) -> None:
             await change_vm(connection, vm_id, stage="init", timings={"init": 2.0})
             coming = asyncio.create_task(second.vms.stage_reached(vm_id, "kernel"))
             if connection.dialect.name == "postgresql":
-                await lock_awaited(connection)
+                await until_lock_awaited(connection)
         await coming
         vm = await first.vms.get(vm_id)
         assert (vm.stage, set(vm.timings)) == ("init", {"init", "kernel"})
@@ -224,7 +224,7 @@ async def test_session_end_and_vm_failure_lock_in_same_order(store_url: str) -> 
             session = await locked_session(connection, session.id)
             dying = asyncio.create_task(second.vms.fail(session.vm_id, "it died"))
             if connection.dialect.name == "postgresql":
-                await lock_awaited(connection)
+                await until_lock_awaited(connection)
             ended = await change_session(connection, session, "terminate", first.clock.at)
         await dying
         assert await first.sessions.get(session.id) == ended
@@ -270,7 +270,7 @@ async def test_sync_slots_of_two_controllers_is_serialized(store_url: str) -> No
             coming = sync_slots(second.database, range(2, 6), NETWORK)
             seconds.append(asyncio.create_task(coming))
             if connection.dialect.name == "postgresql":
-                await lock_awaited(connection, seconds[0])
+                await until_lock_awaited(connection, seconds[0])
         return found
 
     async with AsyncExitStack() as stack:

@@ -20,7 +20,7 @@ from polydev.controller.host import processes, system_reader
 from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.status import NetworkCheck, NetworkHealth
 from tests.browser import chromium, run_in_browser
-from tests.dashboards import Look, fill, looking
+from tests.dashboards import DashboardPage, dashboard_pages, fill
 from tests.relays import Screens, screens
 from tests.unit.test_dashboard import SCRIPT, named_script
 from tests.web import PATIENCE_MS, violations
@@ -49,11 +49,11 @@ def well(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def opened_page(
     folder: Path, packed_assets: Path, **options: Any
-) -> AsyncIterator[tuple[Screens, Look]]:
+) -> AsyncIterator[tuple[Screens, DashboardPage]]:
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(screens(folder, SLOTS, packed_assets=packed_assets))
         browser = await stack.enter_async_context(chromium())
-        yield host, await stack.enter_async_context(looking(browser, host, **options))
+        yield host, await stack.enter_async_context(dashboard_pages(browser, host, **options))
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -190,7 +190,7 @@ def test_dashboard_recovers_after_controller_restart(tmp_path: Path, packed_asse
             host = await first.enter_async_context(
                 screens(tmp_path / "one", SLOTS, packed_assets=packed_assets)
             )
-            look = await stack.enter_async_context(looking(browser, host))
+            look = await stack.enter_async_context(dashboard_pages(browser, host))
             await look.go("/admin")
             await look.page.wait_for_selector("#part-processes table")
             await first.aclose()

@@ -14,7 +14,7 @@ from tests.vms import FakeVm
 IDLE_SECONDS = 60
 
 
-async def up(world: World) -> tuple[Session, FakeVm]:
+async def ready_vm(world: World) -> tuple[Session, FakeVm]:
     session = await world.start()
     await world.until_session(session, "vm_created")
     vm = await world.vm_of(session)
@@ -47,7 +47,7 @@ async def until_checked_again(fake: FakeVm) -> None:
 def test_idle_vm_is_paused_and_wakes_for_a_viewer(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             world.clock.pass_(IDLE_SECONDS - 1)
             await until_checked_again(fake)
             assert not fake.is_paused
@@ -73,7 +73,7 @@ def test_idle_vm_is_paused_and_wakes_for_a_viewer(tmp_path: Path) -> None:
 def test_viewer_keeps_vm_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             for _ in range(3):
                 world.clock.pass_(IDLE_SECONDS - 1)
                 await world.sessions.watched([session.id])
@@ -92,7 +92,7 @@ def test_viewer_keeps_vm_awake(tmp_path: Path) -> None:
 def test_login_keeps_vm_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             fake.login = login_reply("claude", "waiting")
             await world.sessions.set_login(session.id, "waiting")
             world.clock.pass_(2 * IDLE_SECONDS)
@@ -108,7 +108,7 @@ def test_login_keeps_vm_awake(tmp_path: Path) -> None:
 def test_vm_is_never_paused_if_pausing_is_off(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             world.clock.pass_(100 * IDLE_SECONDS)
             await until_checked_again(fake)
             assert not await world.news(session, "paused")
@@ -119,7 +119,7 @@ def test_vm_is_never_paused_if_pausing_is_off(tmp_path: Path) -> None:
 def test_vm_used_meanwhile_is_not_paused(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, _fake = await up(world)
+            session, _fake = await ready_vm(world)
         seen = await world.vm_of(session)
         await world.vms.used(seen.id)
         assert not await world.vms.pause(seen)
@@ -134,7 +134,7 @@ def test_refused_pause_leaves_vm_awake(tmp_path: Path) -> None:
             raise VmError("QEMU: no")
 
         async with world.driving():
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             pause, world.host.hypervisor.pause = world.host.hypervisor.pause, refuse  # type: ignore[method-assign]
             world.clock.pass_(IDLE_SECONDS)
             await world.until_news(session, "awake")
@@ -157,7 +157,7 @@ async def until_idle(world: World, fake: FakeVm) -> None:
 def test_paused_vm_that_dies_fails_with_reason(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             world.clock.pass_(IDLE_SECONDS)
             await until_paused(world, session)
             fake.die("oom-kill")
@@ -170,7 +170,7 @@ def test_paused_vm_that_dies_fails_with_reason(tmp_path: Path) -> None:
 def test_session_end_ends_paused_vm(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, _fake = await up(world)
+            session, _fake = await ready_vm(world)
             world.clock.pass_(IDLE_SECONDS)
             await until_paused(world, session)
             await world.sessions.apply(session.id, "terminate")
@@ -185,7 +185,7 @@ def test_next_driver_wakes_paused_vm(tmp_path: Path) -> None:
 
     async def scenario(world: World) -> None:
         async with world.driving():
-            session, fake = await up(world)
+            session, fake = await ready_vm(world)
             world.clock.pass_(IDLE_SECONDS)
             await until_paused(world, session)
         await world.vms.used(session.vm_id)

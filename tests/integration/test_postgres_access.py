@@ -20,7 +20,7 @@ from polydev.controller.store.backup import backup, restore
 from polydev.controller.store.postgres_access import exposed_to, known_tables
 from polydev.controller.store.session_changes import add_news, locked_session
 from polydev.controller.store.transactions import Database
-from tests.databases import PostgresServer, lock_awaited
+from tests.databases import PostgresServer, until_lock_awaited
 from tests.stores import opened, run_async
 
 pytest_plugins = ["tests.databases"]
@@ -226,7 +226,7 @@ async def test_restore_in_use_does_not_deadlock_with_open_transaction(
         async with store.database.writing() as connection:
             await locked_session(connection, session.id)
             restoring = asyncio.create_task(restore(supabase, tmp_path / "copy", in_use=True))
-            await lock_awaited(connection, restoring)
+            await until_lock_awaited(connection, restoring)
             # A process that waits for so long has looked for a deadlock, and will not look again.
             await asyncio.sleep(DEADLOCK_TIMEOUT_SECONDS)
             await add_news(connection, session.id, store.clock.at, "note", {})

@@ -288,7 +288,7 @@ def test_number_of_viewers_per_session_is_limited(run: Run) -> None:
         code, reason = await made.closing(session.id)
         assert (code, reason) == (1013, "this session has too many viewers already")
         await viewers[0].close()
-        await until(partial(figure_is, made, f"viewers {MOST_VIEWERS - 1}.0"), "a free place")
+        await until(partial(has_metric, made, f"viewers {MOST_VIEWERS - 1}.0"), "a free place")
         async with made.connect(session.id) as viewer:
             assert await viewer.recv() == RFB_GREETING
         for viewer in viewers:
@@ -297,7 +297,7 @@ def test_number_of_viewers_per_session_is_limited(run: Run) -> None:
     run(scenario)
 
 
-async def figure_is(made: Screens, line: str) -> bool:
+async def has_metric(made: Screens, line: str) -> bool:
     return f"polydev_relay_{line}" in made.services.metrics.text().decode()
 
 
@@ -568,7 +568,7 @@ def test_slow_viewer_applies_backpressure_to_the_vm(run: Run) -> None:
         session = await made.session(screen)
         before = psutil.Process().memory_info().rss
         async with raw_viewer(made, session.id) as viewer:
-            await until(partial(stands_still, lambda: offered), "an end of sending")
+            await until(partial(is_unchanged, lambda: offered), "an end of sending")
             assert offered < GIGABYTE // 4
             assert psutil.Process().memory_info().rss - before < SOME_BYTES
             taken = 0
@@ -583,7 +583,7 @@ def test_slow_viewer_applies_backpressure_to_the_vm(run: Run) -> None:
     run(scenario)
 
 
-async def stands_still(figure: Callable[[], int]) -> bool:
+async def is_unchanged(figure: Callable[[], int]) -> bool:
     before = figure()
     await asyncio.sleep(0.2)
     return figure() == before > 0
@@ -606,7 +606,7 @@ def test_slow_vm_applies_backpressure_to_the_viewer(run: Run) -> None:
         async with made.connect(session.id) as viewer:
             sending = asyncio.create_task(send_on(viewer))
             await vm.connected.wait()
-            await until(partial(stands_still, lambda: sent), "an end of sending")
+            await until(partial(is_unchanged, lambda: sent), "an end of sending")
             assert sent < 128 * MEBIBYTE
             assert psutil.Process().memory_info().rss - before < SOME_BYTES
             digest = hashlib.sha256()
@@ -695,7 +695,7 @@ def test_viewers_that_answer_pings_or_read_slowly_stay(run: Run) -> None:
     run(scenario)
 
 
-async def beat_at(made: Screens, session: Session, at: datetime) -> None:
+async def until_heartbeat(made: Screens, session: Session, at: datetime) -> None:
     """Wait for the session's heartbeat of that time."""
 
     async def look() -> bool:
@@ -704,7 +704,7 @@ async def beat_at(made: Screens, session: Session, at: datetime) -> None:
     await until(look, f"a heartbeat at {at}")
 
 
-def counted(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+def count_calls(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
     """Grows by one with each call of a method."""
     calls: list[object] = []
     method = getattr(owner, name)
@@ -751,11 +751,11 @@ class TestViewerHeartbeats:
             async with made.connect(used.id), made.connect(used.id, "operator") as other:
                 for _ in range(3):
                     clock.pass_(0.2)
-                    await beat_at(made, used, clock.at)
+                    await until_heartbeat(made, used, clock.at)
                 await other.close()
                 for _ in range(3):
                     clock.pass_(0.2)
-                    await beat_at(made, used, clock.at)
+                    await until_heartbeat(made, used, clock.at)
                 expired = await made.services.sessions.expire_due()
                 assert [each.id for each in expired] == [idle.id]
 
@@ -766,9 +766,9 @@ class TestViewerHeartbeats:
             session = await made.session()
             for _ in range(2):  # its process begins again
                 async with made.connect(session.id):
-                    await beat_at(made, session, clock.at)
+                    await until_heartbeat(made, session, clock.at)
                     clock.pass_(299)
-                await beat_at(made, session, clock.at)
+                await until_heartbeat(made, session, clock.at)
                 clock.pass_(299)
                 assert await made.services.sessions.expire_due() == []
             clock.pass_(1)
@@ -782,7 +782,7 @@ class TestViewerHeartbeats:
             session = await made.session()
             async with made.connect(session.id) as viewer:
                 clock.pass_(1.9)
-                await beat_at(made, session, clock.at)
+                await until_heartbeat(made, session, clock.at)
                 clock.pass_(0.1)
                 (expired,) = await made.services.sessions.expire_due()
                 assert expired.reason == "the session reached its maximum duration of 2 s"
@@ -811,12 +811,12 @@ class TestViewerHeartbeats:
             session = await made.session()
             came = clock.at
             async with raw_viewer(made, session.id) as viewer:
-                await beat_at(made, session, came)
+                await until_heartbeat(made, session, came)
                 clock.pass_(0.3)
                 assert await viewer.frame() == (BINARY, RFB_GREETING)
                 while (await viewer.frame())[0] != CLOSE:
                     pass
-            await until(partial(figure_is, made, "viewers 0.0"), "the viewer's end")
+            await until(partial(has_metric, made, "viewers 0.0"), "the viewer's end")
             (expired,) = await made.services.sessions.expire_due()
             assert expired.heartbeat_at == came
 
@@ -835,7 +835,7 @@ class TestViewerHeartbeats:
 
         async def scenario(made: Screens) -> None:
             session = await made.session(vm)
-            rounds = counted(monkeypatch, made.services.sessions, "live_of")
+            rounds = count_calls(monkeypatch, made.services.sessions, "live_of")
 
             async def is_idle() -> bool:
                 clock.pass_(0.001)
@@ -872,7 +872,7 @@ class TestViewerHeartbeats:
                     await asked.wait()
                     patch.undo()
                     clock.pass_(0.1)
-                    await beat_at(made, session, clock.at)
+                    await until_heartbeat(made, session, clock.at)
 
         play(tmp_path, scenario, **self.LIMITS)
 
@@ -957,12 +957,12 @@ def test_metrics_count_viewers_and_bytes(run: Run) -> None:
         session = await made.session()
         async with made.connect(session.id) as viewer:
             assert await viewer.recv() == RFB_GREETING
-            assert await figure_is(made, "viewers 1.0")
-            assert await figure_is(made, 'bytes_total{direction="to_viewer"} 12.0')
+            assert await has_metric(made, "viewers 1.0")
+            assert await has_metric(made, 'bytes_total{direction="to_viewer"} 12.0')
         closed = 'closings_total{cause="viewer-closed"} 1.0'
-        await until(partial(figure_is, made, closed), "the end of the viewer")
-        assert await figure_is(made, "viewers 0.0")
-        assert await figure_is(made, 'bytes_total{direction="to_viewer"} 12.0')
+        await until(partial(has_metric, made, closed), "the end of the viewer")
+        assert await has_metric(made, "viewers 0.0")
+        assert await has_metric(made, 'bytes_total{direction="to_viewer"} 12.0')
 
     run(scenario)
 

@@ -119,7 +119,7 @@ async def spectators_url(made: Screens, session_id: str) -> str:
 
 
 @dataclass
-class Looked:
+class SharedScreen:
     """A session whose owner and whose spectator are at its screen, which tells of each event."""
 
     screen: XScreen
@@ -143,9 +143,9 @@ class Looked:
 
 
 @asynccontextmanager
-async def looking(
+async def shared_screens(
     root: Path, *, owner_knows: Iterable[bytes] = (), spectator_knows: Iterable[bytes] = ()
-) -> AsyncIterator[Looked]:
+) -> AsyncIterator[SharedScreen]:
     """Both know raw pixels."""
     for name in ("host", "x"):
         (root / name).mkdir()
@@ -157,7 +157,9 @@ async def looking(
         owner = await stack.enter_async_context(made.connect(session.id))
         url = await spectators_url(made, session.id)
         spectator = await stack.enter_async_context(made.connect(session.id, None, uri=url))
-        at = Looked(screen, RfbClient(owner), RfbClient(spectator), partial(closing_of, spectator))
+        at = SharedScreen(
+            screen, RfbClient(owner), RfbClient(spectator), partial(closing_of, spectator)
+        )
         await at.owner.shake_hands(owner_knows)
         await at.spectator.shake_hands(spectator_knows)
         yield at
@@ -165,7 +167,7 @@ async def looking(
 
 def test_only_owner_keys_and_clicks_reach_the_vm(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with looking(tmp_path) as at:
+        async with shared_screens(tmp_path) as at:
             first = await at.until_heard()
             await at.spectator.send(key(KEY_Z), click(10, 10), key(KEY_Z))
             await at.spectator.updated()
@@ -183,7 +185,7 @@ def test_only_owner_keys_and_clicks_reach_the_vm(tmp_path: Path) -> None:
 
 def test_only_owner_can_resize_the_screen(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with looking(tmp_path, owner_knows=[EXTENDED_DESKTOP_SIZE]) as at:
+        async with shared_screens(tmp_path, owner_knows=[EXTENDED_DESKTOP_SIZE]) as at:
             await at.spectator.send(desktop_size(640, 480))
             await at.spectator.updated()
             assert f"{WIDTH}x{HEIGHT}" in await at.screen.run("xdpyinfo")
@@ -200,7 +202,7 @@ def test_only_owner_can_resize_the_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encodings", [(), (EXTENDED_CLIPBOARD,)], ids=["plain", "extended"])
 def test_clipboard_works_for_owner_only(tmp_path: Path, encodings: tuple[bytes, ...]) -> None:
     async def scenario() -> None:
-        async with looking(tmp_path, spectator_knows=encodings) as at:
+        async with shared_screens(tmp_path, spectator_knows=encodings) as at:
             await at.spectator.send(text_message(SECRET))
             await at.spectator.updated()
             await at.owner.send(text_message(PUBLIC))
@@ -215,7 +217,7 @@ def test_clipboard_works_for_owner_only(tmp_path: Path, encodings: tuple[bytes, 
 
 def test_spectator_with_unknown_message_is_closed(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with looking(tmp_path) as at:
+        async with shared_screens(tmp_path) as at:
             await at.spectator.send(b"\x4d", WANTS_UPDATE)
             reason = "a read-only viewer can only look: message 77 is unknown"
             assert await at.closing() == (POLICY_VIOLATION, reason)

@@ -200,7 +200,7 @@ def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
 
 def test_each_clone_has_the_identity_given_by_its_host(clones: list[Clone]) -> None:
     for number, clone in enumerate(clones):
-        health = wait_for("a VM that is well", partial(well, clone))
+        health = wait_for("a VM that is well", partial(ready_health, clone))
         assert (health["vm_id"], health["session_id"]) == (f"vm-{number}", f"session-{number}")
         assert health["boot_id"] == clone.receipt.boot_id
         names = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id"
@@ -210,7 +210,7 @@ def test_each_clone_has_the_identity_given_by_its_host(clones: list[Clone]) -> N
         assert clone.inside("getent hosts $(hostname)").split()[0] == "127.0.0.1"
 
 
-def well(clone: Clone) -> dict[str, object] | None:
+def ready_health(clone: Clone) -> dict[str, object] | None:
     """Return the health of a ready clone, or None: clones resumed together are slow at first."""
     status, health = agent_health(clone.machine.config.ports, 30)
     return health if status == 200 else None

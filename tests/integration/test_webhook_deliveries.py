@@ -30,7 +30,14 @@ from polydev.run import Process, spawn, wait_or_end
 from tests.certificates import make_tls
 from tests.loopback import Answer, Asked, served
 from tests.stores import Store, opened, run_async
-from tests.webhooks import ENOUGH_SECONDS, attempted, states, told, until, until_states
+from tests.webhooks import (
+    ENOUGH_SECONDS,
+    event_types,
+    states,
+    until,
+    until_attempted,
+    until_states,
+)
 
 pytest_plugins = ["tests.databases"]
 
@@ -77,7 +84,7 @@ async def test_session_events_are_delivered_signed(store_url: str) -> None:
                 await until(lambda: len(front.asked) == 2)
                 await store.sessions.apply(session.id, "terminate")
                 await until_states(store, delivered=3)
-            kinds = await told(store.database)
+            kinds = await event_types(store.database)
     assert {(each.method, each.target) for each in front.asked} == {("POST", "/hook?key=1")}
     assert {each.headers["Content-Type"] for each in front.asked} == {"application/json"}
     messages = [verified(each) for each in front.asked]
@@ -101,7 +108,7 @@ async def test_failed_delivery_is_retried_until_accepted(
                     (2, "it answered 302, a redirect, which is not followed: no database"),
                     (3, None),
                 ):
-                    found = await attempted(log, attempts)
+                    found = await until_attempted(log, attempts)
                     assert found.problem == problem
                     if found.due_at is not None:
                         pause = (found.due_at - store.clock()).total_seconds()
@@ -121,7 +128,7 @@ async def test_delivery_fails_after_last_attempt(store_url: str) -> None:
             log = WebhookLog(store.database, store.clock)
             async with sending(sender(store, front=front.url)):
                 for attempts in range(1, 11):
-                    found = await attempted(log, attempts)
+                    found = await until_attempted(log, attempts)
                     if found.due_at is not None:
                         pause = (found.due_at - store.clock()).total_seconds()
                         assert pause >= 20000, "as long as the receiver asked for"

@@ -12,7 +12,7 @@ from polydev.controller.store import tables
 from polydev.controller.store.session_changes import change_session, locked_session
 from polydev.controller.store.webhook_queue import GONE, UNKNOWN, WebhookQueue, write_event
 from tests.stores import opened, run_async
-from tests.webhooks import claim, deliveries, rows, told, wanting
+from tests.webhooks import claim, deliveries, event_types, rows, subscription_of
 
 pytest_plugins = ["tests.databases"]
 
@@ -28,7 +28,7 @@ async def test_session_changes_write_events_without_texts(
             await store.sessions.set_login(session.id, login)
         await store.sessions.apply(session.id, "oauth_done")
         await store.sessions.apply(session.id, "fail", "its tool said: password hunter2")
-        assert await told(store.database) == [
+        assert await event_types(store.database) == [
             *("session.created", "session.ready", "session.login_waiting"),
             *("session.authenticated", "session.failed"),
         ]
@@ -52,7 +52,7 @@ async def test_session_changes_write_events_without_texts(
 async def test_rolled_back_change_writes_no_event(store_url: str) -> None:
     async with opened(store_url) as store:
         session = await store.start(await store.new_user())
-        before = await told(store.database)
+        before = await event_types(store.database)
         with pytest.raises(RuntimeError):
             async with store.database.writing() as connection:
                 locked = await locked_session(connection, session.id)
@@ -61,7 +61,7 @@ async def test_rolled_back_change_writes_no_event(store_url: str) -> None:
         with pytest.raises(ValueError, match="may not carry token"):
             async with store.database.writing() as connection:
                 await write_event(connection, "credentials.ready", {"token": "x"}, store.clock())
-        assert await told(store.database) == before
+        assert await event_types(store.database) == before
 
 
 @run_async
@@ -70,7 +70,11 @@ async def test_event_is_queued_once_per_subscribed_endpoint(store_url: str) -> N
         webhooks = WebhookQueue(store.database, store.clock)
         for _ in range(2):
             await store.start_ready(await store.new_user())
-        both = [wanting("front"), wanting("audit", "session.ready"), wanting("deaf", "none")]
+        both = [
+            subscription_of("front"),
+            subscription_of("audit", "session.ready"),
+            subscription_of("deaf", "none"),
+        ]
         queued = await asyncio.gather(*(webhooks.queue(both, 100) for _ in range(4)))
         assert set().union(*queued) == {"front", "audit"}
         found = [(row["event_number"], row["endpoint"]) for row in await deliveries(store.database)]
@@ -81,8 +85,8 @@ async def test_event_is_queued_once_per_subscribed_endpoint(store_url: str) -> N
         assert await webhooks.queue(both, 100) == set()
         # Events without a subscriber are not kept.
         await store.start(await store.new_user())
-        assert await webhooks.queue([wanting("audit", "session.ready")], 100) == set()
-        assert len(await told(store.database)) == 4
+        assert await webhooks.queue([subscription_of("audit", "session.ready")], 100) == set()
+        assert len(await event_types(store.database)) == 4
 
 
 @run_async
@@ -90,7 +94,7 @@ async def test_claimed_delivery_belongs_to_one_sender_until_it_expires(store_url
     async with opened(store_url) as store:
         webhooks = WebhookQueue(store.database, store.clock)
         await store.start_ready(await store.new_user())
-        await webhooks.queue([wanting("front"), wanting("audit")], 100)
+        await webhooks.queue([subscription_of("front"), subscription_of("audit")], 100)
         taken = await asyncio.gather(*(claim(webhooks, store, limit=1) for _ in range(4)))
         first, second = (each for some in taken for each in some)
         assert first.id != second.id
@@ -128,7 +132,9 @@ async def test_delivery_queue_length_is_limited(store_url: str) -> None:
         webhooks = WebhookQueue(store.database, store.clock)
         for _ in range(2):
             await store.start_ready(await store.new_user())
-        await webhooks.queue([wanting("front"), wanting("audit"), wanting("old")], 3)
+        await webhooks.queue(
+            [subscription_of("front"), subscription_of("audit"), subscription_of("old")], 3
+        )
         by_endpoint = {
             name: [row for row in await deliveries(store.database) if row["endpoint"] == name]
             for name in ("front", "audit", "old")
@@ -140,7 +146,9 @@ async def test_delivery_queue_length_is_limited(store_url: str) -> None:
         assert await webhooks.gone() == {"audit": "0" * 64}
         assert await webhooks.fail_unknown(["front", "audit"]) == 3
         await store.start(await store.new_user())
-        await webhooks.queue([wanting("front"), wanting("audit", is_gone=True)], 100)
+        await webhooks.queue(
+            [subscription_of("front"), subscription_of("audit", is_gone=True)], 100
+        )
         problems = [row["problem"] for row in await deliveries(store.database)]
         assert (problems.count(GONE), problems.count(UNKNOWN)) == (4, 3)
         await webhooks.unmark_gone("audit")
@@ -152,11 +160,11 @@ async def test_prune_keeps_events_with_waiting_deliveries(store_url: str) -> Non
     async with opened(store_url) as store:
         webhooks = WebhookQueue(store.database, store.clock)
         await store.start_ready(await store.new_user())
-        await webhooks.queue([wanting("front")], 100)
+        await webhooks.queue([subscription_of("front")], 100)
         first, _ = await claim(webhooks, store)
         await webhooks.delivered(first, 200)
         old = store.clock()
         assert await webhooks.prune(old) == 0
         assert await webhooks.prune(old + timedelta(seconds=1)) == 1
         assert [row["state"] for row in await deliveries(store.database)] == ["waiting"]
-        assert len(await told(store.database)) == 1
+        assert len(await event_types(store.database)) == 1
