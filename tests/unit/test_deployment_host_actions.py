@@ -45,7 +45,7 @@ def warning(root: Path, on_host: str) -> str | None:
     return commit_warning(root, [before])
 
 
-def test_the_same_commit_and_descendants_are_as_they_should_be(checkout: Path) -> None:
+def test_no_warning_if_checkout_has_deployed_commit_or_descendant(checkout: Path) -> None:
     first = git(checkout, "rev-parse", "--short=8", "HEAD")
     assert warning(checkout, first) is None
     assert warning(checkout, f"{first}-dirty") is None
@@ -53,7 +53,7 @@ def test_the_same_commit_and_descendants_are_as_they_should_be(checkout: Path) -
     assert warning(checkout, first) is None
 
 
-def test_a_commit_of_another_branch_is_told(checkout: Path) -> None:
+def test_warns_of_a_commit_of_another_branch(checkout: Path) -> None:
     git(checkout, "checkout", "--quiet", "-b", "other")
     other = commit(checkout, "on the other branch")
     git(checkout, "checkout", "--quiet", "main")
@@ -63,11 +63,11 @@ def test_a_commit_of_another_branch_is_told(checkout: Path) -> None:
     assert "does not contain" in said
 
 
-def test_a_commit_that_nobody_here_knows_is_told(checkout: Path) -> None:
+def test_warns_of_an_unknown_commit(checkout: Path) -> None:
     assert "does not have" in str(warning(checkout, "0123abcd"))
 
 
-def test_a_host_without_a_commit_is_no_reason(checkout: Path) -> None:
+def test_no_warning_for_a_host_without_a_commit(checkout: Path) -> None:
     assert warning(checkout, "0000") is None
     assert warning(checkout, "") is None
     assert commit_warning(checkout, []) is None

@@ -19,7 +19,7 @@ from polydev.run import Completed, run
     "name",
     ["20250131_120000-abcd", "20250131_120000-0123456789abcdef", "20250131_120000-0000-dirty"],
 )
-def test_taken(name: str) -> None:
+def test_valid_ids_match(name: str) -> None:
     assert DEPLOYMENT_ID.fullmatch(name)
 
 
@@ -39,11 +39,11 @@ def test_taken(name: str) -> None:
         "20250131_120000-abcd\n",
     ],
 )
-def test_refused(name: str) -> None:
+def test_invalid_ids_do_not_match(name: str) -> None:
     assert not DEPLOYMENT_ID.fullmatch(name)
 
 
-def test_the_host_has_the_same_idea_of_it() -> None:
+def test_host_uses_the_same_pattern() -> None:
     assert DEPLOYMENT_ID.pattern == DEPLOYMENT_ID.pattern
 
 
@@ -57,7 +57,7 @@ def test_the_host_has_the_same_idea_of_it() -> None:
         ("", 128, "", "0000"),
     ],
 )
-def test_a_new_one_says_when_and_what(
+def test_new_id_contains_time_and_commit(
     monkeypatch: pytest.MonkeyPatch, head: str, status: int, changes: str, end: str
 ) -> None:
     def run(argv: list[object], **_: object) -> Completed:
@@ -93,7 +93,7 @@ class TestCheckout:
     def head(self, root: Path) -> str:
         return run(["git", "-C", root, "rev-parse", "--short=8", "HEAD"]).stdout.strip()
 
-    def test_its_commit_and_whether_it_has_changes(self, checkout: Path) -> None:
+    def test_commit_of_marks_uncommitted_changes_as_dirty(self, checkout: Path) -> None:
         head = self.head(checkout)
         assert commit_of(checkout) == head
         require_commit(checkout)
@@ -101,21 +101,21 @@ class TestCheckout:
         assert commit_of(checkout) == f"{head}-dirty"
 
     @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
-    def test_one_of_another_user_has_its_true_commit(self, checkout: Path) -> None:
+    def test_commit_of_a_checkout_owned_by_another_user(self, checkout: Path) -> None:
         head = self.head(checkout)
         (checkout / "file").write_text("2\n")
         for path in (checkout, *checkout.rglob("*")):
             os.chown(path, 12345, 12345)
         assert commit_of(checkout) == f"{head}-dirty"
 
-    def test_variables_of_another_repository_do_not_count(
+    def test_commit_of_ignores_git_dir_variable(
         self, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         head = self.head(checkout)
         monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
         assert commit_of(checkout) == head
 
-    def test_without_a_commit_of_its_own_it_is_refused(self, checkout: Path) -> None:
+    def test_checkout_without_a_commit_is_refused(self, checkout: Path) -> None:
         inside = checkout / "unpacked"
         inside.mkdir()
         empty = checkout.parent / "empty"

@@ -40,20 +40,22 @@ def test_a_free_lock_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (lock.now, lock.said) == (0, [])
 
 
-def test_a_held_lock_is_refused_at_once_unless_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_lock_is_refused_at_once_without_waiting_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lock = HeldLock(1)
     with pytest.raises(LockHeld):
         wait(monkeypatch, lock, 0)
     assert (lock.now, lock.said) == (0, [])
 
 
-def test_it_is_taken_when_it_becomes_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_taken_when_it_becomes_free(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = HeldLock(7)
     assert wait(monkeypatch, lock, 60) == "taken"
     assert lock.said == ["waiting up to 60 s: ben holds the deployment lock since 0"]
 
 
-def test_it_is_given_up_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_lock_ends_after_the_given_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = HeldLock(61)
     with pytest.raises(LockHeld):
         wait(monkeypatch, lock, 59)

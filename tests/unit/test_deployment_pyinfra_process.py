@@ -87,7 +87,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class TestGo:
-    def test_it_says_how_far_it_is_and_keeps_every_line(self) -> None:
+    def test_progress_is_reported_and_every_event_logged(self) -> None:
         events = [
             event("start", name="a"),
             event("log", text="x"),
@@ -104,7 +104,7 @@ class TestGo:
         assert change.done == ["a", "b"]
         assert [json.loads(line) for line in log.getvalue().splitlines()] == events
 
-    def test_an_operation_is_in_the_file_before_it_is_shown(self, tmp_path: Path) -> None:
+    def test_event_is_written_to_the_log_before_it_is_shown(self, tmp_path: Path) -> None:
         """An operator that is killed in the middle of it leaves its name."""
         started, file, seen = event("start", name="a"), tmp_path / "x.log", []
         process: Any = Told(started, event("done", changed=0))
@@ -113,7 +113,7 @@ class TestGo:
             change.go(lambda *_: seen.append(json.loads(file.read_text())))
         assert seen == [started]
 
-    def test_an_operation_that_fails_is_named_and_its_reason_raised(self) -> None:
+    def test_failed_operation_raises_its_reason(self) -> None:
         process = Told(
             event("end", name="a", ok=False),
             event("error", error="deploy", message="a: no room", hint="make some"),
@@ -126,19 +126,19 @@ class TestGo:
         assert said == []
         assert len(log.getvalue().splitlines()) == 2
 
-    def test_however_it_ends_nothing_goes_on_behind_its_back(self) -> None:
+    def test_process_group_is_ended_after_success_or_failure(self) -> None:
         for process in (Told(event("done", changed=0)), Told(event("error", message="no")), Told()):
             change, _, _ = applied(process)
             with suppress(DeployError):
                 change.go(lambda text, fraction: None)
             assert process.is_group_ended
 
-    def test_a_process_that_ends_without_a_word_is_a_failure(self) -> None:
+    def test_process_that_ends_without_done_event_is_a_failure(self) -> None:
         change, _, _ = applied(Told(event("start", name="a")), "a")
         with pytest.raises(DeployError, match="ended without"):
             change.go(lambda text, fraction: None)
 
-    def test_a_line_that_is_no_event_is_passed_over_and_logged(
+    def test_line_that_is_not_an_event_is_logged_and_skipped(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING)
@@ -155,7 +155,9 @@ class TestGo:
             ("command", DeployError),
         ],
     )
-    def test_an_error_is_of_its_kind(self, code: str, kind: type[Exception]) -> None:
+    def test_error_event_raises_the_class_of_its_code(
+        self, code: str, kind: type[Exception]
+    ) -> None:
         change, _, _ = applied(Told(event("error", error=code, message="no")))
         with pytest.raises(kind) as failure:
             change.go(lambda text, fraction: None)
@@ -172,7 +174,7 @@ class TestPlanned:
         ],
     )
 
-    def test_what_would_change(self, running: Any) -> None:
+    def test_plan_lists_operations_and_passes_options_to_pyinfra(self, running: Any) -> None:
         process = running(Told(event("log", text="x"), self.PLAN))
         log = io.StringIO()
         with planned(PROJECT, "x", {"slots": 3}, log, plan_only=True) as change:
@@ -187,12 +189,12 @@ class TestPlanned:
         assert words[words.index("--host") + 1] == "x"
         assert words[-1] == "--plan"
 
-    def test_one_that_is_to_be_applied_is_not_only_planned(self, running: Any) -> None:
+    def test_apply_runs_pyinfra_without_plan_option(self, running: Any) -> None:
         process = running(Told(self.PLAN))
         with planned(PROJECT, "x", {}, io.StringIO(), plan_only=False):
             assert "--plan" not in process.argv
 
-    def test_silence_ends_with_its_last_words(self, running: Any) -> None:
+    def test_process_without_an_answer_raises_its_last_stderr_lines(self, running: Any) -> None:
         running(Told(stderr="\n".join(f"line {number}" for number in range(9))))
         with (
             pytest.raises(DeployError, match=r"without an answer\W+line 4(.|\n)*line 8$"),
@@ -212,7 +214,7 @@ warn(); say(event="done", changed=1)
 """
 
 
-def test_a_deployment_is_not_held_up_by_its_warnings(
+def test_long_stderr_does_not_block_the_deployment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A real process that writes far more to its standard error than a pipe holds."""
@@ -232,7 +234,7 @@ class TestDescribe:
         "controller": "127.0.0.1:4000",
     }
 
-    def test_each_host(self, running: Any) -> None:
+    def test_describe_returns_each_host(self, running: Any) -> None:
         process = running(Told(event("hosts", hosts=[self.HOST])))
         (found,) = describe(PROJECT)
         assert (found.name, found.deadman_seconds) == ("browsers", 90)
@@ -241,26 +243,26 @@ class TestDescribe:
         assert (found.target.destination, found.target.port) == ("deploy@198.51.100.2", 2222)
         assert "--host" not in process.argv
 
-    def test_an_inventory_without_hosts_is_a_mistake(self, running: Any) -> None:
+    def test_inventory_without_hosts_is_refused(self, running: Any) -> None:
         running(Told(event("hosts", hosts=[])))
         with pytest.raises(ConfigError, match="has no hosts") as failure:
             describe(PROJECT)
         assert "lab.up" in str(failure.value.hint)
 
-    def test_what_is_wrong_in_it(self, running: Any) -> None:
+    def test_inventory_error_is_raised_as_config_error(self, running: Any) -> None:
         running(Told(event("error", error="config", message="slots: no", hint="h")))
         with pytest.raises(ConfigError, match="slots: no"):
             describe(PROJECT)
 
 
 class TestToolError:
-    def test_the_tools_own_words_with_the_host_before_them(self) -> None:
+    def test_json_error_keeps_message_and_hint_with_the_host_name(self) -> None:
         said = json.dumps({"error": "backup-damaged", "message": "no", "hint": "other"})
         error = tool_error("browsers", "polydev-host restore", f"first\n{said}\n", "noise")
         assert type(error) is HostRefused
         assert (error.message, error.hint) == ("browsers: no", "other")
 
-    def test_a_lock_that_is_held_is_a_kind_of_its_own(self) -> None:
+    def test_lock_held_error_becomes_lock_held(self) -> None:
         said = json.dumps({"error": "lock-held", "message": "ada has it", "hint": "./inv unlock"})
         assert type(tool_error("browsers", "lock", said, "")) is LockHeld
 
@@ -275,7 +277,7 @@ class TestToolError:
             ("{broken", "why", "why"),
         ],
     )
-    def test_what_is_no_answer_of_it_is_told_as_it_is(
+    def test_output_that_is_not_json_is_quoted_in_the_error(
         self, stdout: str, stderr: str, words: str
     ) -> None:
         error = tool_error("browsers", "mkdir -p /x", stdout, stderr)

@@ -118,14 +118,16 @@ def ids(made: History) -> list[str]:
 
 
 class TestCurrentState:
-    def test_nothing_before_the_first(self) -> None:
+    def test_no_state_without_records(self) -> None:
         assert current_state([]) is None
 
-    def test_the_last_that_succeeded(self, three: History) -> None:
+    def test_state_is_the_last_succeeded_deployment(self, three: History) -> None:
         assert current_state(three.records) == ids(three)[2]
 
     @pytest.mark.parametrize("status", ["running", "failed", "rolled-back", "interrupted"])
-    def test_what_was_undone_does_not_count(self, three: History, status: Status) -> None:
+    def test_unsuccessful_deployments_do_not_change_the_state(
+        self, three: History, status: Status
+    ) -> None:
         three.undone(status)
         assert current_state(three.records) == ids(three)[2]
 
@@ -133,31 +135,31 @@ class TestCurrentState:
         three.deploy_nothing()
         assert current_state(three.records) == ids(three)[2]
 
-    def test_a_backup_by_hand_keeps_the_state(self, three: History) -> None:
+    def test_a_manual_backup_keeps_the_state(self, three: History) -> None:
         three.back_up()
         assert current_state(three.records) == ids(three)[2]
 
-    def test_after_a_rollback_it_is_the_one_gone_back_to(self, three: History) -> None:
+    def test_state_after_a_rollback_is_its_target(self, three: History) -> None:
         three.rollback()
         assert current_state(three.records) == ids(three)[1]
 
-    def test_unknown_where_the_way_back_failed(self, three: History) -> None:
+    def test_state_is_unknown_after_a_failed_restore(self, three: History) -> None:
         three.broken()
         assert current_state(three.records) is None
 
 
 class TestBackup:
-    def test_the_newest_of_a_state(self, three: History) -> None:
+    def test_newest_backup_of_a_state_is_returned(self, three: History) -> None:
         three.back_up()
         newest = three.back_up()
         assert backup_of(ids(three)[2], three.records) == newest
         assert backup_of(ids(three)[0], three.records) == ids(three)[1]
 
-    def test_one_that_was_not_made_is_none(self, three: History) -> None:
+    def test_no_backup_if_the_deployment_made_none(self, three: History) -> None:
         three.refused()
         assert backup_of(ids(three)[2], three.records) is None
 
-    def test_what_a_failed_way_back_left_is_of_no_state(self, three: History) -> None:
+    def test_backup_made_after_a_failed_restore_belongs_to_no_state(self, three: History) -> None:
         three.broken()
         after = three.deploy()
         assert backup_of(ids(three)[2], three.records) == ids(three)[3]
@@ -165,70 +167,74 @@ class TestBackup:
 
 
 class TestRollback:
-    def test_goes_to_what_the_last_deployment_found(self, three: History) -> None:
+    def test_rollback_goes_to_the_state_before_the_last_deployment(self, three: History) -> None:
         assert rollback_state(three.records, None) == ids(three)[1]
 
-    def test_twice_goes_back_twice(self, three: History) -> None:
+    def test_second_rollback_goes_one_state_further_back(self, three: History) -> None:
         three.rollback()
         assert rollback_state(three.records, None) == ids(three)[0]
 
-    def test_what_was_rolled_back_from_is_not_where_the_next_one_goes(self, three: History) -> None:
+    def test_rollback_skips_a_state_that_was_rolled_back_from(self, three: History) -> None:
         three.rollback()
         three.deploy()
         assert rollback_state(three.records, None) == ids(three)[1]
 
-    def test_forward_again_by_name(self, three: History) -> None:
+    def test_named_rollback_can_go_forward_again(self, three: History) -> None:
         three.rollback()
         assert rollback_state(three.records, ids(three)[2]) == ids(three)[2]
 
-    def test_failures_and_empty_deployments_in_between_are_passed_over(self) -> None:
+    def test_rollback_skips_failed_and_empty_deployments(self) -> None:
         made = history(
             "deploy", "deploy", "undone", "refused", "deploy_nothing", "deploy", "undone"
         )
         assert rollback_state(made.records, None) == ids(made)[1]
 
-    def test_after_a_failed_way_back_to_what_was_before_it(self, three: History) -> None:
+    def test_rollback_after_a_failed_restore_goes_to_the_state_before(self, three: History) -> None:
         three.broken()
         assert rollback_state(three.records, None) == ids(three)[2]
 
     @pytest.mark.parametrize("steps", [(), ("deploy",), ("undone",), ("deploy", "undone")])
-    def test_refused_where_there_is_nothing(self, steps: tuple[str, ...]) -> None:
+    def test_rollback_without_an_earlier_state_is_refused(self, steps: tuple[str, ...]) -> None:
         with pytest.raises(DeployError, match="nothing to roll back to"):
             rollback_state(history(*steps).records, None)
 
     @pytest.mark.parametrize("status", ["running", "failed", "rolled-back", "interrupted"])
-    def test_one_that_did_not_succeed_is_refused(self, three: History, status: Status) -> None:
+    def test_rollback_to_an_unsuccessful_deployment_is_refused(
+        self, three: History, status: Status
+    ) -> None:
         name = three.undone(status)
         with pytest.raises(DeployError, match=f"is {status}: only a deployment that succ") as told:
             rollback_state(three.records, name)
         assert ids(three)[1] in str(told.value.hint)
 
-    def test_a_backup_or_a_rollback_is_no_deployment(self, three: History) -> None:
+    def test_rollback_to_a_backup_or_rollback_record_is_refused(self, three: History) -> None:
         for name in (three.back_up(), three.rollback()):
             with pytest.raises(DeployError, match="only a deployment"):
                 rollback_state(three.records, name)
 
-    def test_the_state_that_the_host_has_is_refused(self, three: History) -> None:
+    def test_rollback_to_the_current_state_is_refused(self, three: History) -> None:
         with pytest.raises(DeployError, match="already"):
             rollback_state(three.records, ids(three)[2])
 
-    def test_an_empty_deployment_stands_for_the_state_it_found(self, three: History) -> None:
+    def test_rollback_to_an_empty_deployment_goes_to_the_state_it_found(
+        self, three: History
+    ) -> None:
         empty = three.deploy_nothing()
         three.deploy()
         assert rollback_state(three.records, empty) == ids(three)[2]
 
-    def test_one_without_a_backup_is_refused(self, three: History) -> None:
+    def test_rollback_to_a_state_without_a_backup_is_refused(self, three: History) -> None:
         lost = [*three.records[:1], three.records[1].model_copy(update={"backup": False})]
         with pytest.raises(DeployError, match="no backup of the state") as told:
             rollback_state([*lost, three.records[2]], ids(three)[0])
         assert ids(three)[1] in str(told.value.hint)
 
-    def test_an_unknown_one_is_refused_with_those_that_are_known(self, three: History) -> None:
+    def test_unknown_id_is_refused_with_a_list_of_valid_ids(self, three: History) -> None:
         with pytest.raises(DeployError, match="no deployment x") as told:
             rollback_state(three.records, "x")
         assert told.value.hint == f"use one of: {ids(three)[1]}, {ids(three)[0]}"
 
-    def test_the_beginning_of_an_id_is_enough(self, three: History) -> None:
+    def test_id_can_be_abbreviated_if_unambiguous(self, three: History) -> None:
         first, second, third = (record.id for record in three.records)
         assert rollback_state(three.records, first[:-1]) == first
         # Of several, those that cannot be gone back to are no choice.
@@ -240,7 +246,7 @@ class TestRollback:
             rollback_state(three.records, third)
         assert rollback_state(three.records, second) == second
 
-    def test_where_one_is_damaged_the_one_before_it_is_offered(self, three: History) -> None:
+    def test_next_state_is_the_older_one(self, three: History) -> None:
         assert next_state(three.records, ids(three)[1]) == ids(three)[0]
         assert next_state(three.records, ids(three)[0]) is None
 
@@ -248,16 +254,14 @@ class TestRollback:
 steps_taken = st.lists(st.sampled_from(STEPS), max_size=14)
 
 
-class TestWhateverHappened:
+class TestRandomHistories:
     @given(steps_taken)
-    def test_the_state_is_the_one_that_the_host_has(self, steps: list[str]) -> None:
+    def test_current_state_matches_the_host(self, steps: list[str]) -> None:
         made = history(*steps)
         assert current_state(made.records) == made.is_in
 
     @given(steps_taken)
-    def test_only_succeeded_deployments_with_a_true_backup_are_offered(
-        self, steps: list[str]
-    ) -> None:
+    def test_states_are_succeeded_deployments_with_a_correct_backup(self, steps: list[str]) -> None:
         made = history(*steps)
         by_id = {record.id: record for record in made.records}
         for state in states(made.records):
@@ -269,7 +273,7 @@ class TestWhateverHappened:
             assert made.saw[backup] == state
 
     @given(steps_taken)
-    def test_the_default_is_one_of_those_offered(self, steps: list[str]) -> None:
+    def test_default_rollback_state_is_among_states(self, steps: list[str]) -> None:
         made = history(*steps)
         try:
             chosen = rollback_state(made.records, None)
@@ -278,7 +282,7 @@ class TestWhateverHappened:
         assert chosen in states(made.records)
 
     @given(steps_taken, st.randoms(use_true_random=False))
-    def test_the_order_of_the_files_is_nothing(
+    def test_order_of_records_does_not_matter(
         self, steps: list[str], shuffle: random.Random
     ) -> None:
         made = history(*steps)
@@ -289,7 +293,7 @@ class TestWhateverHappened:
         assert current_state(mixed) == current_state(made.records)
 
     @given(steps_taken)
-    def test_a_record_comes_back_from_its_json(self, steps: list[str]) -> None:
+    def test_record_survives_a_json_round_trip(self, steps: list[str]) -> None:
         for record in history(*steps).records:
             document = record.model_dump(mode="json", by_alias=True)
             assert "startedAt" in document
@@ -301,7 +305,7 @@ def running(name: str, reason: str | None = None) -> Record:
 
 
 class TestInterrupted:
-    def test_one_that_does_not_hold_the_lock(self) -> None:
+    def test_running_record_without_the_lock_becomes_interrupted(self) -> None:
         records = [running("20250131_120000-aaaa"), running("20250131_110000-bbbb", "why")]
         found = interrupted_without({"20250131_120000-aaaa"}, records, "its operator died")
         assert [each.status for each in found] == ["running", "interrupted"]
@@ -310,11 +314,11 @@ class TestInterrupted:
         assert [each.reason for each in found] == ["its operator died", "why"]
         assert records[0].status == "running"
 
-    def test_what_has_ended_stays(self, three: History) -> None:
+    def test_ended_records_stay_unchanged(self, three: History) -> None:
         assert interrupted_without((), three.records, "no") == three.records
 
 
-def test_an_exact_id_is_that_one_and_no_other() -> None:
+def test_exact_id_wins_over_a_longer_id_with_the_same_beginning() -> None:
     records = [running("20250131_120000-aaaa"), running("20250131_120000-aaaa-dirty")]
     assert one_named(records, "20250131_120000-aaaa").id == "20250131_120000-aaaa"
     assert one_named(records, "20250131_120000-aaaa-").id == "20250131_120000-aaaa-dirty"

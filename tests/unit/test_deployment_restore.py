@@ -149,7 +149,7 @@ class NeverThere(ToolConnection):
         raise Unreachable("no route")
 
 
-def test_it_is_started_once_and_its_answer_comes_back(host: Host) -> None:
+def test_restore_starts_once_and_returns_its_result(host: Host) -> None:
     found = Operator(ToolConnection(host)).restore()
     assert found["id"] == FIRST
     assert found["database"] == "replaced"
@@ -157,7 +157,7 @@ def test_it_is_started_once_and_its_answer_comes_back(host: Host) -> None:
     assert host.restore()["changes"] == 0
 
 
-def test_a_slow_one_is_awaited_and_each_step_is_told(host: Host, slow: threading.Event) -> None:
+def test_slow_restore_is_awaited_and_reports_each_step(host: Host, slow: threading.Event) -> None:
     operator = Told(ToolConnection(host), "database", slow.set)
     assert operator.restore()["changes"]
     assert "database" in operator.told
@@ -169,9 +169,7 @@ def test_a_slow_one_is_awaited_and_each_step_is_told(host: Host, slow: threading
 
 
 @pytest.mark.parametrize(("asks", "starts"), [(3, 0), (0, 1), (2, 1)])
-def test_a_lost_connection_is_made_again_and_starts_nothing_twice(
-    host: Host, asks: int, starts: int
-) -> None:
+def test_reconnecting_does_not_start_the_restore_twice(host: Host, asks: int, starts: int) -> None:
     connection = Lossy(host, asks=asks, starts=starts)
     operator = Operator(connection)
     found = operator.restore()
@@ -182,7 +180,9 @@ def test_a_lost_connection_is_made_again_and_starts_nothing_twice(
     assert operator.locks > asks + starts, "the host must be ours after each loss"
 
 
-def test_a_host_that_stays_away_goes_on_by_itself(host: Host, slow: threading.Event) -> None:
+def test_restore_continues_on_the_host_if_the_connection_stays_lost(
+    host: Host, slow: threading.Event
+) -> None:
     operator = Operator(Away(host), patience_seconds=0)
     with pytest.raises(RestoreGoesOn, match="continues the restore") as lost:
         operator.restore()
@@ -194,14 +194,14 @@ def test_a_host_that_stays_away_goes_on_by_itself(host: Host, slow: threading.Ev
     assert len(host.systemd.started) == 1
 
 
-def test_a_host_that_was_never_reached_is_said_to_be_just_that(host: Host) -> None:
+def test_host_never_reached_raises_unreachable(host: Host) -> None:
     with pytest.raises(Unreachable) as lost:
         Operator(NeverThere(host), patience_seconds=0).restore()
     assert type(lost.value) is Unreachable
     assert not host.systemd.started
 
 
-def test_one_that_breaks_off_is_started_again_and_ends(host: Host) -> None:
+def test_interrupted_restore_is_started_again(host: Host) -> None:
     def start(unit: str, argv: Sequence[str]) -> None:
         if len(host.systemd.started) < operator_restore.MOST_STARTS:
             host.systemd.active.pop(unit)  # killed before its first step
@@ -213,27 +213,29 @@ def test_one_that_breaks_off_is_started_again_and_ends(host: Host) -> None:
     assert len(host.systemd.started) == operator_restore.MOST_STARTS
 
 
-def test_one_that_always_breaks_off_is_given_up(host: Host) -> None:
+def test_restore_fails_after_three_interruptions(host: Host) -> None:
     host.systemd.starts = lambda unit, argv: host.systemd.active.pop(unit)
     with pytest.raises(DeployError, match="was interrupted 3 times") as failure:
         Operator(ToolConnection(host)).restore()
     assert f"journalctl -u {JOB.unit}" in str(failure.value.hint)
 
 
-def test_a_failure_says_the_hosts_reason(host: Host) -> None:
+def test_restore_failure_has_the_reason_of_the_host(host: Host) -> None:
     (host.paths.backups / FIRST / "database").write_bytes(b"flipped")
     with pytest.raises(HostRefused, match="is damaged") as refused:
         Operator(ToolConnection(host)).restore()
     assert refused.value.hint
 
 
-def test_an_unforeseen_failure_ends_it_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_exception_on_the_host_ends_the_restore(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(restore, "read_backup", lambda *_: 1 // 0)
     with pytest.raises(HostRefused, match="ZeroDivisionError"):
         Operator(ToolConnection(host)).restore()
 
 
-def test_an_older_host_tool_in_its_place_is_asked_nothing(host: Host) -> None:
+def test_restored_older_host_tool_is_not_called(host: Host) -> None:
     """The restored tool may be of an earlier version, which knows no such verb."""
 
     class OlderTool(ToolConnection):
@@ -252,14 +254,14 @@ def test_an_older_host_tool_in_its_place_is_asked_nothing(host: Host) -> None:
     assert operator.restore()["changes"]
 
 
-def test_another_deployments_restore_is_another_one(host: Host) -> None:
+def test_each_deployment_has_its_own_restore_job(host: Host) -> None:
     Operator(ToolConnection(host)).restore()
     again = Operator(ToolConnection(host)).restore(RestoreJob(NEW, FIRST))
     assert again["changes"] == 0
     assert len(host.systemd.started) == 2
 
 
-def test_the_states_of_restores_stay_as_long_as_their_backups(host: Host) -> None:
+def test_restore_state_is_removed_with_its_backup(host: Host) -> None:
     Operator(ToolConnection(host)).restore()
     host.backup(SECOND)
     (host.paths.backups / FIRST).rename(host.root / "gone")
@@ -277,7 +279,7 @@ def test_the_states_of_restores_stay_as_long_as_their_backups(host: Host) -> Non
         ("failed", '{"state": "failed", "error": {}}', "failed"),
     ],
 )
-def test_how_far_it_is_by_unit_and_file(
+def test_restore_state_is_read_from_unit_and_file(
     monkeypatch: pytest.MonkeyPatch, active: str, text: str, expected: str | None
 ) -> None:
     connection = HostConnection(SshTarget("browsers", "browsers"))
@@ -287,7 +289,7 @@ def test_how_far_it_is_by_unit_and_file(
     connection.close()
 
 
-def test_a_command_that_takes_too_long_is_no_lost_connection(
+def test_command_timeout_is_not_reported_as_unreachable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(argv: list[str], **_: object) -> Completed:

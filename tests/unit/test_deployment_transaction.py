@@ -343,7 +343,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 class TestSuccess:
-    def test_everything_in_its_order(self, make: Make) -> None:
+    def test_steps_of_a_deployment_run_in_order(self, make: Make) -> None:
         bench = make()
         record = bench.run(bench.make_new)
         in_order(
@@ -359,7 +359,7 @@ class TestSuccess:
         assert kept.finished_at
         assert kept.gate == {"ok": True, "checks": [check("units", True)]}
 
-    def test_a_backup_is_known_before_anything_changes(self, make: Make) -> None:
+    def test_backup_is_recorded_before_the_change(self, make: Make) -> None:
         bench = make()
 
         def change() -> None:
@@ -369,22 +369,22 @@ class TestSuccess:
 
         bench.run(change)
 
-    def test_without_changes_there_is_a_gate_and_no_backup(self, make: Make) -> None:
+    def test_no_changes_means_health_gate_but_no_backup(self, make: Make) -> None:
         bench = make()
         record = bench.run(None)
         assert not [call for call in bench.host.calls if "backup" in call or "prune" in call]
         assert "health" in bench.host.calls
         assert (record.status, record.state) == ("succeeded", FIRST)
 
-    def test_a_host_that_is_set_up_is_not_asked_for_its_health(self, make: Make) -> None:
+    def test_gate_is_skipped_on_request(self, make: Make) -> None:
         bench = make(SickHost)
         assert bench.run(bench.make_new, gate=False).status == "succeeded"
 
-    def test_what_is_kept_too_long_is_no_failure(self, make: Make) -> None:
+    def test_failed_pruning_does_not_fail_the_deployment(self, make: Make) -> None:
         bench = make(UntidyHost)
         assert bench.run(bench.make_new).status == "succeeded"
 
-    def test_a_backup_by_hand_changes_no_state(self, make: Make) -> None:
+    def test_manual_backup_keeps_the_state(self, make: Make) -> None:
         bench = make(record_kind="backup")
         record = bench.run(lambda: None, gate=False)
         assert (record.state, record.previous, record.backup) == (FIRST, FIRST, True)
@@ -397,7 +397,7 @@ class TestFailure:
         assert bench.host.calls[-1] == "unlock"
         return failure.value
 
-    def test_an_operation_that_fails_is_undone(self, make: Make) -> None:
+    def test_failed_operation_is_rolled_back(self, make: Make) -> None:
         bench = make()
         error = self.raised(bench, bench.fail)
         assert type(error) is DeployError
@@ -413,7 +413,7 @@ class TestFailure:
         assert kept.undone["gate"]["ok"]
         assert kept.gate is None
 
-    def test_its_order(self, make: Make) -> None:
+    def test_steps_of_an_undo_run_in_order(self, make: Make) -> None:
         bench = make()
         self.raised(bench, bench.fail)
         in_order(
@@ -422,7 +422,7 @@ class TestFailure:
             *("record write rolled-back", "unlock"),
         )
 
-    def test_what_the_gate_refuses_is_undone_and_the_gate_asked_again(self, make: Make) -> None:
+    def test_failed_gate_rolls_back_and_runs_the_gate_again(self, make: Make) -> None:
         bench = make(SickAfterChange)
         error = self.raised(bench)
         assert isinstance(error, HealthGateFailed)
@@ -436,7 +436,7 @@ class TestFailure:
         assert kept.undone
         assert kept.undone["gate"]["ok"]
 
-    def test_a_host_that_stays_sick_is_said_to_be(self, make: Make) -> None:
+    def test_unhealthy_host_after_restore_raises_rollback_failed(self, make: Make) -> None:
         bench = make(SickHost)
         error = self.raised(bench)
         assert isinstance(error, RollbackFailed)
@@ -447,14 +447,14 @@ class TestFailure:
         assert kept.undone
         assert "controller" in kept.undone["failed"]
 
-    def test_a_gate_that_fails_without_changes_changes_nothing(self, make: Make) -> None:
+    def test_failed_gate_without_changes_restores_nothing(self, make: Make) -> None:
         bench = make(SickHost)
         with pytest.raises(HealthGateFailed, match="nothing changed"):
             bench.run(None)
         assert bench.host.record().status == "failed"
         assert not [call for call in bench.host.calls if call.startswith("restore-job")]
 
-    def test_without_a_backup_nothing_begins(self, make: Make) -> None:
+    def test_failed_backup_prevents_the_change(self, make: Make) -> None:
         bench = make(FullHost)
         error = self.raised(bench)
         assert isinstance(error, HostRefused)
@@ -464,7 +464,7 @@ class TestFailure:
         kept = bench.host.record()
         assert (kept.status, kept.backup, kept.state) == ("failed", False, FIRST)
 
-    def test_a_backup_that_was_damaged_meanwhile(self, make: Make) -> None:
+    def test_damaged_backup_raises_rollback_failed(self, make: Make) -> None:
         bench = make(DamagedBackup)
         error = self.raised(bench, bench.fail)
         assert isinstance(error, RollbackFailed)
@@ -472,7 +472,7 @@ class TestFailure:
         assert "is damaged" in error.message
         assert bench.host.record().status == "rollback-failed"
 
-    def test_a_connection_that_comes_back_is_waited_for(self, make: Make) -> None:
+    def test_undo_waits_until_the_connection_is_back(self, make: Make) -> None:
         bench = make(DeadForAWhile)
 
         def change() -> None:
@@ -492,7 +492,7 @@ class TestFailure:
         assert calls.index("lock", 1) < calls.index(f"restore-job {OWN}")
         assert not bench.locks[1].is_held
 
-    def test_one_that_stays_away_is_said_to(self, make: Make) -> None:
+    def test_connection_that_stays_lost_raises_rollback_failed(self, make: Make) -> None:
         bench = make(DeadConnection)
 
         def change() -> None:
@@ -506,7 +506,7 @@ class TestFailure:
         kept = bench.host.record()
         assert (kept.status, kept.backup) == ("running", True)
 
-    def test_a_restore_that_the_host_goes_on_with_has_not_failed(self, make: Make) -> None:
+    def test_restore_continued_by_the_host_is_not_recorded_as_failed(self, make: Make) -> None:
         bench = make(LostDuringRestore)
         error = self.raised(bench, bench.fail)
         assert isinstance(error, RestoreGoesOn)
@@ -516,7 +516,7 @@ class TestFailure:
         kept = bench.host.record()
         assert (kept.status, kept.backup) == ("running", True)
 
-    def test_a_connection_that_is_lost_during_the_restore_is_waited_for(self, make: Make) -> None:
+    def test_undo_survives_a_connection_lost_during_the_restore(self, make: Make) -> None:
         bench = make(LostForAWhileDuringRestore)
         error = self.raised(bench, bench.fail)
         assert type(error) is DeployError
@@ -526,7 +526,7 @@ class TestFailure:
         assert kept.undone
         assert kept.undone["restored"] == {"changed": ["/etc/polydev"]}
 
-    def test_who_took_the_lock_meanwhile_is_left_alone(
+    def test_no_undo_if_another_operator_took_the_lock(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         bench = make()
@@ -546,7 +546,7 @@ class TestFailure:
         assert bench.host.record().status == "running"
         assert not [call for call in bench.host.calls if call.startswith("restore-job")]
 
-    def test_who_had_the_host_meanwhile_is_left_alone(self, make: Make) -> None:
+    def test_no_undo_if_another_operator_recovered_the_host(self, make: Make) -> None:
         bench = make()
 
         def change() -> None:
@@ -561,13 +561,13 @@ class TestFailure:
         assert bench.host.record().status == "interrupted"
         assert not [call for call in bench.host.calls if call.startswith("restore")]
 
-    def test_a_success_that_cannot_be_recorded_is_none(self, make: Make) -> None:
+    def test_success_that_cannot_be_recorded_is_rolled_back(self, make: Make) -> None:
         bench = make(ForgetfulHost)
         self.raised(bench)
         assert bench.host.state == FIRST
         assert bench.host.record().status == "rolled-back"
 
-    def test_the_operators_ctrl_c_is_undone_and_a_second_one_waits(self, make: Make) -> None:
+    def test_ctrl_c_rolls_back_and_signals_are_ignored_meanwhile(self, make: Make) -> None:
         bench = make()
         seen = []
         before = signals()
@@ -590,7 +590,7 @@ class TestFailure:
         assert seen == [[signal.SIG_IGN] * 2]
         assert signals() == before
 
-    def test_a_full_disk_of_the_operators_is_a_failure_too(self, make: Make) -> None:
+    def test_os_error_on_the_operators_machine_is_rolled_back(self, make: Make) -> None:
         bench = make()
 
         def change() -> None:
@@ -600,7 +600,7 @@ class TestFailure:
         assert "No space left" in self.raised(bench, change).message
         assert bench.host.state == FIRST
 
-    def test_the_next_deployment_knows_no_state_after_a_failed_way_back(self, make: Make) -> None:
+    def test_previous_state_is_unknown_after_a_failed_restore(self, make: Make) -> None:
         bench = make(SickHost)
         self.raised(bench)
         after = Record(id=THIRD, started_at=BEGIN + timedelta(days=10))
@@ -609,7 +609,7 @@ class TestFailure:
         assert bench.host.record(THIRD).previous is None
 
 
-def test_a_restore_takes_the_dead_man_timer_away(make: Make) -> None:
+def test_restore_confirms_the_dead_man_timer(make: Make) -> None:
     bench = make()
     bench.host.backups[SECOND] = FIRST
     with bench.change.locked("rollback"), steps().step("back") as step:
@@ -637,7 +637,7 @@ class TestRecovery:
         )
         bench.host.state = "half-way"
 
-    def test_what_it_left_is_undone_first_and_said(self, make: Make) -> None:
+    def test_interrupted_deployment_is_undone_before_the_next_one(self, make: Make) -> None:
         bench = make()
         self.died(bench, backup=True)
         bench.run(bench.make_new)
@@ -653,14 +653,14 @@ class TestRecovery:
         assert kept.undone["gate"]["ok"]
         assert bench.host.record().previous == FIRST
 
-    def test_one_that_died_before_its_backup_changed_nothing(self, make: Make) -> None:
+    def test_interrupted_deployment_without_backup_is_not_restored(self, make: Make) -> None:
         bench = make()
         self.died(bench, backup=False)
         bench.run(bench.make_new)
         assert f"restore-job {SECOND}" not in bench.host.calls
         assert bench.host.record(SECOND).status == "interrupted"
 
-    def test_one_that_cannot_be_undone_does_not_stop_the_next(self, make: Make) -> None:
+    def test_failed_recovery_does_not_stop_the_next_deployment(self, make: Make) -> None:
         bench = make(DamagedBackup)
         self.died(bench, backup=True)
         assert bench.run(bench.make_new).status == "succeeded"
@@ -670,7 +670,7 @@ class TestRecovery:
         assert "damaged" in kept.undone["failed"]
         assert bench.host.record().previous is None
 
-    def test_one_that_leaves_a_sick_host_is_mended_by_the_next(self, make: Make) -> None:
+    def test_deployment_runs_after_recovery_left_an_unhealthy_host(self, make: Make) -> None:
         bench = make(SickHost)
         self.died(bench, backup=True)
         bench.run(bench.make_new, gate=False)
@@ -678,7 +678,7 @@ class TestRecovery:
         assert (kept.status, kept.state) == ("rollback-failed", FIRST)
         assert bench.host.record().previous == FIRST
 
-    def test_a_host_that_is_away_keeps_it_for_the_one_after(self, make: Make) -> None:
+    def test_recovery_is_left_to_the_next_run_if_host_is_unreachable(self, make: Make) -> None:
         bench = make(DeadConnection)
         self.died(bench, backup=True)
         bench.connection.is_dead = True
@@ -688,7 +688,7 @@ class TestRecovery:
         assert OWN not in bench.host.records
         assert bench.host.calls[-1] == "unlock"
 
-    def test_what_ended_is_left_as_it_is(self, make: Make) -> None:
+    def test_recovery_leaves_ended_records_unchanged(self, make: Make) -> None:
         bench = make()
         before = dict(bench.host.records)
         bench.run(bench.make_new)
@@ -739,7 +739,7 @@ class PlannedChange(PlannedDeployment):
 
 
 class TestVerbs:
-    def test_a_deployment(self, operator: Operator) -> None:
+    def test_deploy_runs_the_operations_and_records_them(self, operator: Operator) -> None:
         options = DeployOptions(target="vm-agent", data={"slots": 3})
         record = host_actions.deploy(PROJECT, operator.described, options, steps(), operator.logs)
         assert (record.status, record.changes, record.operations) == ("succeeded", 3, ["a"])
@@ -758,7 +758,7 @@ class TestVerbs:
         backup = calls.index(f"backup create {OWN}")
         assert backup < calls.index(f"operations permit {OWN}") < calls.index("change")
 
-    def test_its_lock_is_looked_for_before_each_operation(
+    def test_deploy_checks_its_lock_before_each_operation(
         self, operator: Operator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def go(self: Any, say: Any) -> int:
@@ -780,7 +780,7 @@ class TestVerbs:
         events = [json.loads(line)["event"] for line in lines]
         assert events == ["record", "record", "gate", "record"]
 
-    def test_one_without_changes_changes_nothing(self, operator: Operator) -> None:
+    def test_deploy_without_changes_runs_no_operation(self, operator: Operator) -> None:
         operator.operations = [Operation("b", False, ())]
         record = host_actions.deploy(
             PROJECT, operator.described, DeployOptions(), steps(), operator.logs
@@ -788,7 +788,7 @@ class TestVerbs:
         assert (record.status, record.changes) == ("succeeded", 0)
         assert "change" not in operator.bench.host.calls
 
-    def test_bootstrap_asks_nothing_of_its_health(self, operator: Operator) -> None:
+    def test_bootstrap_skips_the_health_gate(self, operator: Operator) -> None:
         operator.become(SickHost)
         options = DeployOptions(bootstrap=True)
         record = host_actions.deploy(PROJECT, operator.described, options, steps(), operator.logs)
@@ -803,7 +803,7 @@ class TestVerbs:
         assert operator.bench.host.calls == ["records"]
         assert found.warnings == ()
 
-    def test_a_plan_shows_that_it_is_made(self, operator: Operator) -> None:
+    def test_plan_shows_its_progress(self, operator: Operator) -> None:
         shown = io.StringIO()
         host_actions.plan(
             PROJECT, operator.described, DeployOptions(), Steps(Console(file=shown, width=80))
@@ -822,7 +822,7 @@ class TestVerbs:
         (warning,) = found.warnings
         assert "from commit 0123abcd, which this checkout does not have" in warning
 
-    def test_a_plan_of_a_host_that_is_not_reached_says_what_ssh_says(
+    def test_plan_of_an_unreachable_host_shows_the_ssh_error(
         self, operator: Operator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         @contextmanager
@@ -840,7 +840,7 @@ class TestVerbs:
         with pytest.raises(Unreachable, match="publickey"):
             host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
 
-    def test_a_rollback_goes_to_what_was_before(self, operator: Operator) -> None:
+    def test_rollback_restores_the_previous_state(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records.clear()
         host.state = None
@@ -852,9 +852,7 @@ class TestVerbs:
         assert host.calls.index(f"backup verify {THIRD}") < host.calls.index(f"restore-job {THIRD}")
         assert host.backups[OWN] == THIRD
 
-    def test_a_rollback_that_leaves_a_sick_host_goes_forward_again(
-        self, operator: Operator
-    ) -> None:
+    def test_rollback_to_an_unhealthy_state_is_undone(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records.clear()
         host.state = None
@@ -881,9 +879,7 @@ class TestVerbs:
         assert "rollback" not in str(failure.value.hint)
         assert f"the commit of {FIRST}" in str(failure.value.hint)
 
-    def test_a_damaged_backup_changes_nothing_and_the_next_one_is_offered(
-        self, operator: Operator
-    ) -> None:
+    def test_rollback_with_damaged_backup_suggests_the_next_state(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records.clear()
         host.state = None
@@ -898,14 +894,14 @@ class TestVerbs:
             host_actions.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
         assert failure.value.hint == "no older state has a backup"
 
-    def test_a_rollback_to_nothing_is_refused_and_lets_go(self, operator: Operator) -> None:
+    def test_refused_rollback_releases_the_lock(self, operator: Operator) -> None:
         with pytest.raises(DeployError, match="nothing to roll back to"):
             host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert operator.bench.host.calls[-1] == "unlock"
         assert OWN not in operator.bench.host.records
 
     @pytest.mark.parametrize("verb", ["rollback", "backup"])
-    def test_a_lock_that_is_held_is_waited_for(
+    def test_rollback_and_backup_wait_for_the_lock(
         self, operator: Operator, monkeypatch: pytest.MonkeyPatch, verb: str
     ) -> None:
         waited: list[float] = []
@@ -931,14 +927,14 @@ class TestVerbs:
         host_actions.unlock(operator.described)
         assert operator.bench.host.calls == ["tool", "lock break"]
 
-    def test_records_that_cannot_be_read_are_passed_over(self, operator: Operator) -> None:
+    def test_unreadable_records_are_skipped(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records["x"] = {"id": "x", "status": "unreadable", "problem": "it is empty"}
         found = history.records_of(operator.bench.connection)
         assert [record.id for record in found] == [FIRST]
 
 
-def test_the_way_back_is_not_interrupted_and_all_else_is() -> None:
+def test_signals_are_ignored_during_a_restore_only() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     with transaction._ignoring_signals():

@@ -12,7 +12,9 @@ from polydev.deploys.checkout import missing_part_error
 @pytest.mark.parametrize(
     ("file", "is_ours"), [("here/file", True), ("elsewhere/file", False), (None, False)]
 )
-def test_a_file_of_the_checkout(file: str | None, is_ours: bool, tmp_path: Path) -> None:
+def test_missing_file_inside_the_checkout_is_reported(
+    file: str | None, is_ours: bool, tmp_path: Path
+) -> None:
     error = FileNotFoundError(2, "none", str(tmp_path / file) if file else None)
     found = missing_part_error(error, tmp_path / "here")
     assert (found is not None) is is_ours
@@ -20,7 +22,9 @@ def test_a_file_of_the_checkout(file: str | None, is_ours: bool, tmp_path: Path)
         assert found.message.startswith(f"{tmp_path}/here/file is missing")
 
 
-def test_the_checkout_is_where_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkout_defaults_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert missing_part_error(FileNotFoundError(2, "none", "file")) is not None
     assert missing_part_error(FileNotFoundError(2, "none", "/elsewhere/file")) is None
@@ -30,6 +34,6 @@ def test_the_checkout_is_where_it_is_run(tmp_path: Path, monkeypatch: pytest.Mon
     ("name", "is_ours"),
     [("polydev.vm", True), ("polydev", True), ("polydevs", False), ("yaml", False), (None, False)],
 )
-def test_a_module(name: str | None, is_ours: bool) -> None:
+def test_missing_module_of_polydev_is_reported(name: str | None, is_ours: bool) -> None:
     found = missing_part_error(ImportError("no module", name=name))
     assert (found is not None) is is_ours

@@ -47,12 +47,12 @@ NO_LISTEN = {
 
 
 class TestData:
-    def test_nothing_need_be_said(self) -> None:
+    def test_all_values_have_defaults(self) -> None:
         site = check_host_data({}, "browsers")
         assert site.slots == 8
         assert site.resolvers == (IPv4Address("8.8.8.8"), IPv4Address("8.8.4.4"))
 
-    def test_what_others_read_from_the_same_place_is_left_to_them(self) -> None:
+    def test_connection_settings_of_pyinfra_are_accepted(self) -> None:
         check_host_data({"ssh_user": "deploy", "_sudo": True, "sudo_user": "x"}, "browsers")
 
     @pytest.mark.parametrize(
@@ -94,7 +94,9 @@ class TestData:
             ({"resolvers": []}, "resolvers"),
         ],
     )
-    def test_what_is_wrong_is_named_with_its_host(self, values: dict[str, Any], key: str) -> None:
+    def test_invalid_value_is_refused_with_host_and_key(
+        self, values: dict[str, Any], key: str
+    ) -> None:
         with pytest.raises(ConfigError) as told:
             check_host_data(values, "browsers-7")
         assert told.value.message.startswith(f"inventory: browsers-7: {key}")
@@ -103,15 +105,13 @@ class TestData:
     @pytest.mark.parametrize(
         ("text", "why"), [(text, why) for why, texts in NO_LISTEN.items() for text in texts]
     )
-    def test_what_cannot_be_listened_at_is_refused_with_its_reason(
-        self, text: str, why: str
-    ) -> None:
+    def test_invalid_listen_address_is_refused_with_its_reason(self, text: str, why: str) -> None:
         with pytest.raises(ConfigError) as told:
             check_host_data({"controller_listen": text}, "browsers-7")
         assert told.value.message.startswith("inventory: browsers-7: controller_listen")
         assert f"{why}; write an IP address and a port" in told.value.message
 
-    def test_the_bridge_may_be_the_first_or_come_after_the_last_vm(self) -> None:
+    def test_bridge_address_may_be_first_or_after_the_vms(self) -> None:
         for address in ("10.0.0.1/24", "10.0.0.10/24", "10.0.0.254/24"):
             assert check_host_data({"bridge_address": address, "slots": 8}, "x").slots == 8
 
@@ -126,7 +126,7 @@ class TestData:
             ("[2001:DB8::7]:4000", "2001:db8::7", 4000),
         ],
     )
-    def test_where_the_host_itself_reaches_the_controller(
+    def test_controller_address_as_reached_from_the_host(
         self, listen: str, address: str, port: int
     ) -> None:
         site = HostData(controller_listen=listen)
@@ -136,15 +136,11 @@ class TestData:
         ("target", "mine"),
         [("all", True), ("vm-agent", True), ("master-controller", False)],
     )
-    def test_a_part_is_deployed_for_its_own_target_and_for_all(
-        self, target: Target, mine: bool
-    ) -> None:
+    def test_concerns_matches_its_target_and_all(self, target: Target, mine: bool) -> None:
         assert HostData(target=target).concerns("vm-agent") is mine
 
     @given(st.integers(20, 29), st.integers(1, 250))
-    def test_every_slot_has_an_address_of_its_own_in_the_network(
-        self, prefix: int, slots: int
-    ) -> None:
+    def test_each_slot_has_its_own_address_in_the_network(self, prefix: int, slots: int) -> None:
         assume(slots <= 2 ** (32 - prefix) - 3)
         site = check_host_data({"bridge_address": f"10.1.0.1/{prefix}", "slots": slots}, "x")
         network = site.bridge_address.network
@@ -153,7 +149,7 @@ class TestData:
         assert site.slot_numbers[0] == FIRST_SLOT
         assert addresses <= set(network.hosts()) - {site.gateway}
 
-    def test_a_socket_and_a_url_get_the_address_in_brackets_the_configuration_without(self) -> None:
+    def test_ipv6_address_has_brackets_in_listen_but_not_in_config(self) -> None:
         site = HostData(controller_listen="[2001:DB8:0::7]:04000")
         assert site.controller_listen == str(site.listen) == "[2001:db8::7]:4000"
         assert yaml.safe_load(config_text(site))["host"] == "2001:db8::7"
@@ -184,18 +180,18 @@ class TestController:
             ({"per_user": 1}, "controller.per_user: .*did you mean session.per_user"),
         ],
     )
-    def test_what_would_be_refused_there_is_refused_here(
+    def test_invalid_controller_settings_are_refused(
         self, given: dict[str, Any], said: str
     ) -> None:
         with pytest.raises(ConfigError, match=f"inventory: box: {said}"):
             check_controller(HostData(controller=given, source=ROOT), "box")
 
-    def test_a_source_that_is_no_checkout_is_named(self, tmp_path: Path) -> None:
+    def test_source_without_a_checkout_is_refused(self, tmp_path: Path) -> None:
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(ConfigError, match=r"inventory: box: source: .*is not a checkout"):
                 check_controller(HostData(source=folder), "box")
 
-    def test_what_a_vm_is_given_beside_its_sizes_leaves_these(self) -> None:
+    def test_other_vm_settings_keep_the_vm_sizes(self) -> None:
         given = {"vm": {"pause_after_seconds": 90, "cpus": 3}}
         site = HostData(controller=given, source=ROOT, vm_cpus=3)
         check_controller(site, "box")
@@ -207,7 +203,7 @@ class TestController:
             "pause_after_seconds": 90,
         }
 
-    def test_fewer_slots_and_what_is_the_same_are_taken(self) -> None:
+    def test_controller_settings_may_repeat_values_or_reduce_slots(self) -> None:
         given = {"slots": [], "port": 4000, "log_level": "debug"}
         check_controller(HostData(controller=given, source=ROOT), "box")
 
@@ -219,20 +215,20 @@ class TestFirecracker:
         file.write_bytes(b"\x7fELF")
         return file
 
-    def test_the_right_bytes(self, program: Path) -> None:
+    def test_program_with_matching_checksum_is_read(self, program: Path) -> None:
         assert checked_bytes(program, hashlib.sha256(b"\x7fELF").hexdigest()) == b"\x7fELF"
 
-    def test_others_are_refused_with_both_checksums(self, program: Path) -> None:
+    def test_wrong_checksum_is_refused_with_both_values(self, program: Path) -> None:
         with pytest.raises(ConfigError) as told:
             checked_bytes(program, DIGEST)
         assert DIGEST in told.value.message
         assert hashlib.sha256(b"\x7fELF").hexdigest() in told.value.message
 
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+    def test_missing_program_is_refused_with_its_path(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"nowhere: No such file"):
             checked_bytes(tmp_path / "nowhere", DIGEST)
 
-    def test_nothing_is_sent_where_one_of_both_is_wrong(self, program: Path) -> None:
+    def test_nothing_is_sent_if_either_checksum_is_wrong(self, program: Path) -> None:
         given_ = {
             "file": program,
             "sha256": hashlib.sha256(b"\x7fELF").hexdigest(),
@@ -254,7 +250,7 @@ class TestFirecracker:
                 "Hypervisor | /usr/local/bin/jailer",
             ]
 
-    def test_without_one_nothing_is(self) -> None:
+    def test_nothing_is_sent_without_firecracker_settings(self) -> None:
         with fake_host({}) as host:
             hypervisor(HostData())
             assert host.planned == {}
@@ -276,33 +272,33 @@ class TestWantedImage:
             (store / "golden-rootfs.ext4").symlink_to("promotions/000001/rootfs.ext4")
         return HostData(store=store)
 
-    def test_the_golden_one(self, store: Path) -> None:
+    def test_golden_image_is_the_default(self, store: Path) -> None:
         assert wanted_image(self.put(store, {"verification": {"passed": True}})) == DIGEST
 
-    def test_one_that_is_named_need_not_be_golden(self, store: Path) -> None:
+    def test_named_image_need_not_be_golden(self, store: Path) -> None:
         site = self.put(store, {"verification": {"passed": True}}, golden=False)
         assert wanted_image(site.model_copy(update={"image": DIGEST})) == DIGEST
 
-    def test_no_golden_one(self, store: Path) -> None:
+    def test_no_golden_image_is_refused(self, store: Path) -> None:
         with pytest.raises(ConfigError, match="no golden image") as told:
             wanted_image(HostData(store=store))
         assert "./inv up" in str(told.value.hint)
 
-    def test_one_that_is_not_there(self, store: Path) -> None:
+    def test_unknown_image_is_refused(self, store: Path) -> None:
         with pytest.raises(ConfigError, match=f"no image {DIGEST[:12]} in"):
             wanted_image(HostData(store=store, image=DIGEST))
 
     @pytest.mark.parametrize("record", [{}, {"verification": None}, {"verification": {}}])
-    def test_one_that_was_never_verified_is_not_sent(self, store: Path, record: object) -> None:
+    def test_unverified_image_is_refused(self, store: Path, record: object) -> None:
         with pytest.raises(ConfigError, match="is not verified") as told:
             wanted_image(self.put(store, record))
         assert told.value.hint == f"./inv golden.verify {DIGEST[:12]}"
 
-    def test_nor_one_that_failed(self, store: Path) -> None:
+    def test_image_that_failed_verification_is_refused(self, store: Path) -> None:
         with pytest.raises(ConfigError, match="is not verified"):
             wanted_image(self.put(store, {"verification": {"passed": False}}))
 
-    def test_nor_one_whose_record_is_damaged(self, store: Path) -> None:
+    def test_image_with_a_damaged_record_is_refused(self, store: Path) -> None:
         site = self.put(store, {})
         (store / "images" / DIGEST / "record.json").write_text("{")
         with pytest.raises(ConfigError, match="no image"):
@@ -312,19 +308,19 @@ class TestWantedImage:
 class TestTransfer:
     TARGET = SshTarget("browsers", "browsers.example", user="deploy", port=2222)
 
-    def test_it_goes_as_root_by_the_same_connection_into_incoming(self) -> None:
+    def test_rsync_writes_as_root_into_incoming(self) -> None:
         argv = rsync_argv(self.TARGET, Path("/store/images/x"), "x", None)
         assert argv[-2:] == ["/store/images/x/", f"deploy@browsers.example:{STORE}/incoming/x/"]
         assert "--rsync-path=sudo -n rsync" in argv
         assert f"--rsh={self.TARGET.rsync_shell()}" in argv
         assert not any(word.startswith("--copy-dest") for word in argv)
 
-    def test_only_what_differs_from_one_that_is_there(self) -> None:
+    def test_rsync_copies_unchanged_parts_from_an_existing_image(self) -> None:
         argv = rsync_argv(self.TARGET, Path("/store/images/x"), "x", "y")
         assert f"--copy-dest={STORE}/images/y" in argv
         assert not {"--whole-file", "--inplace"} & set(argv)
 
-    def test_who_uses_it_here_is_no_part_of_it(self) -> None:
+    def test_in_use_lock_is_not_sent(self) -> None:
         argv = rsync_argv(self.TARGET, Path("/store/images/x"), "x", None)
         assert "--exclude=in-use.lock" in argv
 
@@ -336,16 +332,16 @@ class TestTransfer:
             ("", 0),
         ],
     )
-    def test_bytes_are_read_from_its_words(self, stats: str, count: int) -> None:
+    def test_bytes_sent_are_read_from_rsync_output(self, stats: str, count: int) -> None:
         assert bytes_sent(stats) == count
 
 
 class TestSecrets:
-    def test_a_secret_is_its_files_text_as_it_is(self, tmp_path: Path) -> None:
+    def test_secret_is_the_unchanged_text_of_its_file(self, tmp_path: Path) -> None:
         (tmp_path / "jwt").write_text("größer als 32 Byte\n", encoding="utf-8", newline="")
         assert secret_text("jwt-secret", tmp_path / "jwt") == "größer als 32 Byte\n"
 
-    def test_a_file_that_cannot_be_one_is_named_and_not_quoted(self, tmp_path: Path) -> None:
+    def test_invalid_secret_file_is_named_but_not_quoted(self, tmp_path: Path) -> None:
         (tmp_path / "jwt").write_bytes(b"secret\xff")
         (tmp_path / "large").write_bytes(b"x" * 65537)
         for name, why in {

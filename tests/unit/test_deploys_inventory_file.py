@@ -37,7 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
         ("import nowhere_at_all\n", "line 1: cannot be read: ModuleNotFoundError"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_inventory_is_refused_with_its_file_and_reason(
+    tmp_path: Path, text: str, said: str
+) -> None:
     file = tmp_path / "inventory.py"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -55,19 +57,19 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, said: 
         "browser_hosts = ['a', 'b']\nberlin = ['a']\n_dns = ['8.8.8.8']\nports = [1, 2]\nnone = []",
     ],
 )
-def test_what_is_taken(tmp_path: Path, text: str) -> None:
+def test_valid_inventories_are_accepted(tmp_path: Path, text: str) -> None:
     file = tmp_path / "inventory.py"
     file.write_text(text)
     read_inventory(file)
 
 
 @pytest.mark.parametrize("name", ["lab.py", "production.example.py"])
-def test_those_of_the_checkout_are_sound(name: str) -> None:
+def test_inventories_of_the_checkout_are_valid(name: str) -> None:
     read_inventory(ROOT / "inventory" / name)
 
 
 @pytest.mark.parametrize("name", ["inventory.py", "group_data/all.py"])
-def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, name: str) -> None:
+def test_duplicate_key_is_refused_with_both_lines(tmp_path: Path, name: str) -> None:
     (tmp_path / "group_data").mkdir()
     (tmp_path / "inventory.py").write_text("browser_hosts = ['a']\n")
     with (tmp_path / name).open("a") as file:
@@ -81,7 +83,7 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, name
 
 @pytest.mark.parametrize("key", ["move_database", "target", "deployment_id"])
 @pytest.mark.parametrize("is_of_all", [False, True])
-def test_what_a_verb_says_is_refused(tmp_path: Path, key: str, *, is_of_all: bool) -> None:
+def test_keys_set_by_verbs_are_refused(tmp_path: Path, key: str, *, is_of_all: bool) -> None:
     """With `move_database` each deployment would delete the rows of a PostgreSQL."""
     values = {} if is_of_all else {key: "replace"}
     (tmp_path / "inventory.py").write_text(f"browser_hosts = [('a', {values})]\n")
@@ -91,7 +93,7 @@ def test_what_a_verb_says_is_refused(tmp_path: Path, key: str, *, is_of_all: boo
         read_inventory(tmp_path / "inventory.py")
 
 
-def test_an_error_of_ours_is_told_as_it_is(tmp_path: Path) -> None:
+def test_polydev_error_in_an_inventory_is_raised_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "inventory.py"
     file.write_text("from polydev.errors import ConfigError\nraise ConfigError('mine', 'hint')\n")
     with pytest.raises(ConfigError) as caught:

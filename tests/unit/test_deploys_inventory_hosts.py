@@ -16,7 +16,7 @@ from polydev.run import run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_pyinfra_is_not_started() -> None:
+def test_describing_hosts_does_not_import_pyinfra() -> None:
     program = (
         "import sys; from pathlib import Path; "
         "from polydev.deploys import __main__, inventory_hosts; "
@@ -26,7 +26,7 @@ def test_pyinfra_is_not_started() -> None:
     assert run([sys.executable, "-c", program], cwd=ROOT).stdout.strip() == "[]"
 
 
-def test_the_inventory_of_a_real_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_inventory_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (host,) = described_hosts(ROOT / "inventory/production.example.py")
     assert host["name"] == "browsers-1.example.com"
@@ -36,7 +36,7 @@ def test_the_inventory_of_a_real_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "microvm-slot@17.service" in host["scope"]["units"]
 
 
-def test_its_keys_are_all_known_and_those_commented_out_too() -> None:
+def test_example_inventory_has_only_known_keys() -> None:
     ((name, values),) = runpy.run_path(str(ROOT / "inventory/production.example.py"))[
         "browser_hosts"
     ]
@@ -46,14 +46,14 @@ def test_its_keys_are_all_known_and_those_commented_out_too() -> None:
         assert f'# "{key}": ' in text
 
 
-def test_a_list_of_another_name_is_named(tmp_path: Path) -> None:
+def test_list_with_a_wrong_name_is_refused(tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.py"
     inventory.write_text("hosts = [('browsers', {'slots': 3})]\n")
     with pytest.raises(ConfigError, match="no list browser_hosts; did you mean hosts"):
         described_hosts(inventory)
 
 
-def test_a_broken_file_of_values_for_all_is_named(tmp_path: Path) -> None:
+def test_broken_group_data_file_is_refused_with_its_path(tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.py"
     inventory.write_text("browser_hosts = ['browsers']\n")
     (tmp_path / "group_data").mkdir()
@@ -62,14 +62,14 @@ def test_a_broken_file_of_values_for_all_is_named(tmp_path: Path) -> None:
         described_hosts(inventory)
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_invalid_host_value_is_refused(tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.py"
     inventory.write_text("browser_hosts = [('browsers', {'slots': 0})]\n")
     with pytest.raises(ConfigError, match="inventory: browsers: slots: "):
         described_hosts(inventory)
 
 
-def test_an_inventory_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_inventory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no inventory") as failure:
         described_hosts(tmp_path / "none.py")
     assert "lab.up" in str(failure.value.hint)

@@ -80,11 +80,11 @@ def refusal(values: dict[str, Any]) -> str:
         ({"controller_listen": "172.16.0.1:4000"}, "controller_listen: 172.16.0.1 lies in 172.16."),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_key(values: dict[str, Any], said: str) -> None:
+def test_invalid_networks_are_refused_with_their_key(values: dict[str, Any], said: str) -> None:
     assert refusal(values).startswith(said)
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     said = refusal({"bridge_address": "172.16.0.1/24", "reachable": ["0.0.0.0/0"]})
     assert "bridge_address: " in said
     assert "; reachable.0: " in said
@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         {"controller_listen": "192.168.100.1:4000"},
     ],
 )
-def test_what_is_taken(values: dict[str, Any]) -> None:
+def test_valid_networks_are_accepted(values: dict[str, Any]) -> None:
     check_host_data({"slots": 1, **values}, "box")
 
 
@@ -112,15 +112,15 @@ class TestReachable:
         site = check_host_data({"reachable": networks}, "box")
         return [str(each) for each in network_values(site)["reachable"]]
 
-    def test_networks_that_contain_each_other_are_one(self) -> None:
+    def test_nested_networks_are_merged(self) -> None:
         found = self.values("10.1.0.0/16", "10.0.0.0/8", "10.1.2.3/32", "192.168.7.0/24")
         assert found == ["10.0.0.0/8", "192.168.7.0/24"]
 
-    def test_so_are_equal_ones_and_neighbours(self) -> None:
+    def test_equal_and_adjacent_networks_are_merged(self) -> None:
         assert self.values("10.0.0.0/9", "10.128.0.0/9", "10.0.0.0/9") == ["10.0.0.0/8"]
 
     @given(st.lists(st.tuples(st.integers(0, 2**24 - 1), st.integers(8, 32)), max_size=8))
-    def test_none_that_nft_gets_overlap(self, parts: list[tuple[int, int]]) -> None:
+    def test_merged_networks_never_overlap(self, parts: list[tuple[int, int]]) -> None:
         base = int(IPv4Interface("10.0.0.0").ip)
         given_ = [IPv4Network((base + low, bits), strict=False) for low, bits in parts]
         found = [IPv4Network(each) for each in self.values(*map(str, given_))]
@@ -148,7 +148,7 @@ HOST = answer(eth0="192.0.2.7", eth1="10.7.0.3", **{BRIDGE: "192.168.100.1"})
 
 
 class TestHost:
-    def test_addresses_and_routes_that_lead_somewhere_are_read(self) -> None:
+    def test_host_addresses_and_routes_are_read(self) -> None:
         found = [str(each) for each in HostNetworks().process(HOST)]
         assert found == [
             "192.0.2.7/24 on eth0",
@@ -160,7 +160,7 @@ class TestHost:
             "10.9.0.1/32 in its routes",
         ]
 
-    def test_a_host_without_the_program_has_none_yet(self) -> None:
+    def test_host_without_ip_command_has_no_networks(self) -> None:
         assert HostNetworks().process([]) == HostNetworks.default() == []
 
     @pytest.mark.parametrize(
@@ -174,18 +174,20 @@ class TestHost:
             ("10.9.0.9/24", "10.9.0.1/32 in its routes"),
         ],
     )
-    def test_a_network_that_it_has_is_refused_for_vms(self, bridge: str, found: str) -> None:
+    def test_bridge_network_that_the_host_already_has_is_refused(
+        self, bridge: str, found: str
+    ) -> None:
         site = check_host_data({"bridge_address": bridge, "slots": 1}, "box")
         ((key, words),) = conflicts(site, HostNetworks().process(HOST), BRIDGE)
         assert key == "bridge_address"
         assert found in words
 
     @pytest.mark.parametrize("bridge", ["192.168.100.1/24", "10.6.0.1/24", "192.168.0.1/16"])
-    def test_default_routes_and_what_a_deployment_made_are_no_conflict(self, bridge: str) -> None:
+    def test_default_routes_and_own_bridge_are_no_conflict(self, bridge: str) -> None:
         site = check_host_data({"bridge_address": bridge, "slots": 1}, "box")
         assert list(conflicts(site, HostNetworks().process(HOST), BRIDGE)) == []
 
-    def test_its_own_address_is_no_resolver_of_vms(self) -> None:
+    def test_host_address_as_resolver_is_refused(self) -> None:
         site = check_host_data({"resolvers": ["8.8.8.8", "10.7.0.3"]}, "box")
         own = HostNetwork(IPv4Network("10.7.0.0/24"), "eth1", IPv4Interface("10.7.0.3").ip)
         ((key, words),) = conflicts(site, [own], BRIDGE)
@@ -203,15 +205,17 @@ class TestHost:
             ("[::]:4000", ["8.8.4.4", "2600::7"]),
         ],
     )
-    def test_where_tokens_would_cross_the_internet(self, listen: str, found: list[str]) -> None:
+    def test_open_to_the_internet_lists_public_listen_addresses(
+        self, listen: str, found: list[str]
+    ) -> None:
         said = HostNetworks().process(answer(eth0="8.8.4.4", eth1="10.7.0.3", eth2="2600::7"))
         site = check_host_data({"controller_listen": listen}, "box")
         assert open_to_the_internet(site, said) == found
 
-    def test_without_a_word_it_is_open_to_the_host_alone(self) -> None:
+    def test_default_listen_address_is_loopback(self) -> None:
         assert check_host_data({}, "box").listen.address.is_loopback
 
-    def test_the_plan_refuses_it(self) -> None:
+    def test_plan_refuses_overlapping_networks(self) -> None:
         site = check_host_data({"bridge_address": "10.7.0.1/24"}, "box")
         with (
             fake_host({"ip -json": {"stdout": HOST}}),
@@ -220,5 +224,5 @@ class TestHost:
             require_free_networks(site)
 
 
-def test_every_closed_network_is_one() -> None:
+def test_closed_networks_are_unique() -> None:
     assert len({IPv4Network(each) for each in CLOSED}) == len(CLOSED)

@@ -95,19 +95,19 @@ class TestFacts:
     def test_a_unit_is_enabled(self, enabled: str, is_enabled: bool) -> None:
         assert UnitFact().process(shown(enabled=enabled).splitlines()).enabled is is_enabled
 
-    def test_a_unit_that_systemd_does_not_know(self) -> None:
+    def test_unknown_unit_gives_the_default_state(self) -> None:
         lines = ["ActiveState=inactive", "UnitFileState=", "LoadState=not-found", "Config="]
         assert UnitFact().process(lines) == UnitState() == UnitFact.default()
 
-    def test_a_stamp_with_equal_signs_is_whole(self) -> None:
+    def test_stamp_may_contain_equal_signs(self) -> None:
         assert UnitFact().process(["Config=a=b"]).config == "a=b"
 
-    def test_a_units_question_names_it_and_its_stamp(self) -> None:
+    def test_unit_fact_command_reads_unit_and_stamp(self) -> None:
         asked = UnitFact().command("microvm-slot@2.service")
         assert asked.startswith("systemctl show microvm-slot@2.service ")
         assert "/run/polydev/config/microvm-slot@2.service" in asked
 
-    def test_a_units_files_are_checked_by_their_sums_and_by_when_it_started(self) -> None:
+    def test_unit_fact_command_checks_sums_and_times_of_files(self) -> None:
         asked = UnitFact().command("x.service", files=(("/etc/it's", A),))
         assert f"""echo '{A}  /etc/it'"'"'s' | sha256sum --check --status""" in asked
         assert """test '/etc/it'"'"'s' -nt /run/polydev/config/x.service""" in asked
@@ -116,10 +116,10 @@ class TestFacts:
         ("line", "touched"),
         [("NeedDaemonReload=yes", True), ("NeedDaemonReload=no", False), ("Touched=yes", True)],
     )
-    def test_a_unit_whose_files_were_changed(self, line: str, touched: bool) -> None:
+    def test_unit_with_changed_files_is_touched(self, line: str, touched: bool) -> None:
         assert UnitFact().process([*shown().splitlines(), line]).touched is touched
 
-    def test_units_and_what_they_do(self) -> None:
+    def test_unit_states_are_parsed(self) -> None:
         lines = [
             "b@3.service loaded active exited Slot 3",
             "",
@@ -127,7 +127,7 @@ class TestFacts:
         ]
         assert UnitStates().process(lines) == {"a@2.service": "failed", "b@3.service": "active"}
 
-    def test_units_that_failed_come_or_go_count_as_there(self) -> None:
+    def test_unit_states_include_failed_and_changing_units(self) -> None:
         command = UnitStates().command("x@*.service")
         assert "--state=active,activating,deactivating,failed" in command
         assert command.endswith("'x@*.service'")
@@ -141,32 +141,32 @@ class TestFacts:
             (["Touched=yes"], True),
         ],
     )
-    def test_units_that_are_known_by_an_older_file(self, lines: list[str], stale: bool) -> None:
+    def test_stale_units_are_found(self, lines: list[str], stale: bool) -> None:
         assert StaleUnits().process(lines) is stale
 
-    def test_the_file_of_stale_units_is_checked_too(self) -> None:
+    def test_stale_units_command_checks_the_unit_file(self) -> None:
         asked = StaleUnits().command("x@*.service", (("/etc/x", A),))
         assert asked.startswith("systemctl show -p NeedDaemonReload 'x@*.service'; ")
         assert f"echo '{A}  /etc/x' | sha256sum --check" in asked
 
-    def test_folders_with_mode_and_owner(self) -> None:
+    def test_folders_are_parsed_with_mode_and_owner(self) -> None:
         lines = ["directory:/a:2750:u:g", "regular file:/b:644:root:root"]
         assert Folders().process(lines) == {"/a": ("2750", "u", "g")}
 
     @pytest.mark.parametrize("lines", [[], ["no json"], ["[1]"], ["null"]])
-    def test_what_is_no_object_is_an_empty_one(self, lines: list[str]) -> None:
+    def test_json_file_that_is_not_an_object_is_empty(self, lines: list[str]) -> None:
         assert JsonFile().process(lines) == {}
 
-    def test_an_object_over_several_lines(self) -> None:
+    def test_json_file_of_several_lines_is_parsed(self) -> None:
         assert JsonFile().process(["{", '"id": 1', "}"]) == {"id": 1}
 
-    def test_a_sysctl_of_several_numbers(self) -> None:
+    def test_sysctl_blanks_are_normalized(self) -> None:
         assert SysctlValue().process(["4096\t16384  4194304 "]) == "4096 16384 4194304"
 
-    def test_pythons_version(self) -> None:
+    def test_python_version_is_parsed(self) -> None:
         assert PythonVersion().process(["3.11"]) == "3.11"
 
-    def test_the_firewalls_text_arrives_as_it_is(self) -> None:
+    def test_firewall_text_is_quoted_for_the_shell(self) -> None:
         command = Firewall().command("inet", "polydev", "a 'quoted' %s\n$(x)")
         assert """printf %s 'a '"'"'quoted'"'"' %s\n$(x)'""" in command
         assert "unshare -n" in command
@@ -190,7 +190,7 @@ ALL_STATES = [
 
 class TestUnit:
     @pytest.mark.parametrize(("active", "enabled", "config"), ALL_STATES)
-    def test_it_does_what_is_missing_and_no_more(
+    def test_unit_runs_only_the_missing_steps(
         self, faked: Faked, active: str, enabled: str, config: str
     ) -> None:
         host = faked({"systemctl show": shown(active=active, enabled=enabled, config=config)})
@@ -213,7 +213,7 @@ class TestUnit:
             ("/etc/systemd/system/x.service.d/y.conf", "/etc/systemd/system/x.service.d/p", False),
         ],
     )
-    def test_drop_ins_of_others_count_too_where_the_unit_is_ours(
+    def test_foreign_drop_in_of_our_unit_restarts_it(
         self, faked: Faked, drop_in: str, own: str, restarts: bool
     ) -> None:
         marker = "Own=yes" if "echo Own=yes" in UnitFact().command("x.service", ((own, A),)) else ""
@@ -222,7 +222,7 @@ class TestUnit:
         assert bool(found) is restarts
 
     @pytest.mark.parametrize("sign", ["NeedDaemonReload=yes", "Touched=yes"])
-    def test_files_that_somebody_changed_count_as_another_configuration(
+    def test_unit_with_changed_files_is_reloaded(
         self, faked: Faked, told: Callable[[], list[str]], sign: str
     ) -> None:
         host = faked({"systemctl show": f"{shown()}\n{sign}"})
@@ -230,22 +230,22 @@ class TestUnit:
         assert verbs(found) == ["systemctl daemon-reload", "systemctl reload-or-restart x.service"]
         assert any(line.endswith("configuration now, files changed") for line in told())
 
-    def test_a_unit_that_does_not_start_says_why(self, faked: Faked) -> None:
+    def test_failed_start_prints_the_journal(self, faked: Faked) -> None:
         host = faked({"systemctl show": shown(active="failed")})
         restart = host.commands(unit, unit="x.service", config="now")[-1]
         assert re.search(r"\|\| \{ .*journalctl .*>&2; exit 1; \}$", restart)
 
-    def test_a_target_is_loaded_again_where_only_its_file_changed(self, faked: Faked) -> None:
+    def test_changed_target_file_needs_daemon_reload_only(self, faked: Faked) -> None:
         host = faked({"systemctl show": f"{shown()}\nNeedDaemonReload=yes"})
         found = host.commands(unit, unit="x.target", config="now", stamped=False)
         assert found == ["systemctl daemon-reload"]
 
-    def test_one_without_a_stamp_is_judged_by_the_rest(self, faked: Faked) -> None:
+    def test_unit_without_stamp_ignores_the_configuration(self, faked: Faked) -> None:
         host = faked({"systemctl show": shown(config="")})
         assert host.commands(unit, unit="x.target", config="now", stamped=False) == []
 
     @pytest.mark.parametrize(("active", "config"), [("active", "then"), ("failed", "now")])
-    def test_who_must_not_run_meanwhile_stops_first(
+    def test_stop_first_unit_is_stopped_before_the_restart(
         self, faked: Faked, active: str, config: str
     ) -> None:
         host = faked({"systemctl show": shown(active=active, config=config)})
@@ -253,19 +253,17 @@ class TestUnit:
         assert verbs(found)[1] == "systemctl stop x.service"
         assert verbs(found)[2].endswith("x.socket")
 
-    def test_who_only_gets_enabled_stops_nobody(self, faked: Faked) -> None:
+    def test_enabling_a_unit_does_not_stop_another(self, faked: Faked) -> None:
         host = faked({"systemctl show": shown(enabled="disabled")})
         found = host.commands(unit, unit="x.socket", config="now", stop_first="x.service")
         assert found == ["systemctl daemon-reload", "systemctl enable x.socket"]
 
-    def test_a_target_that_is_not_active_starts_and_restarts_none_of_its_parts(
-        self, faked: Faked
-    ) -> None:
+    def test_inactive_target_is_started_not_restarted(self, faked: Faked) -> None:
         host = faked({"systemctl show": shown(active="inactive")})
         found = host.commands(unit, unit="x.target", config="now", stamped=False)
         assert verbs(found)[-1] == "systemctl start x.target"
 
-    def test_work_that_was_changed_by_hand_is_done_again(
+    def test_unit_is_reloaded_if_its_work_was_changed_by_hand(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         host = faked({"systemctl show": shown()})
@@ -274,7 +272,7 @@ class TestUnit:
         assert [line for line in dict.fromkeys(told()) if line[0] in "+-"] == ["- a", "+ b"]
 
     @pytest.mark.parametrize("config", ["now", "then"])
-    def test_work_that_was_changed_under_a_running_vm_is_mended_in_place(
+    def test_slot_of_a_running_vm_is_mended_in_place(
         self, faked: Faked, told: Callable[[], list[str]], config: str
     ) -> None:
         vms = "vm@2.service loaded active running x"
@@ -283,7 +281,7 @@ class TestUnit:
         assert host.commands(unit, unit="slot@2", config="now", **values) == ["mend it"]
         assert [line for line in dict.fromkeys(told()) if line[0] in "+-"] == ["- a"]
 
-    def test_vm_that_has_come_since_the_plan_is_mended_around(self, faked: Faked) -> None:
+    def test_slot_is_mended_in_place_if_a_vm_started_after_the_plan(self, faked: Faked) -> None:
         host = faked({"systemctl show": shown(), "list-units": ""})
         values = {"differences": ["- a"], "mend": "mend it", "needed_by": "vm@2.service"}
         again = host.commands(unit, unit="slot@2", config="now", **values)[-1]
@@ -291,13 +289,13 @@ class TestUnit:
         assert again.endswith(";; *) mend it;; esac")
 
     @pytest.mark.parametrize("state", ["active", "activating", "deactivating"])
-    def test_what_a_running_vm_needs_stays_as_it_is(self, faked: Faked, state: str) -> None:
+    def test_unit_needed_by_a_running_vm_is_not_restarted(self, faked: Faked, state: str) -> None:
         vms = f"vm@2.service loaded {state} running x"
         host = faked({"systemctl show": shown(config="then"), "list-units": vms})
         assert host.commands(unit, unit="slot@2", config="now", needed_by="vm@2.service") == []
 
     @pytest.mark.parametrize("vms", ["", "vm@3.service loaded active running x"])
-    def test_what_only_others_need_is_asked_once_more_as_it_is_done(
+    def test_unit_needed_by_a_vm_is_restarted_only_if_vm_is_still_inactive(
         self, faked: Faked, vms: str
     ) -> None:
         host = faked({"systemctl show": shown(config="then"), "list-units": vms})
@@ -306,13 +304,13 @@ class TestUnit:
         assert verbs(found)[-1] == f"{state} systemctl reload-or-restart slot@2"
         assert found[-1].endswith(";; esac")
 
-    def test_a_vm_does_not_keep_down_what_is_not_active(self, faked: Faked) -> None:
+    def test_inactive_unit_is_restarted_even_if_its_vm_runs(self, faked: Faked) -> None:
         vms = "vm@2.service loaded active running x"
         host = faked({"systemctl show": shown(active="failed"), "list-units": vms})
         found = host.commands(unit, unit="slot@2", config="now", needed_by="vm@2.service")
         assert verbs(found)[-1] == "systemctl restart slot@2"
 
-    def test_the_difference_is_told(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+    def test_unit_difference_is_shown(self, faked: Faked, told: Callable[[], list[str]]) -> None:
         faked({"systemctl show": shown(active="failed", enabled="disabled", config="")})
         unit(name="it", unit="x.service", config="now")
         assert told()[-2:] == [
@@ -330,33 +328,35 @@ class TestOnlyUnits:
         names = [f"slot@{number}.service" for number in wanted]
         return host.commands(stop_other_units, wanted=names, **self.VALUES)
 
-    def test_those_beyond_the_wanted_stop_unless_a_vm_has_come(self, faked: Faked) -> None:
+    def test_surplus_units_stop_if_their_vm_is_inactive(self, faked: Faked) -> None:
         assert self.run(faked, [2, 3]) == [
             f"case $(systemctl show -P ActiveState vm@{number}.service) in inactive|failed) "
             f"systemctl stop slot@{number}.service;; esac"
             for number in (4, 5)
         ]
 
-    def test_those_whose_vm_runs_stay(self, faked: Faked) -> None:
+    def test_surplus_unit_of_a_running_vm_stays(self, faked: Faked) -> None:
         (command,) = self.run(faked, [2, 3], "vm@4.service loaded active running x")
         assert "systemctl stop slot@5.service" in command
 
-    def test_a_vm_that_failed_keeps_nothing(self, faked: Faked) -> None:
+    def test_surplus_unit_of_a_failed_vm_stops(self, faked: Faked) -> None:
         assert len(self.run(faked, [2, 3], "vm@4.service loaded failed failed x")) == 2
 
-    def test_a_plan_names_all_of_them(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+    def test_plan_lists_all_surplus_units(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
         # It asks for no more than the first command.
         self.run(faked, [])
         lines = dict.fromkeys(line for line in told() if line.startswith("- slot@"))
         assert list(lines) == [f"- slot@{number}.service: active" for number in range(2, 6)]
 
     @pytest.mark.parametrize("wanted", [[2, 3, 4, 5], [2, 3, 4, 5, 6]])
-    def test_nothing_where_none_is_too_many(self, faked: Faked, wanted: list[int]) -> None:
+    def test_no_surplus_units_no_commands(self, faked: Faked, wanted: list[int]) -> None:
         assert self.run(faked, wanted) == []
 
 
 class TestNoOverrides:
-    def test_they_go_before_systemd_reads_its_files_again(
+    def test_overrides_are_removed_before_daemon_reload(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         paths = ["/etc/systemd/system/x.service.d/a b.conf", "/run/systemd/system/x@3.service"]
@@ -371,7 +371,7 @@ class TestNoOverrides:
 
 
 class TestOnlyRootWrites:
-    def test_the_paths_are_named_and_the_host_mends_them(
+    def test_writable_paths_are_listed_and_mended_by_the_host_tool(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         writable = ["/run/polydev: mode 777 of 0:0", "/etc/ssh/x: mode 644 of 4242:0"]
@@ -386,11 +386,11 @@ class TestRereadUnits:
         host = faked({"NeedDaemonReload": said})
         return host.commands(reload_units, pattern="x@*.service", files=(("/etc/x", A),))
 
-    def test_what_is_known_as_it_is(self, faked: Faked) -> None:
+    def test_unchanged_unit_files_are_not_reread(self, faked: Faked) -> None:
         assert self.run(faked, "NeedDaemonReload=no") == []
 
     @pytest.mark.parametrize("said", ["NeedDaemonReload=yes", "Touched=yes"])
-    def test_another_file_is_read_and_nothing_restarts(self, faked: Faked, said: str) -> None:
+    def test_changed_unit_file_is_reread_without_a_restart(self, faked: Faked, said: str) -> None:
         assert self.run(faked, said) == ["systemctl daemon-reload"]
 
 
@@ -404,10 +404,12 @@ class TestFolders:
         host = faked({"stat": "\n".join(lines)})
         return host.commands(create_tmpfiles_folders, file="/etc/t.conf", folders=self.FOLDERS)
 
-    def test_all_are_as_they_should_be(self, faked: Faked) -> None:
+    def test_correct_folders_need_no_command(self, faked: Faked) -> None:
         assert self.run(faked, "directory:/a:755:root:root", "directory:/b:2750:u:g") == []
 
-    def test_one_command_mends_all(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+    def test_one_command_mends_all_folders(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
         assert self.run(faked, "directory:/b:750:u:g") == ["systemd-tmpfiles --create /etc/t.conf"]
         assert told()[-4:] == [
             "- /a: not there",
@@ -418,7 +420,7 @@ class TestFolders:
 
 
 class TestOnlyFiles:
-    def test_files_that_nobody_wants_go(self, faked: Faked) -> None:
+    def test_unwanted_files_are_removed(self, faked: Faked) -> None:
         there = {"ls -1A": ["kept", "a stranger's", "old"]}
         assert faked(there).commands(
             remove_other_files, folder="/etc/x", wanted=["kept", "new"]
@@ -427,19 +429,19 @@ class TestOnlyFiles:
             "rm /etc/x/old",
         ]
 
-    def test_wanted_files_and_a_folder_that_is_not_there_are_left_alone(self, faked: Faked) -> None:
+    def test_wanted_files_and_missing_folder_need_no_command(self, faked: Faked) -> None:
         for there in (["kept"], []):
             host = faked({"ls -1A": there})
             assert host.commands(remove_other_files, folder="/etc/x", wanted=["kept"]) == []
 
 
 class TestKernelValue:
-    def test_another_value_is_set(self, faked: Faked) -> None:
+    def test_different_kernel_value_is_set(self, faked: Faked) -> None:
         host = faked({"sysctl -n": ["0"]})
         found = host.commands(sysctl_value, key="net.ipv4.ip_forward", value="1")
         assert found == ["sysctl -q -w net.ipv4.ip_forward=1"]
 
-    def test_the_same_one_is_not(self, faked: Faked) -> None:
+    def test_same_kernel_value_needs_no_command(self, faked: Faked) -> None:
         host = faked({"sysctl -n": ["1"]})
         assert host.commands(sysctl_value, key="net.ipv4.ip_forward", value="1") == []
 
@@ -452,12 +454,14 @@ class TestLiveFirewall:
         "path": "/etc/f.nft",
     }
 
-    def test_a_difference_loads_the_file(self, faked: Faked, told: Callable[[], list[str]]) -> None:
+    def test_firewall_difference_loads_the_file(
+        self, faked: Faked, told: Callable[[], list[str]]
+    ) -> None:
         host = faked({"unshare": ["--- live", "+++ wanted", "-drop", "+accept"]})
         assert host.commands(load_firewall, **self.VALUES) == ["nft -f /etc/f.nft"]
         assert told()[3:5] == ["-drop", "+accept"]
 
-    def test_none_does_nothing(self, faked: Faked) -> None:
+    def test_firewall_without_difference_needs_no_command(self, faked: Faked) -> None:
         assert faked().commands(load_firewall, **self.VALUES) == []
 
 
@@ -473,10 +477,10 @@ class TestFile:
     def there(self, faked: Faked, *, digest: str = SUM, rights: str = "755 root root") -> list[str]:
         return self.run(faked({"sha256sum": [rights, f"{digest}  -"]}))
 
-    def test_the_same_one_stays(self, faked: Faked) -> None:
+    def test_unchanged_file_needs_no_command(self, faked: Faked) -> None:
         assert self.there(faked) == []
 
-    def test_another_one_is_replaced(self, faked: Faked) -> None:
+    def test_changed_file_is_replaced(self, faked: Faked) -> None:
         assert self.there(faked, digest=A) == ["place /bin/x"]
 
     @pytest.mark.parametrize("rights", ["644 root root", "755 ada root", "755 root ada"])
@@ -484,10 +488,10 @@ class TestFile:
         found = self.there(faked, rights=rights)
         assert found == ["chown root:root /bin/x && chmod 755 /bin/x"]
 
-    def test_a_missing_one_is_sent(self, faked: Faked) -> None:
+    def test_missing_file_is_sent(self, faked: Faked) -> None:
         assert self.run(faked()) == ["place /bin/x"]
 
-    def test_nobody_is_shown_a_secret(
+    def test_secret_file_content_is_never_shown(
         self, faked: Faked, told: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         host = faked()
@@ -501,7 +505,7 @@ class TestFile:
         for secret in ("correct horse", encoded):
             assert secret not in shown + str(capsys.readouterr())
 
-    def test_differences_of_a_text_are_told_line_by_line(
+    def test_text_file_differences_are_shown_by_line(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         there = ["same", "old"]
@@ -526,20 +530,20 @@ class TestFolder:
     def run(self, host: FakeHost) -> list[str]:
         return host.commands(folder, path="/x", mode="755", user="root", group="root")
 
-    def test_one_as_it_should_be(self, faked: Faked) -> None:
+    def test_correct_folder_needs_no_command(self, faked: Faked) -> None:
         assert self.run(faked(self.stat())) == []
 
-    def test_one_that_is_missing(self, faked: Faked) -> None:
+    def test_missing_folder_is_made(self, faked: Faked) -> None:
         assert self.run(faked()) == ["mkdir -p /x", "chmod 00755 /x && chown root:root /x"]
 
     @pytest.mark.parametrize(("mode", "user"), [("drwxrwxrwx", "root"), ("drwxr-xr-x", "ada")])
-    def test_mode_and_owner_are_mended_and_told(
+    def test_folder_mode_and_owner_are_mended_and_shown(
         self, faked: Faked, told: Callable[[], list[str]], mode: str, user: str
     ) -> None:
         assert self.run(faked(self.stat(mode, user))) == ["chmod 00755 /x && chown root:root /x"]
         assert "+ /x: mode 755, root:root" in told()
 
-    def test_set_id_bits_are_seen_and_taken_away(self, faked: Faked, tmp_path: Path) -> None:
+    def test_folder_set_id_bits_are_removed(self, faked: Faked, tmp_path: Path) -> None:
         place = tmp_path / "x"
         place.mkdir()
         place.chmod(0o2755)
@@ -556,19 +560,17 @@ class TestGoldenImage:
         words = {"site": SITE, "target": TARGET, "digest": digest}
         return faked().commands(images.golden_image, **words, there=there)
 
-    def test_nothing_where_it_is_golden(self, faked: Faked) -> None:
+    def test_golden_image_needs_no_command(self, faked: Faked) -> None:
         assert self.run(faked, {"images": [A, C], "golden": C}) == []
 
-    def test_one_that_is_there_only_becomes_golden(self, faked: Faked) -> None:
+    def test_existing_image_is_only_promoted(self, faked: Faked) -> None:
         found = self.run(faked, {"images": [A, C], "golden": A})
         assert found == [f"/opt/polydev-ai/bin/polydev-host image golden --digest {C}"]
 
     @pytest.mark.parametrize(
         "there", [{}, {"images": [], "golden": None}, {"images": [A, B], "golden": A}]
     )
-    def test_one_that_is_missing_is_sent_added_and_made_golden(
-        self, faked: Faked, there: object
-    ) -> None:
+    def test_missing_image_is_sent_added_and_promoted(self, faked: Faked, there: object) -> None:
         assert self.run(faked, there) == [
             f"mkdir -p {STORE}/incoming/{C}",
             HERE,
@@ -585,7 +587,7 @@ class TestGoldenImage:
             ({"images": [A, B], "golden": "d" * 64}, B),  # the golden one is gone
         ],
     )
-    def test_it_is_sent_against_what_is_there(
+    def test_image_is_sent_with_the_golden_or_newest_as_basis(
         self, faked: Faked, monkeypatch: pytest.MonkeyPatch, there: object, basis: str | None
     ) -> None:
         sent: list[object] = []
@@ -596,7 +598,7 @@ class TestGoldenImage:
         list(operation.command_generator())[1].function()
         assert sent == [(SITE, TARGET, C, basis)]
 
-    def test_a_plan_says_all_that_will_happen(
+    def test_plan_shows_new_image_and_golden_change(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         faked()
@@ -615,11 +617,11 @@ class TestRelease:
         words = {"digest": A, "release": ID, "commit": "abcd1234", "damage": []}
         return host.commands(controller.release, site=SITE, target=TARGET, **words)
 
-    def test_nothing_where_the_current_one_is_the_same(self, faked: Faked) -> None:
+    def test_same_release_needs_no_command(self, faked: Faked) -> None:
         assert self.run(faked, {"id": "20250101_000000-ffff", "digest": A}) == []
 
     @pytest.mark.parametrize("now", [{}, {"id": "20250101_000000-ffff", "digest": B}])
-    def test_another_one_is_sent_and_made(self, faked: Faked, now: object) -> None:
+    def test_different_release_is_sent_and_created(self, faked: Faked, now: object) -> None:
         assert self.run(faked, now) == [
             f"mkdir -p /opt/master-controller/incoming/{ID}",
             HERE,
@@ -645,19 +647,17 @@ class TestMigration:
             damage=[],
         )
 
-    def test_nothing_where_the_release_and_its_configuration_are_the_same(
-        self, faked: Faked
-    ) -> None:
+    def test_unchanged_release_and_configuration_do_not_migrate(self, faked: Faked) -> None:
         assert self.run(faked, A, self.WORDS, []) == []
 
     def test_a_new_release_migrates(self, faked: Faked) -> None:
         assert self.run(faked, B, self.WORDS, []) == [f"{TOOL} release migrate --id {ID}"]
 
-    def test_another_database_is_migrated_by_the_same_release(self, faked: Faked) -> None:
+    def test_changed_database_is_migrated_by_the_same_release(self, faked: Faked) -> None:
         found = self.run(faked, A, "SQLite", [], config="then")
         assert found == [f"{TOOL} release migrate --id {self.OLD}"]
 
-    def test_a_schema_changed_by_hand_is_named_and_mended(
+    def test_schema_changed_by_hand_is_shown_and_migrated(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         found = self.run(faked, A, self.WORDS, ["- anon may SELECT on users"])
@@ -673,10 +673,10 @@ class TestHandover:
         host = faked({"release.json": [known], "systemctl show": state})
         return host.commands(controller.handover, digest=A, release=ID, config="now", damage=[])
 
-    def test_nothing_where_it_runs(self, faked: Faked) -> None:
+    def test_unchanged_controller_needs_no_handover(self, faked: Faked) -> None:
         assert self.run(faked, A, shown()) == []
 
-    def test_a_new_release_takes_over(self, faked: Faked) -> None:
+    def test_new_release_is_handed_over(self, faked: Faked) -> None:
         found = self.run(faked, B, shown())
         assert found == ["systemctl daemon-reload", f"{TOOL} handover --release {ID}"]
 
@@ -689,11 +689,11 @@ class TestHandover:
         found = self.run(faked, A, state)
         assert found == ["systemctl daemon-reload", f"{TOOL} handover --release {self.OLD}"]
 
-    def test_one_that_is_not_enabled_gets_enabled(self, faked: Faked) -> None:
+    def test_disabled_controller_is_enabled(self, faked: Faked) -> None:
         found = self.run(faked, A, shown(enabled="disabled"))
         assert found[1] == "systemctl enable master-controller.service"
 
-    def test_the_hosts_own_words_are_no_shell(self, faked: Faked) -> None:
+    def test_release_id_from_the_host_is_shell_quoted(self, faked: Faked) -> None:
         known = json.dumps({"id": "x; reboot", "digest": A})
         host = faked({"release.json": [known], "systemctl show": shown(config="then")})
         words = {"digest": A, "release": ID, "config": "now", "damage": []}
@@ -705,7 +705,7 @@ class TestHandover:
         ]
         assert sum("x; reboot" in shlex.split(line) for line in found) == 3
 
-    def test_the_first_one_of_all(self, faked: Faked) -> None:
+    def test_first_release_is_handed_over(self, faked: Faked) -> None:
         host = faked()
         found = host.commands(controller.handover, digest=A, release=ID, config="now", damage=[])
         assert found[-1] == f"{TOOL} handover --release {ID}"
@@ -737,20 +737,18 @@ class TestMove:
         assert "horse" not in refused.value.message
         return str(refused.value.message)
 
-    def test_the_host_tries_a_database_that_it_does_not_use_yet(self, faked: Faked) -> None:
+    def test_new_database_is_tried_on_the_host(self, faked: Faked) -> None:
         faked({"database check": json.dumps(self.USABLE).splitlines()})
         assert database.require_usable(self.URL) == self.USABLE
 
     @pytest.mark.parametrize("end", ["", "\n"])
-    def test_one_that_it_uses_already_is_not_tried(self, faked: Faked, end: str) -> None:
+    def test_database_in_use_is_not_tried(self, faked: Faked, end: str) -> None:
         digest = hashlib.sha256(f"{self.URL}{end}".encode()).hexdigest()
         known = f"600 root root\n{digest}  -".splitlines()
         faked({"stat -c": known, "database check": ['{"error": "database-unusable"}']})
         assert database.require_usable(self.URL) == {}
 
-    def test_a_database_that_the_host_cannot_use_is_refused_with_its_words(
-        self, faked: Faked
-    ) -> None:
+    def test_unusable_database_is_refused_with_the_hosts_reason(self, faked: Faked) -> None:
         said = {"error": "database-unusable", "message": "no route", "hint": "open the port"}
         faked({"database check": [json.dumps(said)]})
         with pytest.raises(
@@ -759,24 +757,24 @@ class TestMove:
             database.require_usable(self.URL)
         assert told.value.hint == "open the port"
 
-    def test_an_empty_database_that_the_secret_names_will_do(self, faked: Faked) -> None:
+    def test_move_to_an_empty_database_is_accepted(self, faked: Faked) -> None:
         self.require(faked)
 
-    def test_without_the_secret_it_is_refused(self, faked: Faked) -> None:
+    def test_move_without_the_database_url_secret_is_refused(self, faked: Faked) -> None:
         assert "secrets.database-url is missing" in self.refusal(faked, url=None)
 
-    def test_a_host_with_postgresql_has_nothing_to_move(self, faked: Faked) -> None:
+    def test_move_from_postgresql_is_refused(self, faked: Faked) -> None:
         assert "uses PostgreSQL, x already" in self.refusal(faked, was="PostgreSQL, x")
 
-    def test_a_host_without_a_controller_has_nothing_to_move(self, faked: Faked) -> None:
+    def test_move_without_a_controller_is_refused(self, faked: Faked) -> None:
         assert "no controller is deployed there" in self.refusal(faked, checked=False)
 
-    def test_rows_that_are_there_are_refused_unless_they_are_to_go(self, faked: Faked) -> None:
+    def test_move_to_a_database_with_rows_needs_replace(self, faked: Faked) -> None:
         said = self.refusal(faked, occupied=["users", "slots"])
         assert "data at db.example as me has rows in users, slots already" in said
         self.require(faked, how="replace", occupied=["users"])
 
-    def test_the_host_copies_while_the_controller_is_stopped(
+    def test_move_runs_database_move_with_the_controller_stopped(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         known = json.dumps({"id": "20250101_000000-ffff", "digest": A})
@@ -786,7 +784,7 @@ class TestMove:
         assert found == [f"{TOOL} database move --release 20250101_000000-ffff --backup {ID}"]
         assert any("is stopped while its database is copied" in line for line in told())
 
-    def test_another_database_without_a_move_is_warned_of(
+    def test_changed_database_without_a_move_warns(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         faked({"release.json": [json.dumps({"id": ID})]})
@@ -795,7 +793,7 @@ class TestMove:
         assert "from SQLite to PostgreSQL, x. Nothing is copied" in warning
         assert "./inv database.move --to postgresql takes them along" in warning
 
-    def test_a_plan_names_what_becomes_of_the_database(self) -> None:
+    def test_database_operation_name_says_what_happens_to_the_rows(self) -> None:
         assert DatabaseChange("SQLite", "SQLite").operation == "database"
         other = DatabaseChange("SQLite", "PostgreSQL, x")
         assert other.operation.startswith("database: PostgreSQL, x instead of SQLite, ")
@@ -806,14 +804,14 @@ class TestMove:
         (same,) = DatabaseChange("SQLite", "SQLite").differences(ID)
         assert same == f"  database: SQLite, at the schema of release {ID}"
 
-    def test_a_plan_shows_what_is_deleted(self) -> None:
+    def test_plan_shows_that_rows_are_deleted(self) -> None:
         for replaces in (False, True):
             change = DatabaseChange("SQLite", "PostgreSQL, x", is_move=True, replaces=replaces)
             shown = "\n".join(change.differences(ID))
             assert ("without a backup" in shown) == replaces
             assert change.move_words(ID).endswith("--replace") == replaces
 
-    def test_a_first_deployment_has_nothing_to_lose(
+    def test_first_deployment_does_not_warn_of_another_database(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         faked()
@@ -822,11 +820,11 @@ class TestMove:
 
 
 class TestListening:
-    def test_a_host_that_cannot_say_is_deployed_to(self, faked: Faked) -> None:
+    def test_unknown_listening_state_is_accepted(self, faked: Faked) -> None:
         faked()
         controller.require_free_address(SITE, {})
 
-    def test_an_address_that_the_host_lacks_is_refused(self, faked: Faked) -> None:
+    def test_listen_address_missing_on_the_host_is_refused(self, faked: Faked) -> None:
         faked()
         with pytest.raises(
             DeployError, match=r"controller_listen 10\.9\.9\.9:4000: the host has no"
@@ -835,12 +833,12 @@ class TestListening:
                 HostData(controller_listen="10.9.9.9:4000"), {"hasAddress": False, "others": []}
             )
 
-    def test_the_bridges_may_come_with_this_deployment(self, faked: Faked) -> None:
+    def test_bridge_address_may_be_missing_before_the_deployment(self, faked: Faked) -> None:
         faked()
         site = HostData(controller_listen=f"{SITE.gateway}:4000")
         controller.require_free_address(site, {"hasAddress": False, "others": []})
 
-    def test_a_port_of_another_program_is_refused_by_its_name(self, faked: Faked) -> None:
+    def test_port_in_use_is_refused_with_the_program_name(self, faked: Faked) -> None:
         other = {
             "address": "0.0.0.0",
             "port": 80,
@@ -854,7 +852,7 @@ class TestListening:
             controller.require_free_address(site, {"hasAddress": True, "others": [other]})
         assert refused.value.hint
 
-    def test_a_lost_socket_is_drift_and_is_made_anew(
+    def test_lost_socket_is_shown_and_restarted(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         found = faked().commands(controller.mend_socket, lost=True)
@@ -864,7 +862,7 @@ class TestListening:
         ]
         assert "- master-controller.socket: active, but without its socket" in told()
 
-    def test_one_that_listens_is_left_alone(self, faked: Faked) -> None:
+    def test_listening_socket_needs_no_command(self, faked: Faked) -> None:
         assert faked().commands(controller.mend_socket, lost=False) == []
 
 
@@ -884,11 +882,11 @@ class TestReach:
         host = faked({"reach.json": [stamp], "unshare": difference})
         return host.commands(deadman.arm, **self.VALUES)
 
-    def test_no_timer_where_the_way_stays(self, faked: Faked) -> None:
+    def test_unchanged_access_arms_no_timer(self, faked: Faked) -> None:
         assert self.arm(faked, "h", []) == []
 
     @pytest.mark.parametrize(("confirmed", "difference"), [(None, []), ("g", []), ("h", ["-x"])])
-    def test_a_change_has_a_backup_and_then_a_timer(
+    def test_changed_access_makes_a_backup_then_arms_the_timer(
         self, faked: Faked, confirmed: str | None, difference: list[str]
     ) -> None:
         backup, timer = self.arm(faked, confirmed, difference)
@@ -896,7 +894,7 @@ class TestReach:
         assert """'{"paths": ["it'"'"'s"]}'""" in backup
         assert timer == f"{TOOL} deadman arm --seconds 90 --backup {ID}"
 
-    def test_a_bridge_changed_by_hand_has_a_timer_too(
+    def test_bridge_changed_by_hand_arms_the_timer(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
@@ -904,7 +902,7 @@ class TestReach:
         assert len(host.commands(deadman.arm, **values)) == 2
         assert "- access to the host: the bridge was changed by hand" in told()
 
-    def test_settings_of_sshd_changed_by_hand_have_a_timer_too(
+    def test_sshd_settings_changed_by_hand_arm_the_timer(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
         host = faked({"reach.json": ['{"confirmed": "h"}'], "unshare": []})
@@ -916,18 +914,20 @@ class TestReach:
         host = faked({"systemctl show": shown(active=active)})
         return host.commands(deadman.confirm, reach="h", target=TARGET, seconds=90)
 
-    def test_a_timer_is_stopped_from_outside_and_then_remembered(self, faked: Faked) -> None:
+    def test_active_timer_is_confirmed_then_recorded(self, faked: Faked) -> None:
         assert self.confirm(faked, "active") == [
             HERE,
             f"""printf %s '{{"confirmed": "h"}}' >{ACCESS_STAMP}""",
         ]
 
-    def test_without_one_there_is_nothing_to_confirm(self, faked: Faked) -> None:
+    def test_inactive_timer_needs_no_confirmation(self, faked: Faked) -> None:
         assert self.confirm(faked, "inactive") == []
 
 
 class TestSecrets:
-    def test_one_that_is_missing_is_named(self, faked: Faked, tmp_path: Path) -> None:
+    def test_missing_secret_file_is_refused_with_its_key(
+        self, faked: Faked, tmp_path: Path
+    ) -> None:
         faked()
         site = HostData(secrets={"jwt-secret": tmp_path / "none"}, deployment_id=ID)
         with pytest.raises(ConfigError, match=r"secrets\.jwt-secret: .*No such file"):

@@ -83,7 +83,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_each_locks_holder_is_named(paths: Paths, hold: Hold, number: int) -> None:
+def test_holder_of_each_apt_lock_is_found(paths: Paths, hold: Hold, number: int) -> None:
     lock = apt_locks.locks(paths)[number]
     process = hold(lock)
     found = apt_locks.held(paths)["held"]
@@ -93,11 +93,11 @@ def test_each_locks_holder_is_named(paths: Paths, hold: Hold, number: int) -> No
     assert apt_locks.held(paths) == {"held": []}
 
 
-def test_a_host_where_apt_never_ran_has_no_locks(tmp_path: Path) -> None:
+def test_no_apt_locks_if_apt_never_ran(tmp_path: Path) -> None:
     assert apt_locks.held(Paths.below(tmp_path)) == {"held": []}
 
 
-def test_a_deployment_waits_and_says_for_whom(
+def test_waiting_for_apt_logs_the_holder(
     paths: Paths, target: Here, hold: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
     frontend, _, lists, _ = apt_locks.locks(paths)
@@ -121,7 +121,7 @@ def test_a_deployment_waits_and_says_for_whom(
     assert re.match(rf"waiting for \S+ \(pid {process.pid}\) holds {frontend}, {lists} \(", line)
 
 
-def test_it_gives_up_and_says_because_of_whom(paths: Paths, target: Here, hold: Hold) -> None:
+def test_waiting_for_apt_times_out_with_the_holder(paths: Paths, target: Here, hold: Hold) -> None:
     lock = apt_locks.locks(paths)[3]
     process = hold(lock)
     with pytest.raises(DeployError) as caught:
@@ -137,7 +137,7 @@ def planned(target: SshTarget, answers: dict[str, Any]) -> dict[str, list[str]]:
         return host.planned
 
 
-def test_before_each_use_of_apt_it_is_waited_for(target: Here) -> None:
+def test_each_apt_operation_waits_for_the_locks(target: Here) -> None:
     plan = planned(target, {})
     names = [name.partition(" | ")[2] for name in plan]
     assert names == [

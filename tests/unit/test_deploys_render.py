@@ -119,7 +119,7 @@ INVENTORIES: list[dict[str, Any]] = [
 
 class TestWholeHost:
     @pytest.mark.parametrize("words", INVENTORIES)
-    def test_every_template_is_used_and_says_something(
+    def test_every_template_is_rendered_and_not_empty(
         self, site: Site, words: dict[str, Any]
     ) -> None:
         files = files_of(site(**words))
@@ -129,9 +129,7 @@ class TestWholeHost:
             assert "{{" not in files[path]
             assert "None" not in files[path]
 
-    def test_a_backup_holds_every_file_that_a_deploy_writes(
-        self, site: Site, tmp_path: Path
-    ) -> None:
+    def test_backup_scope_contains_every_deployed_file(self, site: Site, tmp_path: Path) -> None:
         secret = tmp_path / "jwt"
         secret.write_text("s" * 32)
         values = site(secrets={"jwt-secret": str(secret)})
@@ -139,15 +137,13 @@ class TestWholeHost:
         for path in files_of(values):
             assert [each for each in held if Path(path).is_relative_to(each)], path
 
-    def test_what_reaches_the_host_is_part_of_what_is_held(self) -> None:
+    def test_access_paths_are_part_of_the_backup_scope(self) -> None:
         made = backup_scope(HostData())
         assert set(made["reach"]) <= set(made["paths"])
         assert set(ACCESS_FILES) <= set(template_paths())
 
     @pytest.mark.parametrize("words", INVENTORIES)
-    def test_every_unit_that_must_be_active_is_seen_to_in_its_order(
-        self, site: Site, words: dict[str, Any]
-    ) -> None:
+    def test_units_are_planned_in_unit_order(self, site: Site, words: dict[str, Any]) -> None:
         values = site(**words)
         names = [name.partition(" | ")[2] for name in plan_of(values)]
         order = unit_order(check_host_data(values, "x"))
@@ -155,9 +151,7 @@ class TestWholeHost:
         places = [names.index("handover" if n == "master-controller.service" else n) for n in order]
         assert places == sorted(places)
 
-    def test_the_timer_runs_before_anything_shuts_out_and_until_all_is_done(
-        self, site: Site
-    ) -> None:
+    def test_dead_man_timer_covers_all_access_files(self, site: Site) -> None:
         names = list(plan_of(site()))
         armed = names.index("Dead-man timer | armed")
         confirmed = names.index("Dead-man timer | confirmed")
@@ -172,15 +166,13 @@ class TestWholeHost:
             ("vm-agent", {"Host tool", "Images"}),
         ],
     )
-    def test_a_target_is_its_own_part_only(
+    def test_target_plans_its_own_operations_only(
         self, site: Site, target: str, concerns: set[str]
     ) -> None:
         names = plan_of(site(target=target))
         assert {name.partition(" | ")[0] for name in names} == concerns
 
-    def test_secrets_go_where_only_root_reads_and_nowhere_else(
-        self, site: Site, tmp_path: Path
-    ) -> None:
+    def test_secrets_are_written_to_their_own_files_only(self, site: Site, tmp_path: Path) -> None:
         secret = tmp_path / "jwt"
         secret.write_text("the word of all words, and some more")
         files = files_of(site(secrets={"jwt-secret": str(secret)}))
@@ -192,10 +184,12 @@ class TestWholeHost:
             assert line in files[UNITS + name]
 
 
-class TestControllersWord:
+class TestControllerConfigCheck:
     """The plan asks the controller of the checkout, in a process of its own."""
 
-    def test_what_it_would_refuse_is_refused_by_the_plan(self, site: Site, tmp_path: Path) -> None:
+    def test_plan_refuses_what_the_controller_would_refuse(
+        self, site: Site, tmp_path: Path
+    ) -> None:
         secret = tmp_path / "jwt"
         secret.write_text("a")
         values = site(
@@ -211,12 +205,10 @@ class TestControllersWord:
         for name in ("jwt-secret", "foo"):
             assert f"secrets.{name}: " in message
 
-    def test_a_target_without_the_controller_does_not_ask_it(self, site: Site) -> None:
+    def test_target_without_controller_skips_the_check(self, site: Site) -> None:
         assert plan_of(site(target="vm-agent", controller={"log_levl": "debug"}))
 
-    def test_one_that_cannot_answer_is_told_with_its_last_words(
-        self, site: Site, tmp_path: Path
-    ) -> None:
+    def test_crashed_check_is_reported_with_its_output(self, site: Site, tmp_path: Path) -> None:
         package = tmp_path / "src" / "polydev"
         (package / "controller").mkdir(parents=True)
         (package / "__init__.py").write_text("")
@@ -226,13 +218,13 @@ class TestControllersWord:
             check_controller_config("x", tmp_path, {}, {}, {})
 
     @pytest.mark.parametrize("given", [{"host": Path("x")}, {"log_level": b"debug"}])
-    def test_values_that_no_file_can_hold_are_refused(self, given: dict[str, Any]) -> None:
+    def test_values_that_json_cannot_hold_are_refused(self, given: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=r"x: controller: .*not JSON serializable"):
             check_controller_config("x", Path(), {}, given, {})
 
 
 class TestUnits:
-    def test_each_carries_its_hash_and_writes_it_down_as_it_starts(self, site: Site) -> None:
+    def test_each_unit_writes_its_config_hash_at_start(self, site: Site) -> None:
         files = files_of(site())
         for name, config in configs(files).items():
             unit = unit_of(files[UNITS + name])
@@ -243,7 +235,7 @@ class TestUnits:
             assert f"ExecStartPre={stamp_command(config)}" in files[UNITS + name]
             assert unit.has_section(section)
 
-    def test_a_reload_renews_the_stamp_too(self, site: Site) -> None:
+    def test_reload_writes_the_config_hash_again(self, site: Site) -> None:
         files = files_of(site())
         for name, config in configs(files).items():
             text = files[UNITS + name]
@@ -304,13 +296,15 @@ class TestUnits:
             ({}, {"deployment_id": "20250201_120000-ffff"}, set()),
         ],
     )
-    def test_its_hash_changes_when_what_it_reads_does_and_only_then(
+    def test_unit_hash_changes_only_with_its_inputs(
         self, site: Site, before: dict[str, Any], after: dict[str, Any], changed: set[str]
     ) -> None:
         was, now = configs(files_of(site(**before))), configs(files_of(site(**before | after)))
         assert {name for name in now if now[name] != was[name]} == changed
 
-    def test_a_secret_that_changes_restarts_who_reads_it(self, site: Site, tmp_path: Path) -> None:
+    def test_changed_secret_changes_the_controller_hashes_only(
+        self, site: Site, tmp_path: Path
+    ) -> None:
         secret = tmp_path / "jwt"
         values = site(secrets={"jwt-secret": str(secret)})
         secret.write_text("one" * 20)
@@ -319,7 +313,7 @@ class TestUnits:
         now = configs(files_of(values))
         assert {name for name in now if now[name] != was[name]} == self.CONTROLLER
 
-    def test_a_template_that_changes_does(self, tmp_path: Path) -> None:
+    def test_changed_template_changes_the_hash(self, tmp_path: Path) -> None:
         def hash_of(text: str, *depends: str) -> str:
             folder = tmp_path / text / "templates" / UNITS.lstrip("/")
             folder.mkdir(parents=True, exist_ok=True)
@@ -330,13 +324,13 @@ class TestUnits:
         assert len({hash_of("a"), hash_of("b"), hash_of("a", ""), hash_of("a", "c")}) == 4
 
     @given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
-    def test_texts_have_one_hash_only_if_they_are_the_same(
+    def test_config_hash_differs_for_different_texts(
         self, one: list[str], other: list[str]
     ) -> None:
         if not any("\0" in text for text in one + other):
             assert (config_hash("x", *one) == config_hash("x", *other)) == (one == other)
 
-    def test_none_runs_as_root_with_all_that_root_may(self, site: Site) -> None:
+    def test_every_service_has_restricted_capabilities(self, site: Site) -> None:
         files = files_of(site())
         for path in template_paths():
             if path.startswith(UNITS) and path.endswith(".service"):
@@ -344,7 +338,7 @@ class TestUnits:
                 assert "CapabilityBoundingSet" in unit["Service"], path
                 assert unit["Service"]["NoNewPrivileges"] == "yes", path
 
-    def test_the_successor_is_confined_as_the_service_is(self, site: Site) -> None:
+    def test_next_service_has_the_same_sandbox_as_the_service(self, site: Site) -> None:
         files = files_of(site())
         service, successor = (
             dict(unit_of(files[f"{UNITS}master-controller{part}.service"])["Service"])
@@ -361,11 +355,11 @@ class TestVms:
     def unit(self, site: Site, **words: Any) -> configparser.SectionProxy:
         return unit_of(files_of(site(**words))[f"{UNITS}microvm@.service"])["Service"]
 
-    def test_its_limits_are_the_inventorys(self, site: Site) -> None:
+    def test_vm_limits_come_from_the_inventory(self, site: Site) -> None:
         unit = self.unit(site, vm_cpus=3, vm_memory_mib=1000, vm_translation_cache_mib=100)
         assert (unit["CPUQuota"], unit["MemoryMax"]) == ("300%", "1612M")
 
-    def test_it_has_its_own_user_network_and_folder(self, site: Site) -> None:
+    def test_vm_unit_has_its_own_user_network_and_folder(self, site: Site) -> None:
         unit = self.unit(site)
         assert (unit["User"], unit["NetworkNamespacePath"]) == (
             "polydev-vm-%i",
@@ -373,12 +367,12 @@ class TestVms:
         )
         assert unit["ReadWritePaths"] == "/var/lib/microvm/%i"
 
-    def test_no_deploy_starts_or_stops_one(self, site: Site) -> None:
+    def test_no_deployment_starts_or_stops_a_vm(self, site: Site) -> None:
         for name, commands in plan_of(site()).items():
             acting = [line for line in commands if re.search(r"systemctl [a-z-]+ microvm@", line)]
             assert all("systemctl show" in line for line in acting), name
 
-    def test_what_it_needs_is_there_before_the_controller_that_starts_it(self, site: Site) -> None:
+    def test_vm_dependencies_are_deployed_before_the_handover(self, site: Site) -> None:
         names = [name.partition(" | ")[2] for name in plan_of(site())]
         order = [
             *("users", "folders", "/etc/polkit-1/rules.d/50-polydev.rules"),
@@ -386,9 +380,7 @@ class TestVms:
         ]
         assert sorted(order, key=names.index) == order
 
-    def test_every_slot_has_a_user_and_a_folder_that_only_the_controller_fills(
-        self, site: Site
-    ) -> None:
+    def test_each_slot_has_a_user_and_a_folder_of_the_controller(self, site: Site) -> None:
         files = files_of(site(slots=2))
         users = files["/etc/sysusers.d/polydev.conf"].splitlines()
         assert [line.split()[1] for line in users if line.startswith("u ")] == [
@@ -410,15 +402,15 @@ class TestVms:
             *(("microvm@2x.service", False), ("microvm@.service", False)),
         ],
     )
-    def test_the_controller_may_act_on_vms_only(self, site: Site, unit: str, is_vm: bool) -> None:
+    def test_polkit_rule_allows_the_controller_vm_units_only(
+        self, site: Site, unit: str, is_vm: bool
+    ) -> None:
         text = files_of(site())["/etc/polkit-1/rules.d/50-polydev.rules"]
         pattern = re.search(r"/(\^microvm.*?\$)/\.test", text)
         assert pattern
         assert (re.search(pattern[1], unit) is not None) is is_vm
 
-    def test_the_controller_gets_to_the_vms_folders_and_sees_their_processes(
-        self, site: Site
-    ) -> None:
+    def test_controller_service_can_access_vm_folders_and_processes(self, site: Site) -> None:
         unit = unit_of(files_of(site())[f"{UNITS}master-controller.service"])["Service"]
         assert unit["ExecStart"].endswith(" serve --config /etc/master-controller/config.yaml")
         assert unit["ReadWritePaths"] == "/var/lib/microvm"
@@ -432,7 +424,7 @@ class TestTemplates:
     def service(self, site: Site, name: str, **words: Any) -> configparser.SectionProxy:
         return unit_of(files_of(site(**words))[UNITS + name])["Service"]
 
-    def test_the_maker_has_a_network_of_its_own_and_writes_to_one_folder(self, site: Site) -> None:
+    def test_template_maker_has_a_private_network_and_one_folder(self, site: Site) -> None:
         unit = self.service(site, self.MAKER)
         folder = "/var/lib/firecracker/snapshots/base/templates"
         assert (unit["PrivateNetwork"], unit["CapabilityBoundingSet"]) == ("yes", "CAP_NET_ADMIN")
@@ -442,17 +434,17 @@ class TestTemplates:
         folders = files_of(site())["/etc/tmpfiles.d/polydev.conf"].splitlines()
         assert f"d {folder} 755 root root" in folders
 
-    def test_their_room_is_that_of_a_vm(self, site: Site) -> None:
+    def test_template_units_have_memory_limits_from_vm_sizes(self, site: Site) -> None:
         words = {"vm_memory_mib": 1000, "vm_translation_cache_mib": 100}
         maker, holder = (self.service(site, name, **words) for name in (self.MAKER, self.HOLDER))
         assert (maker["MemoryMax"], maker["LimitFSIZE"]) == ("2124M", "9192M")
         assert holder["MemoryMax"] == "3024M"
 
-    def test_the_holder_tells_users_apart(self, site: Site) -> None:
+    def test_template_holder_has_no_private_users(self, site: Site) -> None:
         # In a user namespace all who ask would be the same one.
         assert "PrivateUsers" not in self.service(site, self.HOLDER)
 
-    def test_no_deploy_waits_for_the_maker_or_ends_it(self, site: Site) -> None:
+    def test_no_deployment_waits_for_or_stops_the_template_maker(self, site: Site) -> None:
         values = site()
         for name, commands in plan_of(values).items():
             acting = [line for line in commands if re.search(rf"systemctl .*{self.MAKER}", line)]
@@ -460,12 +452,10 @@ class TestTemplates:
         assert self.MAKER not in unit_order(check_host_data(values, "x"))
         assert "Restart" in unit_of(files_of(values)[UNITS + self.MAKER])["Service"]
 
-    def test_a_way_back_knows_the_maker_too(self) -> None:
+    def test_backup_scope_contains_the_template_maker(self) -> None:
         assert self.MAKER in backup_scope(HostData())["units"]
 
-    def test_changes_are_seen_in_folders_since_a_link_that_is_replaced_is_not(
-        self, site: Site
-    ) -> None:
+    def test_template_path_unit_watches_folders(self, site: Site) -> None:
         text = files_of(site())[f"{UNITS}polydev-template.path"]
         store = "/var/lib/firecracker/snapshots/base"
         assert re.findall("^PathChanged=(.*)$", text, re.MULTILINE) == [
@@ -474,7 +464,7 @@ class TestTemplates:
             "/run/polydev/accelerator.json",
         ]
 
-    def test_another_code_of_vms_restarts_the_holder(
+    def test_changed_vm_code_restarts_the_template_holder(
         self, site: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         was = configs(files_of(site()))
@@ -493,7 +483,7 @@ class TestFirewall:
         assert found
         return [line.strip() for line in found[1].splitlines() if line.strip()]
 
-    def test_it_replaces_its_own_table_in_one_step_and_no_other(self) -> None:
+    def test_firewall_replaces_only_its_own_table(self) -> None:
         text = self.text()
         assert (
             re.findall(r"^(?:table|delete table) (\S+ \S+)", text, re.MULTILINE)
@@ -502,13 +492,13 @@ class TestFirewall:
         assert "flush ruleset" not in text
         assert text.count("{") == text.count("}")
 
-    def test_only_the_addresses_of_vms_may_speak(self) -> None:
+    def test_packets_from_other_source_addresses_are_dropped(self) -> None:
         text = self.text(slots=3)
         line = "ip saddr != 192.168.100.2-192.168.100.4 drop"
         assert self.chain(text, "from_vm_to_host")[2] == line
         assert self.chain(text, "from_vm")[1] == line
 
-    def test_of_the_host_they_reach_its_names_only(self) -> None:
+    def test_vms_reach_only_dns_on_the_host(self) -> None:
         chain = self.chain(self.text(), "from_vm_to_host")
         assert chain[:2] == ["ct state invalid drop", "ct state established,related accept"]
         assert chain[3:] == [
@@ -517,7 +507,7 @@ class TestFirewall:
             "drop",
         ]
 
-    def test_no_vm_reaches_another_nor_is_reached(self) -> None:
+    def test_vms_cannot_connect_to_each_other(self) -> None:
         text = self.text()
         assert 'oifname "br-vm" drop' in self.chain(text, "from_vm")
         assert self.chain(text, "to_vm") == [
@@ -526,7 +516,7 @@ class TestFirewall:
             "drop",
         ]
 
-    def test_packets_of_vms_come_and_go_by_the_bridge_only(self) -> None:
+    def test_vm_packets_outside_the_bridge_are_dropped(self) -> None:
         text = self.text(bridge_address="10.9.0.1/24")
         elsewhere = '{ "br-vm", "lo" }'
         assert self.chain(text, "arriving")[-1] == (
@@ -537,7 +527,7 @@ class TestFirewall:
         )
         assert self.chain(text, "forward")[-1] == "ip daddr 10.9.0.0/24 drop"
 
-    def test_nothing_leaves_untranslated(self) -> None:
+    def test_packets_without_nat_are_dropped(self) -> None:
         text = self.text()
         assert self.chain(text, "leaving")[-1] == (
             'ip saddr 192.168.100.0/24 oifname != { "br-vm", "lo" } drop'
@@ -558,19 +548,19 @@ class TestFirewall:
         ]
         assert "elements = { 10.1.0.0/16 }" in text
 
-    def test_without_exceptions_there_are_none(self) -> None:
+    def test_no_exceptions_without_reachable_networks(self) -> None:
         text = self.text(resolvers=["1.1.1.1"])
         assert "set reachable" not in text
         assert "@reachable" not in text
         assert "dport 53" not in " ".join(self.chain(text, "from_vm"))
 
-    def test_only_vms_are_translated(self) -> None:
+    def test_nat_applies_to_vm_addresses_only(self) -> None:
         assert self.chain(self.text(), "nat")[-1] == (
             'ip saddr 192.168.100.0/24 oifname != "br-vm" masquerade'
         )
 
     @given(st.ip_addresses(v=4))
-    def test_what_is_not_the_internet_is_closed(self, address: IPv4Address) -> None:
+    def test_closed_ranges_are_all_non_global_addresses(self, address: IPv4Address) -> None:
         is_closed = any(address in IPv4Network(each) for each in network_checks.CLOSED)
         if not any(address in each for each in APART):
             assert is_closed == (address.is_multicast or not address.is_global)
@@ -584,16 +574,16 @@ class TestFirewall:
             *("192.0.0.170", "192.88.99.1", "240.0.0.1"),
         ],
     )
-    def test_those_that_matter_most_are_closed(self, address: str) -> None:
+    def test_metadata_and_private_addresses_are_closed(self, address: str) -> None:
         assert any(ip_address(address) in IPv4Network(each) for each in network_checks.CLOSED)
 
 
-class TestNames:
+class TestDns:
     def lines(self, **words: Any) -> list[str]:
         values = network.network_values(check_host_data(words, "x"))
         return render("/etc/polydev/dns.conf", values).splitlines()
 
-    def test_every_vm_has_its_name(self) -> None:
+    def test_each_vm_has_a_host_record(self) -> None:
         lines = self.lines(slots=3)
         assert [line for line in lines if line.startswith("host-record=")] == [
             "host-record=vm-2.vm.internal,192.168.100.2",
@@ -601,19 +591,19 @@ class TestNames:
             "host-record=vm-4.vm.internal,192.168.100.4",
         ]
 
-    def test_the_internets_names_come_from_the_upstream_ones_only(self) -> None:
+    def test_dnsmasq_uses_the_upstream_resolvers_only(self) -> None:
         lines = self.lines(resolvers=["10.0.0.53"], upstream_resolvers=["1.1.1.1", "9.9.9.9"])
         servers = [line for line in lines if line.startswith("server=")]
         assert servers == ["server=1.1.1.1", "server=9.9.9.9"]
         assert {"no-resolv", "no-hosts", "stop-dns-rebind", "local=/vm.internal/"} <= set(lines)
 
-    def test_it_listens_on_the_bridge_only(self) -> None:
+    def test_dnsmasq_listens_on_the_bridge_only(self) -> None:
         lines = self.lines(bridge_address="10.9.0.1/24")
         assert {"listen-address=10.9.0.1", "bind-interfaces", "except-interface=lo"} <= set(lines)
 
 
 class TestOtherFiles:
-    def test_the_host_tool_knows_what_must_be_there(self, site: Site) -> None:
+    def test_host_file_describes_the_declared_host(self, site: Site) -> None:
         files = files_of(site(slots=2, resolvers=["10.0.0.53"], controller_listen="10.0.0.7:81"))
         known = json.loads(files[HOST_FILE])
         assert known["bridge"] == {"name": "br-vm", "address": "192.168.100.1/24"}
@@ -622,9 +612,7 @@ class TestOtherFiles:
         assert (known["controllerAddress"], known["controllerPort"]) == ("10.0.0.7", 81)
         assert known["controllerCertificate"] is None
 
-    def test_the_host_tool_knows_which_certificate_must_be_shown(
-        self, site: Site, tmp_path: Path
-    ) -> None:
+    def test_host_file_names_the_tls_certificate(self, site: Site, tmp_path: Path) -> None:
         tls = make_tls(tmp_path)
         secrets = {"tls-certificate": str(tls.certificate), "tls-key": str(tls.key)}
         known = json.loads(files_of(site(secrets=secrets))[HOST_FILE])
@@ -632,14 +620,14 @@ class TestOtherFiles:
         assert known["controllerCertificate"] == file
         assert "microvm-slot@3.service" in known["units"]
 
-    def test_slots_are_wanted_by_their_target(self, site: Site) -> None:
+    def test_slots_target_wants_each_slot(self, site: Site) -> None:
         text = files_of(site(slots=2))[f"{UNITS}polydev-slots.target"]
         assert re.findall("^Wants=(.*)$", text, re.MULTILINE) == [
             "microvm-slot@2.service",
             "microvm-slot@3.service",
         ]
 
-    def test_the_controllers_configuration_is_the_inventorys_over_ours(self, site: Site) -> None:
+    def test_controller_config_merges_inventory_over_defaults(self, site: Site) -> None:
         words = {"controller": {"log_level": "debug", "drain_seconds": 5}}
         text = files_of(site(**words))["/etc/master-controller/config.yaml"]
         assert yaml.safe_load(text) == {
@@ -655,7 +643,7 @@ class TestOtherFiles:
             "drain_seconds": 5,
         }
 
-    def test_the_controller_takes_that_configuration(
+    def test_controller_loads_the_deployed_configuration(
         self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from polydev.controller.settings import load_settings
@@ -664,18 +652,18 @@ class TestOtherFiles:
         file.write_text(files_of(site())["/etc/master-controller/config.yaml"])
         assert load_settings(file).port == 4000
 
-    def test_kernel_values_are_kept_and_true_now(self, site: Site) -> None:
+    def test_kernel_values_are_written_and_applied(self, site: Site) -> None:
         files = files_of(site())
         assert files["/etc/sysctl.d/60-polydev.conf"] == sysctl_text(VALUES)
         plan = plan_of(site())
         for key, value in VALUES.items():
             assert plan[f"Kernel settings | sysctl {key}"] == [f"sysctl -q -w {key}={value}"]
 
-    def test_nobody_logs_in_as_root_or_by_a_password(self, site: Site) -> None:
+    def test_sshd_refuses_root_and_password_logins(self, site: Site) -> None:
         lines = files_of(site())["/etc/ssh/sshd_config.d/00-polydev.conf"].splitlines()
         assert {"PermitRootLogin no", "PasswordAuthentication no"} <= set(lines)
 
-    def test_sshd_takes_them_before_those_of_the_hosts_maker(self, site: Site) -> None:
+    def test_sshd_settings_precede_other_files(self, site: Site) -> None:
         """Of several values sshd takes the first, and those of a Match block before any other."""
         files = files_of(site())
         (path,) = (path for path in files if path.startswith("/etc/ssh/"))
@@ -686,9 +674,7 @@ class TestOtherFiles:
         assert told == json.loads(files[HOST_FILE])["sshd"]
         assert path == SSHD_FILE == f"/{sshd.PARTS}/{sshd.OURS}"
 
-    def test_the_file_of_earlier_releases_goes_and_a_rollback_brings_it_back(
-        self, site: Site
-    ) -> None:
+    def test_old_sshd_file_is_removed_and_in_the_backup_scope(self, site: Site) -> None:
         with fake_host({**DEBIAN, "ls -1A /etc/ssh": [Path(OLD_SSHD_FILE).name]}) as host:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("polydev.deploys.host.host_values", lambda: ("browsers", site()))
@@ -698,7 +684,7 @@ class TestOtherFiles:
         assert OLD_SSHD_FILE in made["paths"]
         assert OLD_SSHD_FILE in made["reach"]
 
-    def test_the_way_to_the_host_is_known_by_what_can_shut_out(self) -> None:
+    def test_access_hash_depends_on_firewall_and_bridge_only(self) -> None:
         base = access_hash(HostData())
         assert access_hash(HostData(journal_max_mib=64, controller={"log_level": "debug"})) == base
         assert (
@@ -707,7 +693,7 @@ class TestOtherFiles:
         assert access_hash(check_host_data({"bridge_address": "10.9.0.1/24"}, "x")) != base
 
 
-def test_a_value_that_is_missing_is_no_empty_text(tmp_path: Path) -> None:
+def test_missing_template_value_is_an_error(tmp_path: Path) -> None:
     template = tmp_path / "templates/etc/x.conf.j2"
     template.parent.mkdir(parents=True)
     template.write_text("listen = {{ address }}\n")

@@ -31,7 +31,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return room
 
 
-def test_a_full_disk_is_named(host: dict[str, Any]) -> None:
+def test_full_disk_is_reported_with_figures(host: dict[str, Any]) -> None:
     host.update(status=0, said="   Avail\n 1048576\n")
     with pytest.raises(DeployError) as failure:
         rsync.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)
@@ -47,7 +47,7 @@ def test_a_full_disk_is_named(host: dict[str, Any]) -> None:
     [(0, "Avail\n30000000\n"), (255, ""), (1, "Avail\n"), (0, ""), (0, "Avail\n-\n")],
     ids=["room", "no-answer", "no-folder", "silent", "no-figure"],
 )
-def test_another_fault_is_rsyncs_own(host: dict[str, Any], status: int, said: str) -> None:
+def test_other_failures_raise_the_rsync_error(host: dict[str, Any], status: int, said: str) -> None:
     host.update(status=status, said=said)
     with pytest.raises(CommandError, match="unexpectedly closed"):
         rsync.send(["rsync"], TARGET, "/opt/x/wheels", 30_000_000)

@@ -96,7 +96,9 @@ REFUSING = {
 
 
 class TestPlan:
-    def test_each_operation_and_its_difference(self, make: Make, events: Events) -> None:
+    def test_plan_lists_each_operation_with_its_difference(
+        self, make: Make, events: Events
+    ) -> None:
         assert make(WRONG).apply(None, {}, plan_only=True) == 0
         (plan,) = of(events, "plan")
         assert plan["changes"] == 1
@@ -110,13 +112,13 @@ class TestPlan:
         ]
         assert plan["operations"][1]["diff"] == []
 
-    def test_of_several_hosts_the_one_that_is_named(self, make: Make, events: Events) -> None:
+    def test_plan_covers_the_named_host_only(self, make: Make, events: Events) -> None:
         make(RIGHT, WRONG).apply("@fake/1", {}, plan_only=True)
         (plan,) = of(events, "plan")
         assert {each["host"] for each in plan["operations"]} == {"@fake/1"}
         assert "ip_forward = 0" in "".join(plan["operations"][0]["diff"])
 
-    def test_facts_are_read_in_plain_english(
+    def test_facts_are_read_in_the_c_locale(
         self, runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
@@ -134,16 +136,14 @@ class TestPlan:
         )
         assert told.read_text() == "C.UTF-8"
 
-    def test_a_plan_runs_nothing(
+    def test_plan_runs_no_operation(
         self, make: Make, events: Events, told_to: Callable[[str], None]
     ) -> None:
         told_to("go\n")
         make(WRONG).apply(None, {}, plan_only=True)
         assert not of(events, "start") + of(events, "done")
 
-    def test_what_the_operator_should_know_comes_with_it(
-        self, make: Make, events: Events, tmp_path: Path
-    ) -> None:
+    def test_plan_contains_warnings(self, make: Make, events: Events, tmp_path: Path) -> None:
         made = make(RIGHT)
         with (tmp_path / "deploy.py").open("a") as deploy:
             deploy.write(
@@ -154,13 +154,13 @@ class TestPlan:
         assert plan["warnings"] == ["tokens in plain text"]
         assert plan["changes"] == 0
 
-    def test_a_host_that_is_not_there(self, make: Make) -> None:
+    def test_unknown_host_is_refused(self, make: Make) -> None:
         with pytest.raises(ConfigError, match="has no host elsewhere"):
             make(RIGHT).apply("elsewhere", {}, plan_only=True)
 
 
 class TestApply:
-    def test_what_it_does_is_told_as_it_happens(
+    def test_apply_reports_start_and_end_of_each_operation(
         self, make: Make, events: Events, told_to: Callable[[str], None]
     ) -> None:
         told_to("go\n")
@@ -177,7 +177,7 @@ class TestApply:
         assert events[-1] == {"event": "done", "changed": 1}
 
     @pytest.mark.parametrize("deployment_id", [None, "20250131_120000-abcd"])
-    def test_its_commands_are_put_where_they_can_be_ended(
+    def test_apply_puts_commands_in_the_slice_of_the_deployment(
         self,
         deployment_id: str | None,
         make: Make,
@@ -199,21 +199,21 @@ class TestApply:
         assert of(events, "done")
 
     @pytest.mark.parametrize("word", ["", "stop\n", "g"])
-    def test_only_the_word_lets_it_go_on(
+    def test_apply_starts_only_after_go_on_stdin(
         self, make: Make, events: Events, told_to: Callable[[str], None], word: str
     ) -> None:
         told_to(word)
         assert make(WRONG).apply(None, {}, plan_only=False) == 0
         assert not of(events, "start")
 
-    def test_nothing_to_do_asks_for_no_word(
+    def test_apply_without_changes_does_not_read_stdin(
         self, make: Make, events: Events, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "stdin", None)
         make(RIGHT).apply(None, {}, plan_only=False)
         assert of(events, "plan")[0]["changes"] == 0
 
-    def test_a_failure_names_the_operation_and_what_the_host_said(
+    def test_failure_names_the_operation_and_its_output(
         self, make: Make, events: Events, told_to: Callable[[str], None]
     ) -> None:
         told_to("go\n")
@@ -225,7 +225,7 @@ class TestApply:
         assert "backlog" not in [each["name"] for each in of(events, "start")]
         assert not of(events, "done")
 
-    def test_what_pyinfra_says_becomes_events_without_colours(
+    def test_pyinfra_output_becomes_log_events_without_colours(
         self, make: Make, events: Events, told_to: Callable[[str], None]
     ) -> None:
         told_to("go\n")
@@ -235,7 +235,7 @@ class TestApply:
         assert not any("\x1b" in text for text in texts)
 
 
-class TestWords:
+class TestFailureReason:
     @pytest.fixture
     def words(self, runner: Any) -> Any:
         state = type("State", (), {"current_stage": runner.StateStage.Execute})()
@@ -244,7 +244,7 @@ class TestWords:
     def say(self, words: Any, level: int, text: str) -> None:
         words.emit(logging.LogRecord("pyinfra", level, "", 0, text, (), None))
 
-    def test_only_what_was_wrong_in_the_last_operation_counts(self, words: Any) -> None:
+    def test_reason_contains_errors_of_the_last_operation_only(self, words: Any) -> None:
         self.say(words, logging.INFO, "--> Starting operation: one")
         self.say(words, logging.ERROR, "    [x] first")
         self.say(words, logging.INFO, "--> Starting operation: two")
@@ -253,12 +253,12 @@ class TestWords:
         self.say(words, logging.ERROR, "    [x] Error: executed 0 commands")
         assert words.why() == "two: second"
 
-    def test_where_nothing_was_said_there_is_still_a_reason(self, words: Any) -> None:
+    def test_reason_without_output_is_the_given_default(self, words: Any) -> None:
         assert words.why("No such private key file: /x") == (
             "connection: No such private key file: /x"
         )
 
-    def test_what_is_said_twice_counts_once_and_the_end_counts_most(self, words: Any) -> None:
+    def test_reason_has_the_last_distinct_lines(self, words: Any) -> None:
         for number in range(40):
             self.say(words, logging.WARNING, f"line {number // 2}")
         assert words.why().splitlines() == [
@@ -267,7 +267,7 @@ class TestWords:
         ]
 
 
-def test_every_command_of_a_deployment_runs_where_the_way_back_can_end_it(runner: Any) -> None:
+def test_every_deployment_command_runs_in_the_deploy_slice(runner: Any) -> None:
     with fake_host({}) as host:
         text_file("/etc/x", "new\n")
         runner._put_in_slice(host.state, "20250131_120000-abcd1234")
@@ -280,7 +280,7 @@ def test_every_command_of_a_deployment_runs_where_the_way_back_can_end_it(runner
     assert shlex.split(line)[-3:] == ["sh", "-c", str(command)]
 
 
-def test_a_host_whose_sudo_asks_for_a_password_is_an_error(runner: Any) -> None:
+def test_sudo_that_asks_for_a_password_is_an_error(runner: Any) -> None:
     """pyinfra would wait on standard input for an answer, for ever."""
     said = CommandOutput([OutputLine("stderr", "sudo: a password is required")])
     with fake_host({}) as host, pytest.raises(DeployError, match="asks for a password") as told:
@@ -288,7 +288,7 @@ def test_a_host_whose_sudo_asks_for_a_password_is_an_error(runner: Any) -> None:
     assert "NOPASSWD" in str(told.value.hint)
 
 
-def test_values_as_pyinfra_has_them(runner: Any, tmp_path: Path) -> None:
+def test_read_inventory_merges_values_as_pyinfra_does(runner: Any, tmp_path: Path) -> None:
     """A host's own values win over its groups' in their order, those over those of all."""
     (tmp_path / "group_data").mkdir()
     for name, text in {
@@ -324,14 +324,14 @@ class TestProcess:
 
         return run
 
-    def test_it_dies_with_who_started_it_and_describes(self, lines: Any, tmp_path: Path) -> None:
+    def test_describe_prints_the_hosts(self, lines: Any, tmp_path: Path) -> None:
         inventory = tmp_path / "inventory.py"
         inventory.write_text("browser_hosts = [('browsers', {})]\n")
         status, said = lines("describe", "--inventory", str(inventory))
         assert status == 0
         assert [each["name"] for each in said[0]["hosts"]] == ["browsers"]
 
-    def test_an_error_is_an_event_too(self, lines: Any, tmp_path: Path) -> None:
+    def test_config_error_is_printed_as_an_event(self, lines: Any, tmp_path: Path) -> None:
         status, said = lines("describe", "--inventory", str(tmp_path / "none.py"))
         assert status == 1
         assert (said[0]["event"], said[0]["error"]) == ("error", "config")
@@ -346,7 +346,7 @@ class TestProcess:
             (None, "deploy.py"),
         ],
     )
-    def test_a_checkout_that_changes_meanwhile_is_told(
+    def test_checkout_changed_during_apply_is_reported(
         self,
         lines: Any,
         monkeypatch: pytest.MonkeyPatch,
@@ -365,7 +365,7 @@ class TestProcess:
         assert "the checkout changed while it was deployed" in said[-1]["message"]
         assert "run it again" in said[-1]["hint"]
 
-    def test_a_file_of_another_place_is_another_fault(
+    def test_missing_file_outside_the_checkout_is_not_reported_as_changed(
         self, lines: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         (tmp_path / "inventory.py").write_text("browser_hosts = ['@fake/0']\n")
@@ -374,7 +374,9 @@ class TestProcess:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             lines("apply", "--inventory", "inventory.py")
 
-    def test_what_is_applied(self, lines: Any, runner: Any, monkeypatch: Any) -> None:
+    def test_apply_passes_its_options_to_the_runner(
+        self, lines: Any, runner: Any, monkeypatch: Any
+    ) -> None:
         seen = []
 
         def apply(self: Any, name: str, data: dict[str, Any], *, plan_only: bool) -> int:
@@ -387,7 +389,7 @@ class TestProcess:
         assert seen == [("inventory/lab.py", "deploy.py", "x", {"slots": 3}, True)]
 
     @pytest.mark.parametrize("words", [[], ["describe"], ["destroy", "--inventory", "x"]])
-    def test_words_that_it_does_not_know(self, words: list[str]) -> None:
+    def test_unknown_arguments_exit_with_status_2(self, words: list[str]) -> None:
         with pytest.raises(SystemExit) as end:
             process.main(words)
         assert end.value.code == 2

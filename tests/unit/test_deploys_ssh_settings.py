@@ -42,13 +42,13 @@ from polydev.errors import ConfigError
         ({"ssh_key_password": "hunter2"}, "the host: ssh_key_password: .*SSH agent"),
     ],
 )
-def test_what_is_wrong_is_refused_with_its_key(values: dict[str, Any], said: str) -> None:
+def test_invalid_ssh_setting_is_refused_with_its_key(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=f"inventory: box: {said.replace('[', '.')}") as caught:
         check_host_data(values, "box")
     assert "hunter2" not in caught.value.message
 
 
-def test_a_public_key_is_not_the_key(tmp_path: Path) -> None:
+def test_public_key_as_ssh_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key.pub").touch()
     with pytest.raises(ConfigError, match="ssh_key: this is the public key"):
         check_host_data({"ssh_key": str(tmp_path / "key.pub")}, "box")
@@ -63,10 +63,10 @@ def test_a_public_key_is_not_the_key(tmp_path: Path) -> None:
         {"ssh_known_hosts_file": "~/a b/known", "ssh_config_file": "/dev/../etc/hostname"},
     ],
 )
-def test_what_is_taken(values: dict[str, Any]) -> None:
+def test_valid_ssh_settings_are_accepted(values: dict[str, Any]) -> None:
     check_host_data(values, "box")
 
 
-def test_a_key_may_have_blanks_in_its_path(tmp_path: Path) -> None:
+def test_ssh_key_path_may_contain_blanks(tmp_path: Path) -> None:
     (tmp_path / "a key").touch()
     check_host_data({"ssh_key": str(tmp_path / "a key")}, "box")
