@@ -140,7 +140,7 @@ REDEEM = ("POST", "/api/auth/redeem")
 WEBSOCKETS = {("WS", "/api/auth/session/{session_id}/novnc/websock")}
 
 
-def test_every_route_is_in_the_table(host: ApiHost) -> None:
+def test_every_route_is_in_the_permission_table(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         assert routes_of(asked.app) == {*TABLE, HEALTH, REDEEM, *WEBSOCKETS, *PAGES}
 
@@ -148,7 +148,7 @@ def test_every_route_is_in_the_table(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize("route", TABLE, ids=" ".join)
-def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> None:
+def test_permissions_of_each_route(host: ApiHost, route: tuple[str, str]) -> None:
     expected = dict.fromkeys(STRANGERS, 401) | dict(zip(USERS, TABLE[route], strict=True))
 
     async def scenario(asked: Served) -> None:
@@ -197,7 +197,7 @@ def test_each_route_for_each_caller(host: ApiHost, route: tuple[str, str]) -> No
         ("GET", "/redoc"),
     ],
 )
-def test_nothing_answers_without_a_token_but_health(host: ApiHost, method: str, path: str) -> None:
+def test_only_health_answers_without_a_token(host: ApiHost, method: str, path: str) -> None:
     async def scenario(asked: Served) -> None:
         assert (await asked.ask("GET", HEALTH[1], "nobody")).status_code == 200
         assert (await asked.ask(method, path, "nobody")).status_code == 401
@@ -205,7 +205,7 @@ def test_nothing_answers_without_a_token_but_health(host: ApiHost, method: str, 
     host.run(scenario)
 
 
-def test_a_token_in_the_query_where_browsers_need_it_only(host: ApiHost) -> None:
+def test_token_in_the_query_works_for_docs_and_events_only(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         await asked.ask("DELETE", f"/api/auth/session/{session['id']}")
@@ -234,7 +234,7 @@ def milliseconds(at: str) -> int:
     return round(datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() * 1000)
 
 
-def test_names_of_older_clients(host: ApiHost) -> None:
+def test_names_of_older_clients_are_accepted(host: ApiHost) -> None:
     names = {"claude_code": "claude", "codex_cli": "codex", "gemini_cli": "gemini"}
 
     async def scenario(asked: Served) -> None:
@@ -270,7 +270,7 @@ def test_names_of_older_clients(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_the_providers_are_those_of_the_golden_image(host: ApiHost) -> None:
+def test_providers_come_from_the_golden_image(host: ApiHost) -> None:
     record = host.settings.image_store / "images" / IMAGE_DIGEST / RECORD
     told = json.loads(record.read_bytes())
 
@@ -346,7 +346,7 @@ def test_a_session_from_start_to_end(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_session_that_failed_says_why(host: ApiHost) -> None:
+def test_failed_session_shows_its_reason(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         vms = asked.services.vms
@@ -365,7 +365,7 @@ def test_a_session_that_failed_says_why(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_where_a_started_session_is(host: ApiHost) -> None:
+def test_start_answers_with_the_location_of_the_session(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "gemini"}
         answer = await asked.ask("POST", "/api/auth/start", json=body)
@@ -376,7 +376,7 @@ def test_where_a_started_session_is(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_the_same_key_is_the_same_session(host: ApiHost) -> None:
+def test_same_idempotency_key_returns_the_same_session(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         key = {"Idempotency-Key": "once, please"}
         body = {"userId": asked.users["user"], "provider": "claude"}
@@ -422,7 +422,7 @@ def test_a_malformed_start_is_422(host: ApiHost, body: Any, pointer: str) -> Non
         ("credentials/store", [""] * 10_000),
     ],
 )
-def test_what_is_told_of_a_malformed_body_is_bounded(host: ApiHost, path: str, body: Any) -> None:
+def test_errors_about_a_malformed_body_are_limited(host: ApiHost, path: str, body: Any) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.ask("POST", f"/api/auth/{path}", "operator", json=body)
         told = problem(answer, 422)
@@ -432,7 +432,7 @@ def test_what_is_told_of_a_malformed_body_is_bounded(host: ApiHost, path: str, b
     host.run(scenario, max_body_bytes=1024 * 1024)
 
 
-def test_errors_that_are_not_told_are_counted(host: ApiHost) -> None:
+def test_omitted_validation_errors_are_counted(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {f"key-{number}": "" for number in range(50)}
         told = problem(await asked.ask("POST", "/api/auth/start", "operator", json=body), 422)
@@ -442,7 +442,7 @@ def test_errors_that_are_not_told_are_counted(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "tab\there", "ü"])
-def test_a_key_that_is_none_is_422(host: ApiHost, key: str) -> None:
+def test_malformed_idempotency_key_is_422(host: ApiHost, key: str) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         named = {**asked.headers("user"), "Idempotency-Key": key}
@@ -454,7 +454,7 @@ def test_a_key_that_is_none_is_422(host: ApiHost, key: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/auth/session/{}", "/api/auth/session/{}/vm", "/api/vm/{}"])
-def test_ids_that_are_none_and_ids_of_nothing(host: ApiHost, path: str) -> None:
+def test_malformed_ids_are_422_and_unknown_ids_404(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         for caller in ("user", "operator"):
             problem(await asked.ask("GET", path.format("not-a-uuid"), caller), 422)
@@ -463,7 +463,7 @@ def test_ids_that_are_none_and_ids_of_nothing(host: ApiHost, path: str) -> None:
     host.run(scenario)
 
 
-def test_ids_may_be_in_capitals(host: ApiHost) -> None:
+def test_ids_are_case_insensitive(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         user_id = asked.users["user"].upper()
         capitals = {"Authorization": f"Bearer {token_of(user_id)}"}
@@ -488,7 +488,7 @@ def test_ids_may_be_in_capitals(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_unknown_users_and_others(host: ApiHost) -> None:
+def test_start_for_unknown_or_other_users_is_refused(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": UNKNOWN, "provider": "claude"}
         start = "/api/auth/start"
@@ -498,7 +498,7 @@ def test_unknown_users_and_others(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_as_many_sessions_as_are_allowed(host: ApiHost) -> None:
+def test_too_many_sessions_of_a_user_are_refused(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         held = [(await asked.start())["id"] for _ in range(2)]
         body = {"userId": asked.users["user"], "provider": "claude"}
@@ -509,7 +509,7 @@ def test_as_many_sessions_as_are_allowed(host: ApiHost) -> None:
     host.run(scenario, session=SessionLimits(per_user=2))
 
 
-def test_no_free_slot_names_the_session_that_idles(host: ApiHost) -> None:
+def test_no_free_slot_names_the_oldest_idle_session(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         idle, used = await asked.start(), await asked.start("other user")
         await asked.ask("POST", f"{used['links']['self']}/heartbeat", "other user")
@@ -546,7 +546,7 @@ def test_a_host_without_an_image_still_serves(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/auth/sessions", "/api/vm", "/api/vm?all=true"])
-def test_a_list_costs_as_many_questions_however_long_it_is(host: ApiHost, path: str) -> None:
+def test_number_of_queries_does_not_grow_with_a_list(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         async def questions(caller: str) -> tuple[int, int]:
             """How many were put to the database, and how many things were listed."""
@@ -572,7 +572,7 @@ def test_a_list_costs_as_many_questions_however_long_it_is(host: ApiHost, path: 
     host.run(scenario, slots=tuple(range(2, 60)), **limits)
 
 
-def test_lists_go_on_where_a_page_ended(host: ApiHost) -> None:
+def test_lists_are_paged(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for _ in range(3):
             await asked.start("user")
@@ -595,7 +595,7 @@ def test_lists_go_on_where_a_page_ended(host: ApiHost) -> None:
     host.run(scenario, session=SessionLimits(per_user=9))
 
 
-def test_lists_show_what_is_the_callers(host: ApiHost) -> None:
+def test_lists_show_only_what_belongs_to_the_caller(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         mine, past, others = [
             await asked.start(caller) for caller in ("user", "user", "other user")
@@ -622,7 +622,7 @@ def test_lists_show_what_is_the_callers(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_the_console_as_text_and_as_lines(host: ApiHost) -> None:
+def test_console_as_text_and_as_json_lines(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         path = f"/api/vm/{session['vmId']}/console"
@@ -646,7 +646,7 @@ def test_the_console_as_text_and_as_lines(host: ApiHost) -> None:
 
 @pytest.mark.parametrize("query", ["", "?follow=true"])
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
-def test_a_console_that_the_vm_replaced_is_not_answered(
+def test_console_replaced_by_another_file_type_is_refused(
     host: ApiHost, query: str, accept: str
 ) -> None:
     async def scenario(asked: Served) -> None:
@@ -672,7 +672,7 @@ def test_a_console_that_the_vm_replaced_is_not_answered(
     host.run(scenario)
 
 
-def test_what_a_vm_uses(host: ApiHost) -> None:
+def test_vm_metrics_name_what_is_unavailable(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         path = f"/api/vm/{session['vmId']}/metrics"
@@ -690,7 +690,7 @@ def events_of(text: str) -> list[tuple[int, str, dict[str, Any]]]:
     return [(int(number), kind, json.loads(data)) for number, kind, data in found]
 
 
-def test_news_from_the_start_and_from_where_one_was(host: ApiHost) -> None:
+def test_event_stream_resumes_after_last_event_id(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         await asked.services.vms.launched(session["vmId"])
@@ -718,7 +718,7 @@ def test_news_from_the_start_and_from_where_one_was(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_news_come_as_they_happen_until_the_service_ends(host: ApiHost) -> None:
+def test_event_stream_sends_events_until_the_service_ends(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         news = stream(asked.services, CALLER, session["id"], 0)
@@ -743,7 +743,7 @@ def test_news_come_as_they_happen_until_the_service_ends(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_streams_of_a_user_are_limited(host: ApiHost) -> None:
+def test_number_of_streams_per_user_is_limited(host: ApiHost) -> None:
     """Those of events and of consoles together; each user has as many."""
 
     async def scenario(asked: Served) -> None:
@@ -771,7 +771,7 @@ def test_streams_of_a_user_are_limited(host: ApiHost) -> None:
     host.run(scenario, rate=RateLimits(streams=2))
 
 
-def test_news_end_with_the_token_that_asked_for_them(host: ApiHost) -> None:
+def test_event_stream_ends_when_its_token_expires(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         soon = replace(CALLER, expires_at=now() + timedelta(seconds=0.2))
@@ -782,7 +782,7 @@ def test_news_end_with_the_token_that_asked_for_them(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_console_is_followed_no_longer_than_its_token_lasts(host: ApiHost) -> None:
+def test_followed_console_ends_when_its_token_expires(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         slot = (await asked.services.vms.get(session["vmId"])).slot
@@ -796,7 +796,7 @@ def test_a_console_is_followed_no_longer_than_its_token_lasts(host: ApiHost) -> 
     host.run(scenario)
 
 
-def test_who_asks_too_often_is_told_when_to_come_again(host: ApiHost) -> None:
+def test_rate_limit_answers_429_with_retry_after(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for _ in range(3):
             assert (await asked.ask("GET", "/api/vm")).status_code == 200
@@ -810,7 +810,7 @@ def test_who_asks_too_often_is_told_when_to_come_again(host: ApiHost) -> None:
     host.run(scenario, rate=RateLimits(requests_per_second=0.001, burst=3))
 
 
-def test_who_starts_too_often_may_still_look(host: ApiHost) -> None:
+def test_start_rate_limit_does_not_limit_reads(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         body = {"userId": asked.users["user"], "provider": "claude"}
@@ -820,7 +820,7 @@ def test_who_starts_too_often_may_still_look(host: ApiHost) -> None:
     host.run(scenario, rate=RateLimits(starts_per_minute=0.01, starts_burst=1))
 
 
-def test_who_uses_credentials_too_often_may_still_list_them(host: ApiHost) -> None:
+def test_credentials_rate_limit_does_not_limit_the_list(host: ApiHost) -> None:
     """Each use is an entry in their log, and a webhook."""
 
     async def scenario(asked: Served) -> None:
@@ -842,7 +842,7 @@ def test_who_uses_credentials_too_often_may_still_list_them(host: ApiHost) -> No
     host.run(scenario, rate=RateLimits(credentials_per_minute=0.01, credentials_burst=2))
 
 
-def test_answers_are_kept_by_nobody(host: ApiHost) -> None:
+def test_answers_have_no_store_headers(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for path in ("/api/vm", "/docs", "/nothing"):
             headers = (await asked.ask("GET", path)).headers
@@ -852,7 +852,7 @@ def test_answers_are_kept_by_nobody(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_the_documentation_loads_nothing_from_anywhere(host: ApiHost) -> None:
+def test_documentation_loads_no_external_files(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.ask("GET", "/docs")
         assert "GET /api/auth/session/{session_id}/events" in answer.text
@@ -862,7 +862,7 @@ def test_the_documentation_loads_nothing_from_anywhere(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_examples_are_what_they_are_examples_of() -> None:
+def test_examples_match_their_models() -> None:
     SessionAnswer.model_validate(SESSION_EXAMPLE)
     VmAnswer.model_validate(VM_EXAMPLE)
     SessionVmAnswer.model_validate(SESSION_VM_EXAMPLE)
@@ -880,7 +880,7 @@ def _operations(app: FastAPI) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def test_every_route_documents_what_it_refuses_with_examples(host: ApiHost) -> None:
+def test_every_route_documents_its_refusals_with_examples(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         operations = _operations(asked.app)
         assert set(operations) == routes_of(asked.app) - WEBSOCKETS - set(PAGES)

@@ -107,7 +107,7 @@ def call(
     return asyncio.run(talk())
 
 
-def test_health_of_a_host_just_deployed(app: FastAPI, settings: ControllerSettings) -> None:
+def test_health_of_a_newly_deployed_host(app: FastAPI, settings: ControllerSettings) -> None:
     assert settings.release_file is not None
     settings.release_file.write_text('{"id": "20261121_101500-07af4b7"}')
     before = time.monotonic()
@@ -143,13 +143,13 @@ def test_health_without_database_is_503(settings: ControllerSettings, tmp_path: 
     assert detail == "cannot be reached: unable to open database file"
 
 
-def test_ask_gets_what_a_client_gets(app: FastAPI) -> None:
+def test_ask_returns_the_same_answer_as_a_client(app: FastAPI) -> None:
     status, body = asyncio.run(ask(app, HEALTH))
     assert status == 200
     assert b'"status":"healthy"' in body
 
 
-def test_new_schema_is_wrong_at_the_start_and_expected_later(
+def test_new_schema_is_unhealthy_only_for_a_new_process(
     app: FastAPI, settings: ControllerSettings, database: Path
 ) -> None:
     """The process that serves while the next release is deployed stays healthy."""
@@ -222,12 +222,12 @@ def test_validation_names_the_input_but_not_its_value(app: FastAPI) -> None:
     assert "my-token" not in str(error)
 
 
-def test_error_with_a_hint_tells_it(app: FastAPI) -> None:
+def test_problem_contains_the_hint_of_the_error(app: FastAPI) -> None:
     assert call(app, "/fails/config").json()["hint"] == "declare it"
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, 'quote"'])
-def test_request_ids_that_cannot_stand_in_a_log_are_replaced(app: FastAPI, given: str) -> None:
+def test_malformed_request_ids_are_replaced(app: FastAPI, given: str) -> None:
     answer = call(app, HEALTH, headers={"X-Request-Id": given})
     assert len(answer.headers["x-request-id"]) == 32
 
@@ -250,7 +250,7 @@ def test_bodies_up_to_the_limit_pass(app: FastAPI) -> None:
     assert call(app, "/length", "POST", content=b"x" * 1000).json() == 1000
 
 
-def test_metrics_count_by_route_and_stay_few(app: FastAPI) -> None:
+def test_metrics_have_routes_but_no_paths_as_labels(app: FastAPI) -> None:
     for path in (HEALTH, "/fails/vm", "/fails/config", "/nothing/1", "/nothing/2"):
         call(app, path)
     call(app, HEALTH, "BREW")
@@ -281,7 +281,7 @@ def test_database_up_is_0_without_its_schema(
     assert "polydev_controller_database_up 0.0" in call(app, "/metrics").text
 
 
-def test_no_figure_is_told_twice(settings: ControllerSettings, tmp_path: Path) -> None:
+def test_metric_names_are_unique(settings: ControllerSettings, tmp_path: Path) -> None:
     app = create_app(
         settings.model_copy(update={"slots": (2,)}), StillHypervisor(tmp_path / "microvm")
     )
@@ -298,7 +298,7 @@ def test_no_figure_is_told_twice(settings: ControllerSettings, tmp_path: Path) -
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_each_request_is_one_line_with_its_id_and_no_query(app: FastAPI) -> None:
+def test_each_request_is_logged_once_without_its_query(app: FastAPI) -> None:
     with structlog.testing.capture_logs(
         processors=[structlog.contextvars.merge_contextvars]
     ) as lines:
@@ -312,7 +312,7 @@ def test_each_request_is_one_line_with_its_id_and_no_query(app: FastAPI) -> None
     assert health["log_level"] == "debug"
 
 
-def test_documentation_has_examples_that_fit_the_schema(app: FastAPI) -> None:
+def test_documented_examples_match_the_schema(app: FastAPI) -> None:
     described = app.openapi()
     answers = described["paths"][HEALTH]["get"]["responses"]
     components = {"components": described["components"]}

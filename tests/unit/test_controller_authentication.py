@@ -137,30 +137,30 @@ def refusal(token: str, made: Authenticator | None = None) -> str:
     return refused.value.message
 
 
-def test_a_jwt_names_a_user_whose_role_the_database_knows() -> None:
+def test_jwt_role_comes_from_the_database() -> None:
     until = datetime.fromtimestamp(int(time.time()) + 60, timezone.utc)
     made = identity(leeway_seconds=10)
     found = caller(hs256(role="admin", exp=int(until.timestamp())), made)
     assert found == Caller(USER_ID, "user", "jwt", until + timedelta(seconds=10))
 
 
-def test_the_letters_of_a_subject_may_have_any_case() -> None:
+def test_jwt_subject_is_case_insensitive() -> None:
     for subject in (USER_ID.upper(), USER_ID.title()):
         assert caller(hs256(sub=subject)).user_id == USER_ID
 
 
-def test_an_operators_token() -> None:
+def test_operator_token_is_accepted() -> None:
     assert caller("pdt_good") == Caller(USER_ID, "user", "token")
     assert refusal("pdt_bad") == "the token is not valid: it is unknown, revoked or expired"
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
-def test_a_jwt_of_the_provider(provider: Provider, algorithm: str) -> None:
+def test_jwt_of_the_identity_provider_is_accepted(provider: Provider, algorithm: str) -> None:
     made = identity(provider, secret=None)
     assert caller(provider.token(algorithm), made).user_id == USER_ID
 
 
-def test_the_header_comes_before_the_query() -> None:
+def test_authorization_header_takes_precedence_over_the_query() -> None:
     made = identity()
     assert asyncio.run(made.caller(None, hs256())).user_id == USER_ID
     with pytest.raises(NotAuthenticated):
@@ -168,7 +168,7 @@ def test_the_header_comes_before_the_query() -> None:
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer  ", "Basic dTpw", hs256()])
-def test_what_is_no_bearer_token(header: str | None) -> None:
+def test_malformed_authorization_headers_are_refused(header: str | None) -> None:
     with pytest.raises(NotAuthenticated):
         asyncio.run(identity().caller(header))
 
@@ -196,17 +196,17 @@ def unsigned(**header: str) -> str:
         (lambda: "x" * 10_000, "the token is not valid: it is too long"),
     ],
 )
-def test_wrong_tokens_are_told_why(make: Callable[[], str], reason: str) -> None:
+def test_invalid_tokens_are_refused_with_a_reason(make: Callable[[], str], reason: str) -> None:
     assert refusal(make()).startswith(reason)
 
 
-def test_a_moment_after_its_end_a_token_is_still_taken() -> None:
+def test_leeway_applies_to_expired_tokens() -> None:
     late = hs256(exp=int(time.time()) - 5)
     assert caller(late, identity(leeway_seconds=30)).user_id == USER_ID
     assert refusal(late, identity(leeway_seconds=1)) == "the token has expired"
 
 
-def test_audience_and_issuer_where_configured() -> None:
+def test_audience_and_issuer_are_checked_if_configured() -> None:
     made = identity(audience="polydev", issuer="https://id.test")
     good: dict[str, Any] = {"aud": ["polydev", "other"], "iss": "https://id.test"}
     assert caller(hs256(**good), made).user_id == USER_ID
@@ -223,30 +223,30 @@ def test_audience_and_issuer_where_configured() -> None:
 @pytest.mark.parametrize(
     "subject", [STRANGER, "not-an-id", "{" + USER_ID + "}", USER_ID.replace("-", "")]
 )
-def test_strangers_are_known_and_may_nothing(subject: str) -> None:
+def test_unknown_users_are_not_allowed(subject: str) -> None:
     with pytest.raises(NotAllowed) as refused:
         caller(hs256(sub=subject))
     assert subject not in refused.value.message
 
 
-def test_without_a_secret_no_hs256() -> None:
+def test_hs256_is_refused_without_a_secret() -> None:
     assert "algorithm" in refusal(hs256(), identity(secret=None))
 
 
-def test_a_public_key_is_no_secret(provider: Provider) -> None:
+def test_public_key_cannot_sign_hs256_tokens(provider: Provider) -> None:
     """The key that everybody has must not sign anything."""
     forged = hs256(provider.document()["keys"][0]["n"])
     assert "algorithm" in refusal(forged, identity(provider, secret=None))
     assert "signature" in refusal(forged, identity(provider))
 
 
-def test_the_algorithm_must_be_the_keys(provider: Provider) -> None:
+def test_algorithm_must_match_the_key(provider: Provider) -> None:
     headers = {"kid": provider.ids["ES256"]}
     token = jwt.encode(claims_of(), provider.rsa_key, algorithm="RS256", headers=headers)
     assert "algorithm" in refusal(token, identity(provider))
 
 
-def test_keys_are_fetched_once_and_again_for_a_new_one(provider: Provider) -> None:
+def test_jwks_is_fetched_once_and_again_for_a_new_key(provider: Provider) -> None:
     made = identity(provider)
     for _ in range(3):
         caller(provider.token("RS256"), made)
@@ -259,7 +259,7 @@ def test_keys_are_fetched_once_and_again_for_a_new_one(provider: Provider) -> No
     assert provider.asked == 2
 
 
-def test_made_up_keys_make_no_more_requests(provider: Provider) -> None:
+def test_unknown_key_ids_do_not_cause_more_fetches(provider: Provider) -> None:
     made = identity(provider)
     caller(provider.token("RS256"), made)
     for number in range(20):
@@ -271,7 +271,7 @@ def test_made_up_keys_make_no_more_requests(provider: Provider) -> None:
     assert provider.asked <= 3
 
 
-def test_a_key_taken_back_is_refused_once_the_provider_was_asked_again(provider: Provider) -> None:
+def test_revoked_key_is_refused_after_the_next_fetch(provider: Provider) -> None:
     async def scenario() -> None:
         made = identity(provider)
         old = f"Bearer {provider.token('RS256')}"
@@ -290,7 +290,7 @@ def test_a_key_taken_back_is_refused_once_the_provider_was_asked_again(provider:
     asyncio.run(scenario())
 
 
-def test_nobody_with_a_known_key_waits_for_a_provider_that_hangs(provider: Provider) -> None:
+def test_known_keys_do_not_wait_for_a_hanging_provider(provider: Provider) -> None:
     async def scenario() -> None:
         made = identity(provider)
         known, new = f"Bearer {provider.token('RS256')}", f"Bearer {provider.token('ES256')}"
@@ -312,7 +312,7 @@ def test_nobody_with_a_known_key_waits_for_a_provider_that_hangs(provider: Provi
     asyncio.run(scenario())
 
 
-def test_after_a_long_silence_the_provider_is_asked_first(provider: Provider) -> None:
+def test_keys_are_fetched_before_use_after_a_long_idle_time(provider: Provider) -> None:
     async def scenario() -> None:
         made = identity(provider)
         old = f"Bearer {provider.token('RS256')}"
@@ -334,7 +334,7 @@ def test_after_a_long_silence_the_provider_is_asked_first(provider: Provider) ->
     asyncio.run(scenario())
 
 
-def test_a_fetch_under_way_ends_with_the_service(provider: Provider) -> None:
+def test_running_fetch_ends_with_the_service(provider: Provider) -> None:
     async def scenario() -> None:
         keys = provider.keys()
         await keys.get("rsa-1")
@@ -347,7 +347,7 @@ def test_a_fetch_under_way_ends_with_the_service(provider: Provider) -> None:
     asyncio.run(scenario())
 
 
-def test_an_outage_of_the_provider(provider: Provider) -> None:
+def test_provider_outage_is_unavailable_only_without_known_keys(provider: Provider) -> None:
     made = identity(provider)
     provider.down = True
     with pytest.raises(Unavailable):
@@ -386,7 +386,9 @@ def test_an_outage_of_the_provider(provider: Provider) -> None:
         (httpx.Response(200, content=b"[" * 300_000), "its answer has more than 262144 bytes"),
     ],
 )
-def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reason: str) -> None:
+def test_malformed_jwks_answers_are_unavailable(
+    provider: Provider, answer: httpx.Response, reason: str
+) -> None:
     keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
     reader = JwtReader(None, JwtSettings(), keys)
     with pytest.raises(Unavailable) as refused:
@@ -397,7 +399,7 @@ def test_what_is_no_set_of_keys(provider: Provider, answer: httpx.Response, reas
 @pytest.mark.parametrize(
     "listed", [[], [{"kty": "new"}], [1, None], [{"kty": "RSA", "kid": "rsa-1"}]], ids=repr
 )
-def test_a_set_without_the_key_is_no_outage(provider: Provider, listed: list[Any]) -> None:
+def test_jwks_without_the_key_is_not_an_outage(provider: Provider, listed: list[Any]) -> None:
     answer = httpx.Response(200, json={"keys": listed})
     keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
     reader = JwtReader(None, JwtSettings(), keys)
@@ -405,7 +407,7 @@ def test_a_set_without_the_key_is_no_outage(provider: Provider, listed: list[Any
         asyncio.run(reader.read(provider.token("RS256")))
 
 
-def test_keys_that_have_moved_are_found(provider: Provider) -> None:
+def test_jwks_redirects_are_followed(provider: Provider) -> None:
     def moved(request: httpx.Request) -> httpx.Response:
         steps = {"/jwks.json": "/old", "/old": "https://keys.test/new"}
         if request.url.path in steps:
@@ -427,7 +429,7 @@ def attempt(made: Authenticator, token: str, peer: str | None) -> int:
     return 200
 
 
-def test_an_address_that_fails_too_often_is_not_looked_at_any_more() -> None:
+def test_address_with_too_many_failures_is_rejected_with_429() -> None:
     made, here, elsewhere = identity(), "192.0.2.1", "192.0.2.2"
     assert [attempt(made, "pdt_good", here) for _ in range(9)] == [200] * 9  # costs nothing
     assert [attempt(made, bad, here) for bad in ("pdt_bad", "x", "x" * 9000)] == [401] * 3
@@ -439,7 +441,7 @@ def test_an_address_that_fails_too_often_is_not_looked_at_any_more() -> None:
     assert attempt(made, "pdt_good", elsewhere) == 200
 
 
-def test_who_shows_nothing_tries_nothing() -> None:
+def test_requests_without_a_token_do_not_count_as_failures() -> None:
     made = identity()
     for _ in range(9):
         with pytest.raises(NotAuthenticated):
@@ -448,7 +450,7 @@ def test_who_shows_nothing_tries_nothing() -> None:
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1", None, "a socket"])
-def test_a_proxy_on_this_host_is_not_shut_out(peer: str | None) -> None:
+def test_loopback_addresses_are_not_rate_limited(peer: str | None) -> None:
     made = identity()
     assert {attempt(made, "pdt_bad", peer) for _ in range(9)} == {401}
 
@@ -461,7 +463,7 @@ def test_a_proxy_on_this_host_is_not_shut_out(peer: str | None) -> None:
         ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
     ],
 )
-def test_where_somebody_comes_from(peer: str, source: str) -> None:
+def test_source_is_the_address_or_ipv6_network(peer: str, source: str) -> None:
     assert source_of(peer) == source
 
 
@@ -499,7 +501,7 @@ PROXIES = [ip_network(each) for each in ("127.0.0.1/32", "10.0.0.0/8", "2001:db8
         ("", ["203.0.113.7"], None),
     ],
 )
-def test_only_trusted_proxies_say_where_somebody_comes_from(
+def test_forwarded_for_counts_from_trusted_proxies_only(
     peer: str, forwarded_for: list[str], source: str | None
 ) -> None:
     assert source_of(peer, forwarded_for, PROXIES) == source
@@ -515,5 +517,5 @@ def test_only_trusted_proxies_say_where_somebody_comes_from(
         ("", None),
     ],
 )
-def test_where_a_connection_comes_from(peer: str, place: str | None) -> None:
+def test_place_of_ignores_trusted_proxies(peer: str, place: str | None) -> None:
     assert place_of(peer, PROXIES) == place

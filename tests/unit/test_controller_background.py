@@ -10,7 +10,7 @@ from polydev.controller import background
 from polydev.controller.background import Background
 
 
-def test_what_fails_begins_again_and_what_is_done_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_work_restarts_and_finished_work_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "RESTART_SECONDS", 0)
     tries: list[str] = []
 
@@ -35,7 +35,7 @@ def test_what_fails_begins_again_and_what_is_done_is_done(monkeypatch: pytest.Mo
     assert tries.count("done") == 1
 
 
-def test_all_who_end_it_wait_until_it_has_ended() -> None:
+def test_every_call_of_end_waits_until_the_work_ended() -> None:
     async def scenario() -> None:
         begun, may_end = asyncio.Event(), asyncio.Event()
         ended: list[str] = []
@@ -62,5 +62,5 @@ def test_all_who_end_it_wait_until_it_has_ended() -> None:
     asyncio.run(scenario())
 
 
-def test_what_never_began_ends() -> None:
+def test_background_without_start_can_be_ended() -> None:
     asyncio.run(Background({}).end())

@@ -49,19 +49,19 @@ def test_the_log_of_each_verb_masks_addresses_of_the_configured_network(
     assert "http://10.9.8.x:8080 is silent" in capsys.readouterr().err
 
 
-def test_a_user_gets_an_id_where_none_is_given(controller: CommandLine) -> None:
+def test_user_without_an_id_gets_one(controller: CommandLine) -> None:
     made = controller("user", "add", "--role", "admin")
     assert str(uuid.UUID(made["id"])) == made["id"]
     assert made["name"] is None
 
 
-def test_a_user_who_is_there_is_not_added_again(controller: CommandLine) -> None:
+def test_existing_user_is_not_added_again(controller: CommandLine) -> None:
     controller("user", "add", "--role", "user", "--id", USER)
     assert USER in controller.refused("user", "add", "--role", "admin", "--id", USER)
     assert [user["role"] for user in controller("user", "list")] == ["user"]
 
 
-def test_a_token_stands_for_its_user_until_it_is_revoked(controller: CommandLine) -> None:
+def test_token_is_valid_until_it_is_revoked(controller: CommandLine) -> None:
     controller("user", "add", "--role", "user", "--id", USER)
     made = controller("token", "create", "--user", USER, "--name", "tests")
     assert user_of(controller, made["token"]) == USER
@@ -87,7 +87,7 @@ def test_a_token_can_expire(controller: CommandLine) -> None:
     assert timedelta(days=29) < left <= timedelta(days=30)
 
 
-def test_a_token_expires_after_ninety_days_unless_told_otherwise(controller: CommandLine) -> None:
+def test_token_expires_after_ninety_days_by_default(controller: CommandLine) -> None:
     controller("user", "add", "--role", "user", "--id", USER)
     made = controller("token", "create", "--user", USER, "--name", "tests")
     left = datetime.fromisoformat(made["expiresAt"]) - datetime.now(timezone.utc)
@@ -98,7 +98,7 @@ def test_a_token_expires_after_ninety_days_unless_told_otherwise(controller: Com
 
 
 @pytest.mark.parametrize("who", [USER, USER.upper(), USER[:4], USER[:8].upper(), "Ada"])
-def test_a_user_is_named_by_id_its_beginning_or_name(controller: CommandLine, who: str) -> None:
+def test_user_is_found_by_id_abbreviated_id_or_name(controller: CommandLine, who: str) -> None:
     controller("user", "add", "--role", "user", "--name", "Ada", "--id", USER)
     controller("user", "add", "--role", "user", "--name", "Bob")
     assert controller("user", "show", who)["id"] == USER
@@ -109,7 +109,7 @@ def test_a_user_is_named_by_id_its_beginning_or_name(controller: CommandLine, wh
     assert controller("token", "list", "--user", "Bob") == []
 
 
-def test_a_name_that_several_have_is_refused(controller: CommandLine) -> None:
+def test_ambiguous_user_name_is_refused(controller: CommandLine) -> None:
     ids = [controller("user", "add", "--role", "user", "--name", "Ada")["id"] for _ in range(2)]
     said = controller.refused("token", "create", "--user", "Ada", "--name", "tests")
     assert all(each in said for each in ids)
@@ -118,7 +118,7 @@ def test_a_name_that_several_have_is_refused(controller: CommandLine) -> None:
     assert "there is no user" in controller.refused("user", "show", ids[0][:3])
 
 
-def test_a_user_is_removed_with_what_is_theirs(controller: CommandLine) -> None:
+def test_removing_a_user_removes_their_tokens(controller: CommandLine) -> None:
     controller("user", "add", "--role", "user", "--name", "Ada", "--id", USER)
     kept = controller("user", "add", "--role", "user", "--name", "Bob")
     token = controller("token", "create", "--user", "Ada", "--name", "tests")["token"]
@@ -129,7 +129,7 @@ def test_a_user_is_removed_with_what_is_theirs(controller: CommandLine) -> None:
     assert "there is no user" in controller.refused("user", "remove", "Ada")
 
 
-def test_alerts_need_an_address_to_be_tried(controller: CommandLine) -> None:
+def test_alert_test_needs_alert_urls(controller: CommandLine) -> None:
     said = controller.refused("alert", "test")
     assert "no alert-urls" in said
 
@@ -143,11 +143,11 @@ def test_alerts_need_an_address_to_be_tried(controller: CommandLine) -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_not_there_is_named(controller: CommandLine, words: list[str]) -> None:
+def test_unknown_users_and_tokens_are_refused(controller: CommandLine, words: list[str]) -> None:
     assert USER in controller.refused(*words)
 
 
-def test_a_backup_brings_back_what_was(controller: CommandLine, tmp_path: Path) -> None:
+def test_backup_and_restore_return_the_rows(controller: CommandLine, tmp_path: Path) -> None:
     was = controller("user", "add", "--role", "user", "--id", USER)
     copy = tmp_path / "copy"
     made = controller("database", "backup", str(copy))
@@ -158,14 +158,16 @@ def test_a_backup_brings_back_what_was(controller: CommandLine, tmp_path: Path) 
     assert controller("user", "list") == [was]
 
 
-def test_a_backup_replaces_no_file(controller: CommandLine, tmp_path: Path) -> None:
+def test_backup_does_not_overwrite_a_file(controller: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "copy"
     file.write_text("dear")
     assert str(file) in controller.refused("database", "backup", str(file))
     assert file.read_text() == "dear"
 
 
-def test_what_is_no_backup_is_not_restored(controller: CommandLine, tmp_path: Path) -> None:
+def test_restore_refuses_a_file_that_is_not_a_backup(
+    controller: CommandLine, tmp_path: Path
+) -> None:
     controller("user", "add", "--role", "user", "--id", USER)
     file = tmp_path / "copy"
     file.write_text("no database")
@@ -190,17 +192,13 @@ def test_what_is_no_backup_is_not_restored(controller: CommandLine, tmp_path: Pa
     ],
     ids=" ".join,
 )
-def test_words_that_mean_nothing_are_refused_before_anything_is_done(
-    controller: CommandLine, words: list[str]
-) -> None:
+def test_invalid_arguments_exit_with_status_2(controller: CommandLine, words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*words, "--config", str(controller.config)])
     assert ended.value.code == 2
 
 
-def test_a_database_that_was_never_migrated_is_not_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unmigrated_database_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     controller = CommandLine(tmp_path, capsys)
     controller.database.touch()
     said = controller.refused("user", "list")
@@ -208,7 +206,7 @@ def test_a_database_that_was_never_migrated_is_not_used(
     assert "master-controller migrate" in said
 
 
-def test_a_database_that_is_not_there_is_not_made(
+def test_missing_database_is_not_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     controller = CommandLine(tmp_path, capsys)
@@ -216,12 +214,12 @@ def test_a_database_that_is_not_there_is_not_made(
     assert not controller.database.exists()
 
 
-def test_a_damaged_database_is_told_in_words(controller: CommandLine) -> None:
+def test_damaged_database_is_reported_without_traceback(controller: CommandLine) -> None:
     controller.database.write_bytes(b"not a database" * 1000)
     assert "cannot use the database" in controller.refused("user", "list")
 
 
-def test_an_error_inside_leaves_no_connection_open(controller: CommandLine) -> None:
+def test_error_closes_the_database_connection(controller: CommandLine) -> None:
     async def fail() -> None:
         async with opened(controller.url) as database, database.reading():
             raise DatabaseUnusable("on purpose")
@@ -230,13 +228,13 @@ def test_an_error_inside_leaves_no_connection_open(controller: CommandLine) -> N
         asyncio.run(fail())
 
 
-def test_no_template_is_made_where_they_are_switched_off(controller: CommandLine) -> None:
+def test_templates_build_does_nothing_if_disabled(controller: CommandLine) -> None:
     with controller.config.open("a") as config:
         config.write("templates: false\n")
     assert controller("templates", "build") == {"made": False, "enabled": False}
 
 
-def test_a_template_is_made_of_a_golden_image_only(controller: CommandLine, tmp_path: Path) -> None:
+def test_templates_build_needs_a_golden_image(controller: CommandLine, tmp_path: Path) -> None:
     with controller.config.open("a") as config:
         config.write(f"templates: true\nimage_store: {tmp_path}\n")
     assert "golden" in controller.refused("templates", "build")

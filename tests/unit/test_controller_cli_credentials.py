@@ -42,7 +42,9 @@ def unsealed(url: str, keys: str, user: str) -> bytes:
     return asyncio.run(look())
 
 
-def test_a_rotation_says_how_many(controller: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotate_counts_sealed_current_and_locked(
+    controller: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lost, old, new = new_key(), new_key(), new_key()
     store(controller.url, lost, 1)
     users = store(controller.url, old, 3) + store(controller.url, new, 2)
@@ -54,7 +56,7 @@ def test_a_rotation_says_how_many(controller: CommandLine, monkeypatch: pytest.M
     ]
 
 
-def test_the_key_comes_from_systemds_credentials_too(
+def test_rotate_reads_the_key_from_systemd_credentials(
     controller: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "credentials-key").write_text(f"{new_key()}\n{new_key()}\n")
@@ -62,7 +64,7 @@ def test_the_key_comes_from_systemds_credentials_too(
     assert controller("credentials", "rotate") == NONE
 
 
-def test_without_a_key_nothing_is_rotated(controller: CommandLine) -> None:
+def test_rotate_without_a_key_is_refused(controller: CommandLine) -> None:
     err = controller.refused("credentials", "rotate")
     assert "error: this host cannot store credentials" in err
     assert "next:  an operator makes a key with ./inv credentials.key" in err
@@ -71,7 +73,7 @@ def test_without_a_key_nothing_is_rotated(controller: CommandLine) -> None:
 @pytest.mark.parametrize(
     "words", [("credentials", "rotate"), ("health",), ("serve", "--only-if-healthy")]
 )
-def test_a_malformed_key_is_named_and_not_shown(
+def test_malformed_key_is_refused_without_showing_it(
     controller: CommandLine, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv(VARIABLE, f"{new_key()}\nhidden")

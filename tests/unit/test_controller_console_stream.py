@@ -23,18 +23,18 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "serial.log"
 
 
-def test_the_last_lines_as_they_are(file: Path) -> None:
+def test_tail_returns_the_last_lines_unchanged(file: Path) -> None:
     file.write_bytes(b"one\r\n\x1b[32mtwo\x1b[0m\r\nthr\xffee")
     assert tail(file, 2) == (b"\x1b[32mtwo\x1b[0m\r\nthr\xffee", file.stat().st_size)
     assert tail(file, 0) == (b"", file.stat().st_size)
 
 
-def test_no_file_is_no_text(file: Path) -> None:
+def test_missing_file_gives_no_text(file: Path) -> None:
     assert tail(file, 10) == (b"", 0)
     assert added_since(file, 0) == (b"", 0)
 
 
-def test_lines_across_blocks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_reads_lines_across_blocks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "BLOCK_BYTES", 7)
     lines = [b"line %d\n" % number for number in range(50)]
     file.write_bytes(b"".join(lines))
@@ -42,7 +42,7 @@ def test_lines_across_blocks(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert tail(file, count)[0] == b"".join(lines[-count:])
 
 
-def test_a_line_without_end_is_cut(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_cuts_a_very_long_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "MOST_TAIL_BYTES", 1000)
     file.write_bytes(b"x" * 200_000 + b"end")
     text, end = tail(file, 5)
@@ -84,7 +84,7 @@ async def all_of(consoles: Consoles, file: Path, lines: int = 10, vm_id: str = "
 
 
 @pytest.mark.parametrize("block_bytes", [4, 1 << 16])
-def test_follows_until_it_is_over_and_loses_nothing(
+def test_follow_returns_all_text_until_the_vm_is_over(
     file: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     monkeypatch.setattr(console, "BLOCK_BYTES", block_bytes)
@@ -94,9 +94,7 @@ def test_follows_until_it_is_over_and_loses_nothing(
     assert said == b"zero\nfirst\nsecond\nthe last words\n"
 
 
-def test_any_number_of_followers_costs_one_look(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_followers_share_one_poll(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
 
     def counted(path: Path, offset: int, most: int) -> tuple[bytes, int]:
@@ -121,7 +119,7 @@ def test_any_number_of_followers_costs_one_look(
     assert len(reads) <= 2 * len(vms.asked)
 
 
-def test_one_who_comes_later_and_one_who_reads_slowly_miss_nothing(file: Path) -> None:
+def test_late_and_slow_followers_get_all_lines(file: Path) -> None:
     lines = [b"line %d\n" % number for number in range(30)]
     vms = SomeVms(file, *lines)
 
@@ -140,7 +138,7 @@ def test_one_who_comes_later_and_one_who_reads_slowly_miss_nothing(file: Path) -
     asyncio.run(scenario())
 
 
-def test_a_file_that_was_begun_anew_is_read_from_its_beginning(file: Path) -> None:
+def test_truncated_file_is_read_from_its_beginning(file: Path) -> None:
     class Anew(SomeVms):
         async def over_of(self, ids: Collection[str]) -> set[str]:
             if len(self.writes) == 1:
@@ -154,7 +152,7 @@ def test_a_file_that_was_begun_anew_is_read_from_its_beginning(file: Path) -> No
 
 
 @pytest.mark.parametrize("failure", [OperationalError("SELECT", {}, Exception()), ValueError("x")])
-def test_a_question_that_fails_ends_nothing(file: Path, failure: Exception) -> None:
+def test_failed_query_does_not_end_the_followers(file: Path, failure: Exception) -> None:
     vms = SomeVms(file, b"first\n", b"second\n")
     vms.failure = failure
     assert asyncio.run(all_of(consoles_of(vms), file)) == b"first\nsecond\n"
@@ -165,7 +163,7 @@ def put_link(file: Path) -> None:
     file.symlink_to("/etc/passwd")
 
 
-def test_a_file_that_was_replaced_ends_it_with_a_reason(file: Path) -> None:
+def test_replaced_file_ends_the_stream_with_a_reason(file: Path) -> None:
     class Replaced(SomeVms):
         async def over_of(self, ids: Collection[str]) -> set[str]:
             put_link(file)
@@ -183,7 +181,7 @@ def test_a_file_that_was_replaced_ends_it_with_a_reason(file: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_ends_when_it_is_told_to_and_nobody_looks_on(file: Path) -> None:
+def test_followers_and_poller_end_on_request(file: Path) -> None:
     async def scenario() -> None:
         over = asyncio.Event()
         consoles = consoles_of(SomeVms(file, *[b""] * 1000))

@@ -36,7 +36,7 @@ def allowed(headers: Mapping[str, str]) -> list[str]:
     return [name for name in headers if name.lower().startswith("access-control-")]
 
 
-def test_there_is_none_by_default(host: ApiHost) -> None:
+def test_no_origin_is_allowed_by_default(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for sent in (preflight(ORIGIN), {"Origin": ORIGIN}):
             answer = await asked.ask("OPTIONS", START, "nobody", headers=sent)
@@ -68,7 +68,7 @@ def test_a_preflight_of_a_configured_origin_needs_no_token(host: ApiHost, path: 
 
 
 @pytest.mark.parametrize("origin", OTHERS)
-def test_other_origins_are_answered_as_if_there_were_none(host: ApiHost, origin: str) -> None:
+def test_other_origins_get_no_cors_headers(host: ApiHost, origin: str) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.ask("OPTIONS", START, "nobody", headers=preflight(origin))
         problem(answer, 401, "not-authenticated")
@@ -80,7 +80,7 @@ def test_other_origins_are_answered_as_if_there_were_none(host: ApiHost, origin:
     host.run(scenario, cors_origins=(ORIGIN,))
 
 
-def test_what_is_no_method_of_http_is_answered_by_the_gate(host: ApiHost) -> None:
+def test_preflight_of_an_unknown_method_needs_a_token(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.ask("OPTIONS", START, "nobody", headers=preflight(ORIGIN, "BREW"))
         problem(answer, 401, "not-authenticated")
@@ -88,7 +88,7 @@ def test_what_is_no_method_of_http_is_answered_by_the_gate(host: ApiHost) -> Non
     host.run(scenario, cors_origins=(ORIGIN,))
 
 
-def test_the_page_can_read_every_answer(host: ApiHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_answer_has_cors_headers(host: ApiHost, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(asked: Served) -> None:
         async def broken(*_words: Any) -> None:
             raise ZeroDivisionError
@@ -123,7 +123,7 @@ def test_the_page_can_read_every_answer(host: ApiHost, monkeypatch: pytest.Monke
         ("http://[::1]:80", "http://[::1]"),
     ],
 )
-def test_origins_as_browsers_write_them(given: str, meant: str) -> None:
+def test_origins_are_normalized(given: str, meant: str) -> None:
     assert checked_origin(given) == meant
 
 
@@ -145,6 +145,6 @@ def test_origins_as_browsers_write_them(given: str, meant: str) -> None:
         "",
     ],
 )
-def test_what_is_no_origin_is_refused(given: str) -> None:
+def test_malformed_origins_are_refused(given: str) -> None:
     with pytest.raises(ValidationError, match="is not an origin"):
         ControllerSettings(cors_origins=(given,))

@@ -72,7 +72,7 @@ async def in_state(asked: Served, caller: str, state: str) -> str:
     return str(session["id"])
 
 
-def test_from_stored_to_removed(host: ApiHost) -> None:
+def test_credentials_are_stored_read_and_removed(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         made = await store(asked)
         assert made.status_code == 201
@@ -94,7 +94,7 @@ def test_from_stored_to_removed(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_those_stored_again_are_the_new_ones(host: ApiHost) -> None:
+def test_storing_again_replaces_the_credentials(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await in_state(asked, "user", "vm_created")
         first = (await store(asked, sessionId=session)).json()
@@ -116,7 +116,7 @@ def test_those_stored_again_are_the_new_ones(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_nobody_has_those_of_another(host: ApiHost) -> None:
+def test_callers_see_only_their_own_credentials(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         assert (await store(asked)).status_code == 201
         for caller in ("other user", "operator", "admin"):
@@ -142,7 +142,9 @@ def test_nobody_has_those_of_another(host: ApiHost) -> None:
         ("oauth_pending", "authenticated"),
     ],
 )
-def test_a_session_that_waits_for_its_login_goes_on(host: ApiHost, before: str, after: str) -> None:
+def test_storing_authenticates_a_session_that_waits_for_login(
+    host: ApiHost, before: str, after: str
+) -> None:
     async def scenario(asked: Served) -> None:
         session = await in_state(asked, "user", before)
         news = len(await asked.services.sessions.news(session))
@@ -161,7 +163,7 @@ def test_a_session_that_waits_for_its_login_goes_on(host: ApiHost, before: str, 
 
 
 @pytest.mark.parametrize("caller", ["other user", "operator", "admin"])
-def test_a_session_of_another_is_refused_to_all(host: ApiHost, caller: str) -> None:
+def test_session_of_another_user_is_refused(host: ApiHost, caller: str) -> None:
     async def scenario(asked: Served) -> None:
         session = await in_state(asked, "user", "oauth_pending")
         problem(await store(asked, caller, sessionId=session), 403, "not-allowed")
@@ -172,7 +174,7 @@ def test_a_session_of_another_is_refused_to_all(host: ApiHost, caller: str) -> N
     host.run(scenario)
 
 
-def test_sessions_that_do_not_fit_change_nothing(host: ApiHost) -> None:
+def test_unsuitable_sessions_are_refused_without_storing(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         problem(await store(asked, sessionId=UNKNOWN), 404, "session-not-found")
         session = await in_state(asked, "user", "oauth_pending")
@@ -199,7 +201,7 @@ def nested(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "credentials", [of_size(MAX_BYTES), nested(300), {"": ""}, {"credentials": {"a": [[[]]]}}]
 )
-def test_any_object_comes_back_as_it_was(host: ApiHost, credentials: dict[str, Any]) -> None:
+def test_any_json_object_is_returned_unchanged(host: ApiHost, credentials: dict[str, Any]) -> None:
     async def scenario(asked: Served) -> None:
         assert (await store(asked, credentials=credentials)).status_code == 201
         found = await asked.ask("GET", f"{PATH}/claude")
@@ -243,7 +245,7 @@ def test_any_object_comes_back_as_it_was(host: ApiHost, credentials: dict[str, A
         "key-in-snake-case",
     ],
 )
-def test_what_is_malformed_is_422_and_not_repeated(
+def test_malformed_credentials_are_422_and_not_quoted(
     host: ApiHost, changes: dict[str, Any], pointer: str
 ) -> None:
     async def scenario(asked: Served) -> None:
@@ -272,7 +274,7 @@ def test_what_is_malformed_is_422_and_not_repeated(
     ],
     ids=["half", "list", "text", "form", "deep", "long number"],
 )
-def test_what_is_no_object_of_json_is_refused_and_not_repeated(
+def test_body_that_is_not_a_json_object_is_refused_and_not_quoted(
     host: ApiHost, content: str, kind: str, status: int
 ) -> None:
     async def scenario(asked: Served) -> None:
@@ -296,7 +298,7 @@ def test_an_unknown_provider_is_422(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_credentials_of_a_provider_that_is_gone_can_be_read_and_removed(host: ApiHost) -> None:
+def test_credentials_of_a_removed_provider_can_be_read_and_deleted(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await asked.services.credentials.store(asked.users["user"], "tidy", b'{"token":"x"}')
         (listed,) = (await asked.ask("GET", PATH)).json()["credentials"]
@@ -310,7 +312,7 @@ def test_credentials_of_a_provider_that_is_gone_can_be_read_and_removed(host: Ap
     host.run(scenario)
 
 
-def test_nobody_keeps_an_answer(host: ApiHost) -> None:
+def test_answers_have_no_store_header(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for method, path in (
             ("POST", "/store"),
@@ -327,7 +329,7 @@ def test_nobody_keeps_an_answer(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_without_a_key_none_are_kept_but_all_can_be_removed(host: ApiHost) -> None:
+def test_without_a_key_credentials_can_only_be_deleted(host: ApiHost) -> None:
     async def keep(asked: Served) -> None:
         await store(asked)
 
@@ -342,7 +344,7 @@ def test_without_a_key_none_are_kept_but_all_can_be_removed(host: ApiHost) -> No
     host.run(scenario, credentials_key=None)
 
 
-def test_without_their_key_they_are_locked_until_stored_again(host: ApiHost) -> None:
+def test_credentials_are_locked_without_their_key_until_stored_again(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await store(asked)
         in_database(host, "UPDATE credentials SET key_id = 'f00d'")
@@ -357,7 +359,7 @@ def test_without_their_key_they_are_locked_until_stored_again(host: ApiHost) -> 
     host.run(scenario)
 
 
-def test_a_row_of_another_does_not_open(host: ApiHost) -> None:
+def test_credentials_moved_to_another_user_do_not_open(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await store(asked)
         in_database(host, "UPDATE credentials SET user_id = ?", asked.users["other user"])
@@ -369,7 +371,7 @@ def test_a_row_of_another_does_not_open(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "hidden", new_key()[:-4]], ids=["empty", "word", "cut"])
-def test_a_malformed_key_ends_the_start_and_is_not_shown(host: ApiHost, key: str) -> None:
+def test_malformed_key_prevents_the_start_without_showing_it(host: ApiHost, key: str) -> None:
     settings = host.settings.model_copy(update={"credentials_key": SecretStr(key)})
     with pytest.raises(ConfigError) as caught:
         create_app(settings, StillHypervisor(Path()))
@@ -377,13 +379,13 @@ def test_a_malformed_key_ends_the_start_and_is_not_shown(host: ApiHost, key: str
     assert not key or key not in str(caught.value)
 
 
-def test_examples_are_what_the_documentation_says_they_are() -> None:
+def test_examples_match_their_models() -> None:
     CredentialsAnswer.model_validate({**STORED_EXAMPLE, "credentials": EXAMPLE, "sealed": None})
     request = StoreRequest.model_validate({"provider": "claude", "credentials": EXAMPLE})
     assert str(EXAMPLE) not in repr(request)
 
 
-def test_refusals_are_documented_as_they_are(host: ApiHost) -> None:
+def test_documented_refusals_match_the_answers(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         absent = (await asked.ask("GET", f"{PATH}/claude")).json()
         described = (await asked.ask("GET", "/openapi.json")).json()["paths"]
@@ -400,7 +402,7 @@ def test_refusals_are_documented_as_they_are(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_no_event_has_a_number_that_no_database_has(host: ApiHost) -> None:
+def test_log_before_an_invalid_number_is_422(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         for number in (0, 2**31, 10**30):
             problem(await asked.ask("GET", f"{PATH}/log?before={number}"), 422)
@@ -409,7 +411,9 @@ def test_no_event_has_a_number_that_no_database_has(host: ApiHost) -> None:
 
 
 @pytest.mark.usefixtures("logs_as_before")
-def test_logs_hold_none_of_it(host: ApiHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_do_not_contain_credentials_or_keys(
+    host: ApiHost, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Not even where libraries tell all they know."""
 
     async def scenario(asked: Served) -> None:

@@ -19,13 +19,13 @@ from polydev.ssh import SshTarget
 TARGET = SshTarget("lab-dev", "192.0.2.1", user="deploy")
 
 
-def test_every_key_is_another_and_one_that_the_controller_takes() -> None:
+def test_new_keys_are_unique_and_valid() -> None:
     made = [new_key() for _ in range(10)]
     assert len(set(made)) == 10
     assert all(keyring_of(SecretStr(key)) for key in made)
 
 
-def test_a_lab_has_one_key_for_its_owner(tmp_path: Path) -> None:
+def test_ensure_key_makes_one_private_key_file(tmp_path: Path) -> None:
     file = ensure_key(tmp_path)
     first = file.read_text()
     assert keyring_of(SecretStr(first))
@@ -34,14 +34,14 @@ def test_a_lab_has_one_key_for_its_owner(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_of_several_that_make_it_one_does(tmp_path: Path) -> None:
+def test_ensure_key_makes_one_key_in_concurrent_calls(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: ensure_key(tmp_path).read_text(), range(64)))
     assert len(set(found)) == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_where_it_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_ensure_key_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot create .*nowhere/credentials-key"):
         ensure_key(tmp_path / "nowhere")
 
@@ -58,14 +58,16 @@ def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str =
     return asked
 
 
-def test_a_rotation_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotate_returns_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"sealed": 3, "current": 2, "locked": 1}
     asked = answering(monkeypatch, 0, '{"sealed": 3, "current": 2, "locked": 1}\n')
     assert rotate(TARGET) == counts
     assert "credentials rotate" in asked[0]
 
 
-def test_a_refused_rotation_is_told_as_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_rotation_keeps_message_and_hint_of_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answering(monkeypatch, 1, "", "error: this host keeps no credentials\nnext:  make a key\n")
     with pytest.raises(DeployError) as caught:
         rotate(TARGET)
@@ -75,7 +77,7 @@ def test_a_refused_rotation_is_told_as_there(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-def test_silence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_timeout_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[str], **_options: object) -> Completed:
         raise CommandTimeout(["ssh"], 600, "")
 

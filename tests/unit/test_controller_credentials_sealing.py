@@ -19,14 +19,14 @@ ONE, TWO = b"1" * 32, b"2" * 32
 
 
 @given(st.binary(max_size=1000))
-def test_what_was_sealed_opens(plain: bytes) -> None:
+def test_sealed_credentials_open_again(plain: bytes) -> None:
     keys = Keyring([ONE])
     sealed = keys.seal(plain, USER, "claude")
     assert keys.open(sealed, USER, "claude") == plain
     assert sealed.key_id == key_id(ONE)
 
 
-def test_the_same_is_never_sealed_the_same() -> None:
+def test_sealing_twice_gives_different_data() -> None:
     keys = Keyring([ONE])
     assert len({keys.seal(b"x", USER, "claude").data for _ in range(100)}) == 100
 
@@ -34,14 +34,14 @@ def test_the_same_is_never_sealed_the_same() -> None:
 @pytest.mark.parametrize(
     ("user", "provider"), [(OTHER, "claude"), (USER, "codex"), ("", f"{USER}\nclaude")]
 )
-def test_it_opens_in_its_own_row_only(user: str, provider: str) -> None:
+def test_sealed_data_opens_for_its_user_and_provider_only(user: str, provider: str) -> None:
     keys = Keyring([ONE])
     sealed = keys.seal(b"x", USER, "claude")
     with pytest.raises(CredentialsLocked, match="belong to another user"):
         keys.open(sealed, user, provider)
 
 
-def test_any_change_is_noticed() -> None:
+def test_any_change_of_sealed_data_is_detected() -> None:
     keys = Keyring([ONE])
     sealed = keys.seal(b"x", USER, "claude")
     changed = [
@@ -53,7 +53,7 @@ def test_any_change_is_noticed() -> None:
             keys.open(replace(sealed, data=data), USER, "claude")
 
 
-def test_the_first_key_seals_and_every_one_opens() -> None:
+def test_first_key_seals_and_every_key_opens() -> None:
     old = Keyring([ONE]).seal(b"x", USER, "claude")
     both = Keyring([TWO, ONE])
     assert both.open(old, USER, "claude") == b"x"
@@ -71,12 +71,12 @@ def test_the_first_key_seals_and_every_one_opens() -> None:
         "AGE-SECRET-KEY-1",
     ],
 )
-def test_nothing_is_sealed_to_a_point_of_small_order_or_no_recipient(recipient: str) -> None:
+def test_invalid_age_recipients_are_refused(recipient: str) -> None:
     with pytest.raises(ValueError, match="is not an age recipient"):
         checked_recipient(recipient)
 
 
-def test_the_secret_is_a_key_a_line() -> None:
+def test_secret_has_one_key_per_line() -> None:
     first, second = new_key(), new_key()
     keys = keyring_of(SecretStr(f"{first}\n\n  {second}\n"))
     assert keys is not None
@@ -101,7 +101,7 @@ def test_the_secret_is_a_key_a_line() -> None:
         base64.b64encode(ONE).decode().rstrip("="),
     ],
 )
-def test_what_is_no_key_is_refused_and_not_shown(secret: str) -> None:
+def test_malformed_keys_are_refused_and_not_shown(secret: str) -> None:
     with pytest.raises(ConfigError) as caught:
         keyring_of(SecretStr(secret))
     told = f"{caught.value.message} {caught.value.hint} {caught.value.__context__}"
@@ -109,6 +109,6 @@ def test_what_is_no_key_is_refused_and_not_shown(secret: str) -> None:
     assert not [line for line in secret.split() if line in told]
 
 
-def test_keys_are_not_shown() -> None:
+def test_keys_are_not_in_the_repr() -> None:
     keys = Keyring([ONE])
     assert "111" not in f"{keys!r} {vars(keys)!r}"

@@ -34,7 +34,7 @@ def dump(file: Path) -> list[str]:
         return list(connection.iterdump())
 
 
-def test_migrates_once(url: str, file: Path) -> None:
+def test_migrating_twice_changes_nothing(url: str, file: Path) -> None:
     assert asyncio.run(migrate(url)) == (None, HEAD)
     first = dump(file)
     assert asyncio.run(migrate(url)) == (HEAD, HEAD)
@@ -49,7 +49,7 @@ def test_head_is_the_newest_revision() -> None:
 
 
 @pytest.mark.parametrize("from_nothing", [True, False])
-def test_failing_migration_leaves_everything_as_it_was(
+def test_failing_migration_changes_nothing(
     url: str, file: Path, tmp_path: Path, from_nothing: bool
 ) -> None:
     if not from_nothing:
@@ -61,7 +61,7 @@ def test_failing_migration_leaves_everything_as_it_was(
     assert dump(file) == before
 
 
-def test_revision_without_its_code_is_told(url: str, file: Path) -> None:
+def test_unknown_revision_is_refused(url: str, file: Path) -> None:
     asyncio.run(migrate(url))
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")

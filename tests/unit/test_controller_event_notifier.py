@@ -48,7 +48,7 @@ def test_notifies_at_once_and_then_for_each_change() -> None:
     asyncio.run(scenario())
 
 
-def test_asks_only_while_there_is_a_subscriber_and_once_for_all() -> None:
+def test_queries_run_only_with_subscribers_and_once_for_all() -> None:
     async def scenario() -> None:
         latest = Latest()
         notifier = EventNotifier(latest, 1000)
@@ -67,7 +67,7 @@ def test_asks_only_while_there_is_a_subscriber_and_once_for_all() -> None:
 @pytest.mark.parametrize(
     "failure", [OperationalError("SELECT", {}, Exception("gone")), ValueError("a bug"), OSError()]
 )
-def test_goes_on_after_whatever_failed(failure: Exception) -> None:
+def test_notifier_continues_after_errors(failure: Exception) -> None:
     async def scenario() -> None:
         latest = Latest()
         latest.failure = failure
@@ -78,7 +78,7 @@ def test_goes_on_after_whatever_failed(failure: Exception) -> None:
     asyncio.run(scenario())
 
 
-def test_the_end_of_a_subscription_cuts_no_query_short() -> None:
+def test_ending_a_subscription_does_not_cancel_the_query() -> None:
     async def scenario() -> str:
         begun, go_on = asyncio.Event(), asyncio.Event()
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()

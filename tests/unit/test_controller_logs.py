@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("logs_as_before")
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
 
 
-def test_one_json_object_a_line_from_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_loggers_write_one_json_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
     with structlog.contextvars.bound_contextvars(requestId="r1"):
         structlog.stdlib.get_logger("ours").info("started", slots=4)
@@ -76,7 +76,7 @@ def test_addresses_of_vms_are_masked(
 @pytest.mark.parametrize(
     "text", ["http://127.0.0.1:4000/x", "192.168.101.7", "version 192.168.100.7.1"]
 )
-def test_other_addresses_are_told(capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_other_addresses_are_not_masked(capsys: pytest.CaptureFixture[str], text: str) -> None:
     configure_logs("info", "json", IPv4Network("192.168.100.0/24"))
     structlog.stdlib.get_logger("ours").info("told", addresses=[text])
     assert json.loads(capsys.readouterr().err)["addresses"] == [text]
@@ -129,13 +129,13 @@ def test_lines_are_bounded(capsys: pytest.CaptureFixture[str], name: str, form: 
     assert "r1" in lines[0]
 
 
-def test_what_was_cut_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cut_text_ends_with_its_length(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
     structlog.stdlib.get_logger("ours").info("told", path="/" + "x" * 49_999)
     assert json.loads(capsys.readouterr().err)["path"].endswith("xxx (50000 characters)")
 
 
-def test_cutting_shows_no_part_of_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cutting_does_not_expose_part_of_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
     for length in range(1500, 2100, 7):
         structlog.stdlib.get_logger("ours").info(
@@ -145,7 +145,7 @@ def test_cutting_shows_no_part_of_a_secret(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("repeated", ["://:", "-eyJ", "Bearer ", "1.1.1.1-", "eyJx.y.", "a@://b:"])
-def test_a_long_text_takes_no_quadratic_time(
+def test_masking_long_text_takes_linear_time(
     capsys: pytest.CaptureFixture[str], repeated: str
 ) -> None:
     """So many lines that it would be felt as a test that does not end."""
@@ -162,7 +162,7 @@ def test_a_long_text_takes_no_quadratic_time(
 @pytest.mark.parametrize(
     "unprintable", ["\n", "\r", "\x1b[2J", "\x00", "\x7f", "\x85", "\x9b", "\u2028", "\u202e"]
 )
-def test_no_text_begins_a_line_or_moves_the_cursor(
+def test_control_characters_are_escaped(
     capsys: pytest.CaptureFixture[str], unprintable: str, form: str
 ) -> None:
     forged = f'before{unprintable}{{"event": "forged"}}'
@@ -178,7 +178,7 @@ def test_no_text_begins_a_line_or_moves_the_cursor(
         assert unprintable not in json.loads(said.splitlines()[0])["event"]
 
 
-def test_a_traceback_on_a_console_begins_no_line_of_the_log(
+def test_traceback_lines_are_indented_on_a_console(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logs("info", "console")
@@ -191,7 +191,7 @@ def test_a_traceback_on_a_console_begins_no_line_of_the_log(
     assert "\x1b" not in "".join(traceback)
 
 
-def test_console_form_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_form_writes_key_value_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("debug", "console")
     structlog.stdlib.get_logger("ours").debug("started", slots=4)
     assert "slots=4" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def buckets(clock: Clock) -> RateLimiter:
     return RateLimiter(per_second=0.5, burst=3, clock=clock)
 
 
-def test_a_burst_passes_and_the_next_is_told_when_to_come(buckets: RateLimiter) -> None:
+def test_request_after_a_burst_gets_retry_after(buckets: RateLimiter) -> None:
     for _ in range(3):
         buckets.take("a")
     with pytest.raises(HTTPException) as refused:
@@ -38,7 +38,7 @@ def test_a_burst_passes_and_the_next_is_told_when_to_come(buckets: RateLimiter) 
     assert refused.value.headers == {"Retry-After": "2"}
 
 
-def test_who_waits_as_told_passes(buckets: RateLimiter, clock: Clock) -> None:
+def test_request_after_retry_after_passes(buckets: RateLimiter, clock: Clock) -> None:
     for _ in range(3):
         buckets.take("a")
     clock.now += 2
@@ -47,7 +47,7 @@ def test_who_waits_as_told_passes(buckets: RateLimiter, clock: Clock) -> None:
         buckets.take("a")
 
 
-def test_being_refused_costs_nothing(buckets: RateLimiter, clock: Clock) -> None:
+def test_refused_requests_do_not_count(buckets: RateLimiter, clock: Clock) -> None:
     for _ in range(3):
         buckets.take("a")
     for _ in range(10):
@@ -57,7 +57,7 @@ def test_being_refused_costs_nothing(buckets: RateLimiter, clock: Clock) -> None
     buckets.take("a")
 
 
-def test_a_long_pause_gives_no_more_than_a_burst(buckets: RateLimiter, clock: Clock) -> None:
+def test_long_pause_allows_no_more_than_a_burst(buckets: RateLimiter, clock: Clock) -> None:
     buckets.take("a")
     clock.now += 1e6
     for _ in range(3):
@@ -66,13 +66,15 @@ def test_a_long_pause_gives_no_more_than_a_burst(buckets: RateLimiter, clock: Cl
         buckets.take("a")
 
 
-def test_callers_do_not_wait_for_each_other(buckets: RateLimiter) -> None:
+def test_callers_have_separate_limits(buckets: RateLimiter) -> None:
     for _ in range(3):
         buckets.take("a")
     buckets.take("b")
 
 
-def test_memory_is_bounded(buckets: RateLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_buckets_is_bounded(
+    buckets: RateLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where nobody's bucket is full again, and who is refused now stays refused."""
     monkeypatch.setattr(limits, "MOST_BUCKETS", 10)
     for number in range(100):
@@ -86,7 +88,7 @@ def test_memory_is_bounded(buckets: RateLimiter, monkeypatch: pytest.MonkeyPatch
     buckets.take("once-0")
 
 
-def test_a_look_counts_nothing_and_leaves_nothing(buckets: RateLimiter) -> None:
+def test_look_does_not_count_as_a_request(buckets: RateLimiter) -> None:
     buckets.look("a")
     assert not buckets._buckets
     for _ in range(3):

@@ -9,7 +9,7 @@ import pytest
 from polydev.controller.sd_notify import inherited_sockets, notify_address, watchdog_seconds
 
 
-def test_sockets_meant_for_another_process_are_not_taken() -> None:
+def test_sockets_of_another_process_are_not_inherited() -> None:
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "OTHER": "x"}
     assert inherited_sockets(environ, pid=7) == []
     assert environ == {"OTHER": "x"}, "children must not think that they have sockets"
@@ -31,5 +31,5 @@ def test_abstract_notify_socket_starts_with_nul() -> None:
         ({"WATCHDOG_USEC": "10000000", "WATCHDOG_PID": "1"}, None),
     ],
 )
-def test_watchdog_is_fed_twice_in_its_time(environ: dict[str, str], seconds: float | None) -> None:
+def test_watchdog_interval_is_half_its_time(environ: dict[str, str], seconds: float | None) -> None:
     assert watchdog_seconds(environ) == seconds

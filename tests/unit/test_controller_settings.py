@@ -31,7 +31,7 @@ def test_environment_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPa
     assert settings.drain_seconds == 30
 
 
-def test_an_empty_file_is_all_defaults(file: Path) -> None:
+def test_empty_file_gives_the_defaults(file: Path) -> None:
     file.write_text("# nothing set\n")
     assert load_settings(file) == ControllerSettings()
 
@@ -108,7 +108,7 @@ WRONG_VARIABLES = [
 
 
 @pytest.mark.parametrize(("name", "value", "said"), WRONG_VARIABLES)
-def test_a_wrong_variable_is_named_and_not_quoted(
+def test_wrong_environment_variable_is_named_but_not_quoted(
     file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     monkeypatch.setenv(f"POLYDEV_CONTROLLER_{name}", value)
@@ -127,7 +127,7 @@ def test_the_hint_names_the_variable_as_it_is_written(
     assert "POLYDEV_CONTROLLER_SESSION__PER_USER" in str(caught.value.hint)
 
 
-def test_lists_and_groups_come_from_variables_too(
+def test_environment_variables_can_hold_lists_and_groups(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYDEV_CONTROLLER_SLOTS", "[2, 3]")
@@ -136,18 +136,18 @@ def test_lists_and_groups_come_from_variables_too(
     assert (settings.slots, settings.identity.audience) == ((2, 3), "x")
 
 
-def test_text_that_is_not_utf_8_is_told(file: Path) -> None:
+def test_file_that_is_not_utf_8_is_refused(file: Path) -> None:
     file.write_bytes(b"port: 1\n# gr\xf6\xdfe\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: line 2: is not UTF-8 text"):
         load_settings(file)
 
 
-def test_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read: No such file"):
         load_settings(tmp_path / "config.yaml")
 
 
-def test_release_is_what_the_deployment_wrote(tmp_path: Path) -> None:
+def test_release_id_is_read_from_the_release_file(tmp_path: Path) -> None:
     file = tmp_path / "release.json"
     assert release_id(file) is None
     file.write_text(json.dumps({"id": "20261121_101500-07af4b7"}))
@@ -199,7 +199,7 @@ class TestSecrets:
     """Messages of a plan and of the service's start about the same wrong secret."""
 
     @pytest.mark.parametrize(("name", "text", "why"), WRONG_SECRETS)
-    def test_a_wrong_one_is_refused_by_both_and_not_quoted(
+    def test_wrong_secret_is_refused_by_plan_and_start_and_not_quoted(
         self,
         name: str,
         text: str,
@@ -219,7 +219,7 @@ class TestSecrets:
             assert secret not in told["message"] + caught.value.message
 
     @pytest.mark.parametrize(("name", "text"), SOUND_SECRETS)
-    def test_a_sound_one_is_taken_by_both(
+    def test_valid_secret_is_accepted_by_plan_and_start(
         self, name: str, text: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert problems(document(secrets={name: text})) == []
@@ -227,7 +227,7 @@ class TestSecrets:
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
         load_settings(file)
 
-    def test_one_that_is_no_text_is_named(
+    def test_secret_that_is_not_utf_8_is_refused(
         self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "jwt-secret").write_bytes(b"\xff" * 40)
@@ -235,7 +235,7 @@ class TestSecrets:
         with pytest.raises(ConfigError, match=r"jwt-secret: cannot be read: it is not UTF-8 text"):
             load_settings(file)
 
-    def test_no_other_key_is_read_from_there(
+    def test_credentials_directory_provides_secrets_only(
         self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "port").write_text("4999")
@@ -243,7 +243,7 @@ class TestSecrets:
         assert load_settings(file).port == 4100
 
     @pytest.mark.parametrize("url", ["htp://nonsense", "mailto://", "discord://x"])
-    def test_an_address_of_no_service_is_refused_by_the_plan(self, url: str) -> None:
+    def test_alert_url_of_an_unknown_service_is_refused(self, url: str) -> None:
         (told,) = problems(document(secrets={"alert-urls": f"json://hook.example {url}"}))
         assert told["key"] == "secrets.alert-urls"
         assert told["message"].startswith("address 2 is ")
@@ -257,7 +257,7 @@ class TestSecrets:
             ("port", "unknown secret"),
         ],
     )
-    def test_an_unknown_one_is_refused(self, name: str, words: str) -> None:
+    def test_unknown_secret_is_refused(self, name: str, words: str) -> None:
         (told,) = problems(document(secrets={name: JWT}))
         assert told["key"] == f"secrets.{name}"
         assert words in told["message"]
@@ -314,12 +314,14 @@ class TestKeys:
             ({"trusted_proxies": ["::/0"]}, "trusted_proxies", "trusts everybody"),
         ],
     )
-    def test_a_wrong_one_is_named(self, given: dict[str, Any], key: str, words: str) -> None:
+    def test_wrong_key_is_refused_with_its_name(
+        self, given: dict[str, Any], key: str, words: str
+    ) -> None:
         (told,) = problems(document(given=given))
         assert told["key"] == f"controller.{key}"
         assert words in told["message"]
 
-    def test_all_are_named_at_once(self) -> None:
+    def test_all_wrong_keys_are_reported_at_once(self) -> None:
         given = {"log_level": "loud", "x": 1, "alert_urls": "y"}
         found = problems(document(given=given, secrets={"jwt-secret": "a"}))
         assert sorted(each["key"] for each in found) == [
@@ -329,7 +331,7 @@ class TestKeys:
             "secrets.jwt-secret",
         ]
 
-    def test_the_operators_environment_does_not_count(
+    def test_check_ignores_environment_and_credentials_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("POLYDEV_CONTROLLER_PORT", "many")

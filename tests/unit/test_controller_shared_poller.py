@@ -52,7 +52,7 @@ def run(scenario: Callable[[Polls, SharedPoller], Awaitable[None]]) -> None:
     asyncio.run(play())
 
 
-def test_polls_from_the_first_user_to_the_last_one() -> None:
+def test_polling_runs_from_the_first_to_the_last_user() -> None:
     async def scenario(polls: Polls, poller: SharedPoller) -> None:
         assert not poller.is_in_use
         with poller.in_use():
@@ -81,7 +81,7 @@ def test_all_users_share_one_task() -> None:
     run(scenario)
 
 
-def test_a_poll_that_has_begun_is_finished_after_the_last_user() -> None:
+def test_running_poll_is_completed_after_the_last_user() -> None:
     async def scenario(polls: Polls, poller: SharedPoller) -> None:
         polls.go_on.clear()
         with poller.in_use():
@@ -93,7 +93,7 @@ def test_a_poll_that_has_begun_is_finished_after_the_last_user() -> None:
     run(scenario)
 
 
-def test_polls_do_not_belong_to_the_request_that_starts_them() -> None:
+def test_polls_do_not_inherit_the_request_context() -> None:
     async def scenario(polls: Polls, poller: SharedPoller) -> None:
         REQUEST_ID.set("of the first user")
         with poller.in_use():
@@ -107,7 +107,7 @@ def test_polls_do_not_belong_to_the_request_that_starts_them() -> None:
     ("error", "level"),
     [(OperationalError("SELECT secret", {}, Exception()), "warning"), (KeyError("x"), "error")],
 )
-def test_an_error_is_logged_once_and_the_poll_repeated(error: Exception, level: str) -> None:
+def test_repeated_error_is_logged_once(error: Exception, level: str) -> None:
     async def scenario(polls: Polls, poller: SharedPoller) -> None:
         polls.error = error
         with capture_logs() as logs, poller.in_use():

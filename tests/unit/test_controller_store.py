@@ -59,7 +59,7 @@ STEPS = st.lists(st.builds(Step, what=st.sampled_from(WHATS), which=st.integers(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(STEPS)
-def test_whatever_comes_session_vm_and_slot_agree(url: str, steps: list[Step]) -> None:
+def test_session_vm_and_slot_agree_after_any_steps(url: str, steps: list[Step]) -> None:
     async def story() -> None:
         async with opened(url, SLOTS, LIMITS) as store:
             await forget(store)
@@ -175,19 +175,21 @@ def session(seconds_left: float, heartbeat: bool) -> Session:
         (100, False, "the session reached its maximum duration of 100 s"),
     ],
 )
-def test_why_a_session_expired(seconds_left: float, heartbeat: bool, reason: str) -> None:
+def test_expiry_reason_of_a_session(seconds_left: float, heartbeat: bool, reason: str) -> None:
     assert expiry_reason(session(seconds_left, heartbeat), LIMITS) == reason
 
 
 @pytest.mark.parametrize(
     ("used_after", "ends_after"), [(0, 60), (39.5, 99.5), (40, 100), (40.5, 100), (1000, 100)]
 )
-def test_no_session_outlives_its_longest_life(used_after: float, ends_after: float) -> None:
+def test_session_end_is_limited_by_its_longest_lifetime(
+    used_after: float, ends_after: float
+) -> None:
     end = idle_end(session(60, True), START + timedelta(seconds=used_after), LIMITS)
     assert (end - START).total_seconds() == ends_after
 
 
-def test_times_are_utc_whatever_a_database_makes_of_them() -> None:
+def test_times_are_utc_with_any_database_time_zone() -> None:
     time, dialect = UtcDateTime(), sa.create_mock_engine("sqlite://", print).dialect
     east = timezone(timedelta(hours=2))
     assert time.process_bind_param(START.astimezone(east), dialect) == START
@@ -210,16 +212,16 @@ def test_a_token_is_hashed() -> None:
         "postgresql+psycopg://me@db.example:6543/data?sslmode=require&password=s3cret",
     ],
 )
-def test_passwords_are_no_arguments(url: str) -> None:
+def test_passwords_are_passed_in_the_environment(url: str) -> None:
     assert libpq_url(url) == "postgresql://me@db.example:6543/data?sslmode=require"
     assert secrets_of(url) == {"PGPASSWORD": "s3cret"}
 
 
-def test_without_a_password_none_is_said() -> None:
+def test_url_without_a_password_sets_no_environment() -> None:
     assert secrets_of("postgresql+psycopg://me@/data?host=/run/postgresql") == {}
 
 
-def test_blanks_arrive_as_blanks() -> None:
+def test_libpq_url_encodes_blanks_as_percent_20() -> None:
     """SQLAlchemy writes them as +, which PostgreSQL's own tools take for a plus."""
     url = "postgresql+psycopg://me@h/data?options=-c%20search_path%3Dx&sslrootcert=/a%20b%2Bc"
     assert libpq_url(url) == (
@@ -227,7 +229,7 @@ def test_blanks_arrive_as_blanks() -> None:
     )
 
 
-def test_a_use_that_comes_in_between_keeps_a_session(
+def test_heartbeat_during_expiry_keeps_the_session(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the question for what is due and the end of the first of it."""
@@ -250,7 +252,7 @@ def test_a_use_that_comes_in_between_keeps_a_session(
     asyncio.run(story())
 
 
-def test_a_heartbeat_leaves_a_boot_its_time(url: str) -> None:
+def test_heartbeat_does_not_shorten_the_boot_time(url: str) -> None:
     async def story() -> None:
         async with opened(url, SLOTS, LIMITS) as store:
             await forget(store)
@@ -262,7 +264,7 @@ def test_a_heartbeat_leaves_a_boot_its_time(url: str) -> None:
     asyncio.run(story())
 
 
-def test_what_is_old_is_forgotten_by_its_end(url: str) -> None:
+def test_sessions_are_deleted_by_their_end_time(url: str) -> None:
     """A session that began long ago, and ended lately, stays with its VM."""
 
     async def story() -> None:

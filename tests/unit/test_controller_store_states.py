@@ -32,7 +32,7 @@ PATH: tuple[tuple[SessionEvent, SessionState], ...] = (
 )
 
 
-def test_the_path_of_a_session_that_succeeds() -> None:
+def test_states_of_a_successful_session() -> None:
     state: SessionState = "vm_creating"
     for event, expected in PATH:
         state = next_state(state, event)
@@ -41,7 +41,9 @@ def test_the_path_of_a_session_that_succeeds() -> None:
 
 @pytest.mark.parametrize("state", SESSION_STATES)
 @pytest.mark.parametrize("event", SESSION_EVENTS)
-def test_every_event_in_every_state(state: SessionState, event: SessionEvent) -> None:
+def test_next_state_for_every_event_in_every_state(
+    state: SessionState, event: SessionEvent
+) -> None:
     ends = {"fail": "failed", "expire": "expired", "terminate": "terminated"}
     steps = {
         (before, event): after
@@ -64,7 +66,7 @@ def test_every_event_in_every_state(state: SessionState, event: SessionEvent) ->
 
 
 @given(EVENTS)
-def test_an_end_is_an_end_and_nothing_comes_twice(events: list[SessionEvent]) -> None:
+def test_states_never_repeat_and_ends_are_final(events: list[SessionEvent]) -> None:
     state: SessionState = "vm_creating"
     seen = [state]
     for event in events:
@@ -83,16 +85,14 @@ def test_an_end_is_an_end_and_nothing_comes_twice(events: list[SessionEvent]) ->
     assert order == sorted(order)
 
 
-def test_live_and_over_are_all_states() -> None:
+def test_live_and_end_states_are_all_states() -> None:
     assert set(LIVE_SESSION_STATES) | SESSION_ENDS == set(SESSION_STATES)
     assert set(LIVE_SESSION_STATES).isdisjoint(SESSION_ENDS)
 
 
 @pytest.mark.parametrize("state", LIVE_SESSION_STATES)
 @pytest.mark.parametrize("login", get_args(LoginStatus))
-def test_a_login_takes_a_session_on_once_and_never_back(
-    state: SessionState, login: LoginStatus
-) -> None:
+def test_login_moves_a_session_forward_once(state: SessionState, login: LoginStatus) -> None:
     for event in login_events(state, login):
         state = next_state(state, event)
     assert login_events(state, login) == ()

@@ -89,7 +89,7 @@ def play(
     asyncio.run(run())
 
 
-def test_a_token_ends_by_its_time() -> None:
+def test_watch_ends_when_the_token_expires() -> None:
     async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         with (
             watch.until_invalid(caller(seconds=0.01)) as over,
@@ -105,7 +105,7 @@ def test_a_token_ends_by_its_time() -> None:
     play(scenario)
 
 
-def test_a_token_ends_soon_after_it_was_revoked_and_others_do_not() -> None:
+def test_watch_ends_when_its_own_token_is_revoked() -> None:
     async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         with (
             watch.until_invalid(caller("one")) as over,
@@ -120,7 +120,7 @@ def test_a_token_ends_soon_after_it_was_revoked_and_others_do_not() -> None:
     play(scenario)
 
 
-def test_what_a_browser_follows_ends_when_it_signs_out_or_its_token_is_revoked() -> None:
+def test_watch_of_a_browser_ends_on_sign_out_or_revocation() -> None:
     async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         browser = replace(caller(), by="cookie", sign_in_id="browser")
         other = replace(caller("one"), by="cookie", sign_in_id="other browser")
@@ -134,7 +134,7 @@ def test_what_a_browser_follows_ends_when_it_signs_out_or_its_token_is_revoked()
     play(scenario)
 
 
-def test_a_database_that_is_away_for_a_while_ends_nothing() -> None:
+def test_unavailable_database_does_not_end_the_watch() -> None:
     async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
         tokens.away = True
         with watch.until_invalid(caller("one")) as over:
@@ -148,7 +148,7 @@ def test_a_database_that_is_away_for_a_while_ends_nothing() -> None:
 
 
 @pytest.mark.parametrize("token_id", ["one", None])
-def test_an_operator_without_the_role_may_follow_nothing_of_others(token_id: str | None) -> None:
+def test_watch_of_other_users_ends_with_the_operator_role(token_id: str | None) -> None:
     users = SomeUsers()
 
     async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:

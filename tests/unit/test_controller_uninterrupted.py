@@ -70,9 +70,7 @@ def play(migrated: Path, folder: Path, scenario: Callable[[Database], Awaitable[
     asyncio.run(run())
 
 
-def test_a_question_ends_though_who_asked_is_cancelled_again_and_again(
-    migrated: Path, tmp_path: Path
-) -> None:
+def test_query_completes_though_its_caller_is_cancelled(migrated: Path, tmp_path: Path) -> None:
     async def scenario(database: Database) -> None:
         counting = Counting(database)
         asking = asyncio.create_task(counting.count())
@@ -89,7 +87,7 @@ def test_a_question_ends_though_who_asked_is_cancelled_again_and_again(
     play(migrated, tmp_path, scenario)
 
 
-def test_a_question_that_never_ends_is_given_up_once_nobody_waits(
+def test_endless_query_is_given_up_without_a_caller(
     migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transactions, "LEFT_SECONDS", 0)
@@ -105,7 +103,7 @@ def test_a_question_that_never_ends_is_given_up_once_nobody_waits(
     play(migrated, tmp_path, scenario)
 
 
-def test_the_end_does_not_wait_for_ever(
+def test_close_does_not_wait_for_an_endless_query(
     migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transactions, "ENDING_SECONDS", 0.01)
@@ -120,7 +118,7 @@ def test_the_end_does_not_wait_for_ever(
     play(migrated, tmp_path, scenario)
 
 
-def test_a_report_of_health_in_vain_costs_no_connection(
+def test_health_timeout_does_not_leak_a_connection(
     migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polydev.controller.health.DATABASE_TIMEOUT_SECONDS", 1e-9)
@@ -141,7 +139,7 @@ def stores() -> Iterator[type]:
 
 
 @pytest.mark.parametrize("kind", list(stores()), ids=lambda kind: kind.__name__)
-def test_every_question_of_every_store_is_such(kind: type) -> None:
+def test_every_store_query_is_uninterrupted(kind: type) -> None:
     questions = {
         name: method
         for name, method in vars(kind).items()

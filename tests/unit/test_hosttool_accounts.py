@@ -57,11 +57,11 @@ def etc(folder: Path, changed: dict[str, str] | None = None, without: str = "\0"
     return folder
 
 
-def test_as_declared(tmp_path: Path) -> None:
+def test_no_differences_for_accounts_as_declared(tmp_path: Path) -> None:
     assert differences(WANTED, etc(tmp_path)) == []
 
 
-def test_one_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_user_is_a_difference(tmp_path: Path) -> None:
     assert differences(WANTED, etc(tmp_path, without="vm-2")) == ["+ user vm-2"]
 
 
@@ -133,7 +133,7 @@ def test_one_that_is_missing_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_change_by_hand_is_named_and_set_back(
+def test_each_change_by_hand_is_found_and_set_back(
     tmp_path: Path, changed: dict[str, str], difference: str, command: str
 ) -> None:
     folder = etc(tmp_path, changed)
@@ -158,9 +158,7 @@ def test_each_change_by_hand_is_named_and_set_back(
         ({"passwd:vm-2": "vm-2:x:0:1000::/:/bin/sh", "group:vm-2": "vm-2:x:999:"}, "999"),
     ],
 )
-def test_the_id_that_it_had_is_its_own_again(
-    tmp_path: Path, changed: dict[str, str], found: str
-) -> None:
+def test_user_gets_its_former_id_back(tmp_path: Path, changed: dict[str, str], found: str) -> None:
     folder = etc(tmp_path, changed)
     with (folder / "passwd").open("a") as file:
         file.write("+@people\n")  # a line that is no user's
@@ -211,7 +209,7 @@ def sudoers(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sudoers.d/90.x", spec(VM), False),
     ],
 )
-def test_rights_by_sudo_are_named(
+def test_sudo_rights_are_found(
     tmp_path: Path, file: str, rule: dict[str, object], is_granted: bool
 ) -> None:
     folder = etc(tmp_path)
@@ -236,7 +234,7 @@ def test_rights_by_sudo_are_named(
         "@include {0}/else/%h",
     ],
 )
-def test_files_that_are_included_count(
+def test_included_sudoers_files_are_read(
     tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_sudoers, "parse", parsed_with_includes)
@@ -257,14 +255,14 @@ def parsed_with_includes(text: str) -> dict[str, object]:
 
 
 @pytest.mark.usefixtures("sudoers")
-def test_files_that_include_each_other_are_read_once(tmp_path: Path) -> None:
+def test_sudoers_files_including_each_other_are_read_once(tmp_path: Path) -> None:
     folder = etc(tmp_path)
     (folder / "sudoers").write_text(f"@include {folder}/sudoers\n@include {folder}/missing\n")
     assert differences(WANTED, folder) == []
 
 
 @pytest.mark.usefixtures("sudoers")
-def test_only_a_file_about_nobody_else_is_removed(tmp_path: Path) -> None:
+def test_sudoers_file_about_other_users_too_is_not_ours(tmp_path: Path) -> None:
     ours, others = tmp_path / "ours", tmp_path / "others"
     ours.write_text(json.dumps([spec(VM), spec({"username": "controller"})]))
     others.write_text(json.dumps([spec(VM, {"username": "anna"})]))
@@ -273,7 +271,7 @@ def test_only_a_file_about_nobody_else_is_removed(tmp_path: Path) -> None:
     assert not is_only_about(others, names)
 
 
-def test_files_of_comments_start_no_program(
+def test_sudoers_files_of_comments_are_not_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_sudoers, "parse", lambda text: pytest.fail(text))
@@ -282,7 +280,7 @@ def test_files_of_comments_start_no_program(
     assert differences(WANTED, folder) == []
 
 
-def test_a_host_without_gshadow(tmp_path: Path) -> None:
+def test_set_back_works_without_gshadow(tmp_path: Path) -> None:
     changed = CONTROLLER.replace("/usr/sbin/nologin", "/bin/bash")
     folder = etc(tmp_path, {"passwd:controller": changed})
     (folder / "gshadow").unlink()
@@ -292,13 +290,13 @@ def test_a_host_without_gshadow(tmp_path: Path) -> None:
     assert not (folder / "gshadow").exists()
 
 
-def test_a_password_is_read_as_a_fact_only(tmp_path: Path) -> None:
+def test_password_hash_is_not_kept(tmp_path: Path) -> None:
     found = read(etc(tmp_path, {"shadow:controller": "controller:$y$secret:1::::::"}))
     assert not found["controller"].is_locked
     assert "secret" not in repr(found)
 
 
-def test_what_host_json_declares() -> None:
+def test_accounts_in_host_json_match_the_declared_ones() -> None:
     declared = declared_accounts(HostData(slots=2))
     document = json.loads(json.dumps({"accounts": [vars(each) for each in declared]}))
     assert accounts_of(document) == [each.declared for each in declared]
@@ -310,11 +308,11 @@ class TestOperation:
         with fake_host({}) as host:
             return host.commands(mend_accounts, differences=differences, document="{}")
 
-    def test_nothing_where_all_are_as_declared(self) -> None:
+    def test_no_command_if_accounts_are_as_declared(self) -> None:
         assert self.run([]) == []
 
     @pytest.mark.parametrize("found", [None, ["- user vm-2: sudo /etc/sudoers.d/x"]])
-    def test_one_command_makes_and_sets_back(self, found: list[str] | None) -> None:
+    def test_one_command_mends_all_accounts(self, found: list[str] | None) -> None:
         (command,) = self.run(found)
         assert command.startswith("printf %s '{}' | ")
         assert command.endswith("accounts mend --host /dev/stdin")
@@ -329,11 +327,13 @@ class TestMend:
         monkeypatch.setattr(accounts, "_run", made.append)
         return made
 
-    def test_nothing_to_do(self, asked: list[list[str]], tmp_path: Path) -> None:
+    def test_mend_without_differences_changes_nothing(
+        self, asked: list[list[str]], tmp_path: Path
+    ) -> None:
         assert accounts.mend(WANTED, etc(tmp_path)) == {"mended": []}
         assert asked == [["systemd-sysusers", accounts.SYSUSERS]]
 
-    def test_what_programs_cannot_mend_is_told(
+    def test_mend_raises_if_differences_remain(
         self, asked: list[list[str]], tmp_path: Path
     ) -> None:
         wrong = {"group:sudo": "sudo:x:27:anna,vm-2"}
@@ -344,7 +344,7 @@ class TestMend:
         assert asked[1:] == [list(each) for each in correcting_commands(there, WANTED[1])]
         assert asked[1:]
 
-    def test_a_program_that_fails_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_failed_program_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(HostError, match=r"^sh -c exit 3") as told:
             accounts._run(["sh", "-c", "exit 3"])
         assert told.value.code == "accounts-wrong"

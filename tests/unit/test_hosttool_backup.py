@@ -44,7 +44,7 @@ def test_only_root_reads_backups(host: Host) -> None:
     assert modes == {0}
 
 
-def test_list_says_what_is_in_it(host: Host) -> None:
+def test_list_shows_release_and_golden_image(host: Host) -> None:
     host.backup()
     (listed,) = backup.list_backups(host.paths)
     assert listed["id"] == FIRST
@@ -53,13 +53,13 @@ def test_list_says_what_is_in_it(host: Host) -> None:
     assert listed["problem"] is None
 
 
-def test_same_backup_again_is_the_one_that_is_there(host: Host) -> None:
+def test_creating_a_backup_again_returns_the_existing_one(host: Host) -> None:
     first = host.backup()
     put(host.root / "etc" / "polydev" / "dns.conf", "later")
     assert host.backup() == first
 
 
-def test_another_scope_needs_another_id(host: Host) -> None:
+def test_existing_backup_with_another_scope_is_refused(host: Host) -> None:
     host.backup()
     other = replace(host.scope, units=())
     with pytest.raises(HostError, match="another scope") as refusal:
@@ -67,7 +67,7 @@ def test_another_scope_needs_another_id(host: Host) -> None:
     assert refusal.value.code == "backup-exists"
 
 
-def test_too_little_room_is_said_in_figures_before_anything_is_written(
+def test_backup_without_enough_space_is_refused_with_figures(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = SimpleNamespace(f_bavail=10, f_frsize=4096)
@@ -78,9 +78,7 @@ def test_too_little_room_is_said_in_figures_before_anything_is_written(
     assert not host.paths.backups.exists()
 
 
-def test_restore_gives_its_reserve_to_a_full_disk(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_restore_frees_the_disk_reserve(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.backup()
     assert disk_reserve.differences(host.paths) == []
 
@@ -95,7 +93,7 @@ def test_restore_gives_its_reserve_to_a_full_disk(
     assert disk_reserve.differences(host.paths)[0] == missing
 
 
-def test_a_disk_without_that_room_keeps_no_part_of_it(
+def test_reserve_is_removed_if_the_disk_is_full(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocate = os.posix_fallocate
@@ -110,7 +108,7 @@ def test_a_disk_without_that_room_keeps_no_part_of_it(
     assert not host.paths.reserve.exists()
 
 
-def test_restore_keeps_room_for_the_next_one(host: Host) -> None:
+def test_restore_makes_the_disk_reserve_again(host: Host) -> None:
     host.backup()
     host.paths.reserve.unlink()
     host.restore()
@@ -120,7 +118,7 @@ def test_restore_keeps_room_for_the_next_one(host: Host) -> None:
     assert disk_reserve.differences(host.paths) != []
 
 
-def test_socket_cannot_be_kept(host: Host) -> None:
+def test_backup_of_a_socket_is_refused(host: Host) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         here = os.open(host.root / "etc/polydev", os.O_RDONLY)
         try:
@@ -132,7 +130,7 @@ def test_socket_cannot_be_kept(host: Host) -> None:
     assert refusal.value.code == "bad-scope"
 
 
-def test_file_that_changes_meanwhile_is_no_backup(
+def test_backup_fails_if_a_file_changes_meanwhile(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = host.root / "etc" / "polydev" / "dns.conf"
@@ -148,20 +146,20 @@ def test_file_that_changes_meanwhile_is_no_backup(
 
 
 class TestDamage:
-    def test_content(self, host: Host) -> None:
+    def test_changed_content_is_refused(self, host: Host) -> None:
         kept = next(one for one in host.backup().entries if one.entry.path.name == "dns.conf")
         assert kept.stored is not None
         kept.stored.write_bytes(b"flipped")
         assert str(kept.entry.path) in refused("backup-damaged", host)
         assert backup.list_backups(host.paths)[0]["problem"] is None
 
-    def test_missing_content(self, host: Host) -> None:
+    def test_missing_database_copy_is_refused(self, host: Host) -> None:
         (host.backup().folder / "database").unlink()
         assert "controller.sqlite3: No such file" in refused("backup-damaged", host)
 
     @pytest.mark.parametrize("name", [backup_manifest.MANIFEST, backup_manifest.SUM])
     @pytest.mark.parametrize("data", [b"", b"{}\n", None])
-    def test_manifest(self, host: Host, name: str, data: bytes | None) -> None:
+    def test_damaged_manifest_is_refused(self, host: Host, name: str, data: bytes | None) -> None:
         file = host.backup().folder / name
         file.unlink()
         if data is not None:
@@ -170,56 +168,56 @@ class TestDamage:
         (listed,) = backup.list_backups(host.paths)
         assert listed["problem"]
 
-    def test_release(self, host: Host) -> None:
+    def test_changed_release_file_is_refused(self, host: Host) -> None:
         host.backup()
         program = host.controller.release(OLD) / "venv/bin/master-controller"
         program.write_bytes(b"flipped")
         assert f"{program} has sha256" in refused("backup-damaged", host)
 
-    def test_mode_of_the_release(self, host: Host) -> None:
+    def test_changed_release_mode_is_refused(self, host: Host) -> None:
         host.backup()
         (host.controller.release(OLD) / "venv/bin/master-controller").chmod(0o4755)
         assert "has mode 4755, not 755" in refused("backup-damaged", host)
 
-    def test_list_of_the_release(self, host: Host) -> None:
+    def test_changed_release_list_is_refused(self, host: Host) -> None:
         host.backup()
         (host.controller.release(OLD) / "files.jsonl").write_text("")
         assert "has changed since the release was installed" in refused("backup-damaged", host)
 
-    def test_link_of_the_release(self, host: Host) -> None:
+    def test_changed_release_link_is_refused(self, host: Host) -> None:
         host.backup()
         link = host.controller.release(OLD) / "venv/bin/python3"
         link.unlink()
         link.symlink_to("/usr/bin/python9")
         assert f"{link} is not the link" in refused("backup-damaged", host)
 
-    def test_release_that_is_gone(self, host: Host) -> None:
+    def test_missing_release_file_is_refused(self, host: Host) -> None:
         host.backup()
         (host.controller.release(OLD) / "venv/bin/master-controller").unlink()
         assert f"release {OLD} has no" in refused("backup-damaged", host)
 
-    def test_image_that_is_gone(self, host: Host) -> None:
+    def test_missing_golden_image_is_refused(self, host: Host) -> None:
         host.backup()
         (host.store / "images" / ("a" * 64) / "rootfs.ext4").unlink()
         assert "points to no image" in refused("backup-damaged", host)
 
-    def test_promotion_that_names_another_image(self, host: Host) -> None:
+    def test_promotion_of_another_image_is_refused(self, host: Host) -> None:
         host.backup()
         host.image(7, "c" * 64)
         (host.store / "promotions" / "000001").unlink()
         (host.store / "promotions" / "000007").rename(host.store / "promotions" / "000001")
         assert "points to cccc" in refused("backup-damaged", host)
 
-    def test_way_in_does_not_need_what_is_damaged_elsewhere(self, host: Host) -> None:
+    def test_reach_restore_ignores_damage_elsewhere(self, host: Host) -> None:
         host.backup()
         (host.store / "images" / ("a" * 64) / "rootfs.ext4").unlink()
         (host.controller.release(OLD) / "files.jsonl").unlink()
         host.restore(reach=True)
 
-    def test_missing_backup(self, host: Host) -> None:
+    def test_missing_backup_is_refused(self, host: Host) -> None:
         assert SECOND in refused("backup-missing", host, SECOND)
 
-    def test_owner_that_this_host_does_not_know(self, host: Host) -> None:
+    def test_unknown_owner_is_refused(self, host: Host) -> None:
         kept = host.backup()
         manifest = read_json(kept.folder / backup_manifest.MANIFEST)
         assert manifest is not None
@@ -235,7 +233,7 @@ def rewrite(kept: backup_manifest.Backup, manifest: object) -> None:
     (kept.folder / backup_manifest.SUM).write_text(f"{hashlib.sha256(data).hexdigest()}  x\n")
 
 
-def test_prune_keeps_the_newest_and_what_the_dead_man_needs(host: Host) -> None:
+def test_prune_keeps_the_newest_and_the_dead_mans_backup(host: Host) -> None:
     for backup_id in (FIRST, SECOND, THIRD):
         host.backup(backup_id)
     put(host.paths.deadman, json.dumps({"armed": True, "backup": FIRST}))
@@ -247,7 +245,7 @@ def test_prune_keeps_the_newest_and_what_the_dead_man_needs(host: Host) -> None:
 
 class TestScope:
     @pytest.mark.parametrize("path", ["/", "/etc", "etc/polydev", "/etc/x/../../shadow", ""])
-    def test_paths_that_nobody_should_restore(self, path: str) -> None:
+    def test_dangerous_paths_are_refused(self, path: str) -> None:
         with pytest.raises(HostError) as refusal:
             scope_from({"paths": [path]})
         assert refusal.value.code == "bad-scope"
@@ -256,28 +254,28 @@ class TestScope:
         "document",
         [{}, {"paths": 3}, {"paths": [3]}, {"paths": [], "controller": {"root": "/a/b"}}],
     )
-    def test_documents_that_are_none(self, document: dict[str, object]) -> None:
+    def test_malformed_scopes_are_refused(self, document: dict[str, object]) -> None:
         with pytest.raises(HostError) as refusal:
             scope_from(document)
         assert refusal.value.code == "bad-scope"
 
-    def test_reach_lies_within_the_paths(self) -> None:
+    def test_reach_outside_the_paths_is_refused(self) -> None:
         scope_from({"paths": ["/etc/ssh"], "reach": ["/etc/ssh/sshd_config"]})
         with pytest.raises(HostError, match="/etc/other"):
             scope_from({"paths": ["/etc/ssh"], "reach": ["/etc/other"]})
 
-    def test_goes_there_and_back(self, host: Host) -> None:
+    def test_scope_survives_a_json_round_trip(self, host: Host) -> None:
         assert scope_from(host.scope.as_dict()) == host.scope
         small = Scope((Path("/etc/polydev"),))
         assert scope_from(json.loads(json.dumps(small.as_dict()))) == small
 
     @pytest.mark.parametrize("inside", ["", "backups", "backups/x", "..", "../../opt"])
-    def test_backups_cannot_be_within(self, host: Host, inside: str) -> None:
+    def test_scope_containing_the_backups_is_refused(self, host: Host, inside: str) -> None:
         place = Path(os.path.normpath(host.paths.home / inside))
         with pytest.raises(HostError, match="the backups themselves"):
             backup.create(host.paths, host.systemd, FIRST, Scope((place,)))
 
-    def test_the_tool_itself_can_be_within(self, host: Host) -> None:
+    def test_scope_may_contain_the_host_tool(self, host: Host) -> None:
         put(host.paths.tool, "tool", 0o755)
         scope = replace(host.scope, paths=(*host.scope.paths, host.paths.tool))
         backup.create(host.paths, host.systemd, FIRST, scope)
@@ -300,7 +298,7 @@ messes = st.lists(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=messes, after=messes)
-def test_listing_is_the_same_after_any_mess(
+def test_restore_undoes_any_changes_of_a_tree(
     tmp_path_factory: pytest.TempPathFactory, before: list[Mess], after: list[Mess]
 ) -> None:
     host = bare_host(tmp_path_factory.mktemp("host"))
@@ -337,7 +335,7 @@ def _mess(path: Path, what: str, number: int) -> None:
         path.write_bytes(bytes([number]))
 
 
-def test_ids_have_one_form(tmp_path: Path) -> None:
+def test_malformed_ids_are_refused(tmp_path: Path) -> None:
     for text in ("", "../x", "20250131_120000", f"{FIRST}/..", f"{FIRST}\n", "latest"):
         with pytest.raises(HostError) as refusal:
             backup_manifest.read_backup(Paths.below(tmp_path), text)
@@ -345,7 +343,7 @@ def test_ids_have_one_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_room_for_all_that_is_copied_is_there_to_the_byte(
+def test_required_space_is_exact_to_the_byte(
     host: Host, is_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_kept:

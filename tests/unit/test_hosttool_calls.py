@@ -149,7 +149,7 @@ def call_of(words: str, paths: Paths = PATHS) -> Call:
     return Call(cli.parser(words.split()).parse_args(words.split()), paths, SYSTEMD)
 
 
-def test_each_verb_is_here() -> None:
+def test_every_verb_is_in_the_tables() -> None:
     verbs = sorted(verb.words for verb in cli.verbs_of(None))
     words = [*CALLS, *OF_DATABASE, MOVE]
     assert [
@@ -158,7 +158,9 @@ def test_each_verb_is_here() -> None:
 
 
 @pytest.mark.parametrize("words", CALLS)
-def test_does_what_its_words_say(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verb_calls_its_function_with_its_options(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, expected, options = CALLS[words]
     said: list[object] = []
 
@@ -194,7 +196,9 @@ class Waits(Exception):
 
 
 @pytest.mark.parametrize("words", ALONE)
-def test_waits_for_its_turn(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verb_waits_for_the_host_lock(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def take(_descriptor: int, what: str, _deadline: float) -> None:
         raise Waits(what)
 
@@ -216,7 +220,7 @@ def test_waits_for_its_turn(words: str, tmp_path: Path, monkeypatch: pytest.Monk
         call.arguments.verb.run(call)
 
 
-def test_a_restore_of_a_deployment_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restore_of_a_deployment_runs_as_a_restore_job(monkeypatch: pytest.MonkeyPatch) -> None:
     followed: list[object] = []
 
     def follow(paths: Paths, job: RestoreJob, run: Any) -> object:
@@ -237,5 +241,5 @@ def test_a_restore_of_a_deployment_is_followed(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("words", [words for words in CALLS if LIMIT_WORDS in words])
-def test_limits_of_time_are_those_of_units_by_themselves(words: str) -> None:
+def test_default_limits_are_the_unit_timeouts(words: str) -> None:
     assert call_of(words.replace(LIMIT_WORDS, "")).limits == UnitTimeouts(90, 90)

@@ -28,13 +28,13 @@ URLS = (
         ("postgresql://me%40x:p@db/a%20b", "PostgreSQL, a b at db as me@x"),
     ],
 )
-def test_words(url: str, words: str) -> None:
+def test_describe_url_names_database_host_and_user(url: str, words: str) -> None:
     assert describe_url(url) == words
     assert database.described(database.checked_url(url)) == words, "the controller says the same"
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_it_is_parted_as_the_driver_does(url: str) -> None:
+def test_parts_match_those_of_the_driver(url: str) -> None:
     parts = sa.make_url(database.checked_url(url))
     assert parts.drivername in ("postgresql+psycopg", "sqlite+aiosqlite")
     assert parts.get_backend_name() == kind_of(url)
@@ -53,12 +53,12 @@ def test_it_is_parted_as_the_driver_does(url: str) -> None:
         ("postgresql://me:secret@db/data\npostgresql://other", "a line break"),
     ],
 )
-def test_problems_quote_nothing(url: str, problem: str) -> None:
+def test_errors_do_not_quote_the_password(url: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as refused:
         database.checked_url(url)
     assert "cret" not in str(refused.value)
 
 
-def test_every_form_of_a_password() -> None:
+def test_passwords_of_returns_encoded_and_decoded_forms() -> None:
     url = "postgresql://me:a%40b@db/x?sslpassword=key"
     assert set(passwords_of(url)) == {"a%40b", "a@b", "key"}

@@ -87,7 +87,7 @@ def exchange_is_gone(host: Host) -> bool:
     return not (host.paths.home / "exchange").exists()
 
 
-def test_its_own_command_line(host: Host, program: Program) -> None:
+def test_controller_verb_passes_the_command_line_on(host: Host, program: Program) -> None:
     with pytest.raises(SystemExit) as end:
         run(host, "controller user list --json")
     assert end.value.code == 7
@@ -98,7 +98,7 @@ def test_its_own_command_line(host: Host, program: Program) -> None:
     "words",
     ["controller user list", "database backup", "database restore", "database restore --stop"],
 )
-def test_there_must_be_a_controller(words: str, host: Host, program: Program) -> None:
+def test_verbs_without_a_controller_are_refused(words: str, host: Host, program: Program) -> None:
     program.file.unlink()
     with pytest.raises(HostError, match="no controller is deployed on this host") as told:
         run(host, words)
@@ -107,7 +107,7 @@ def test_there_must_be_a_controller(words: str, host: Host, program: Program) ->
     assert not deployment_lock.is_held(host.paths)
 
 
-def test_an_address_is_checked_by_the_release_that_is_there(host: Host, program: Program) -> None:
+def test_check_uses_the_installed_release(host: Host, program: Program) -> None:
     asked = b'{"databaseUrl": "postgresql://x"}'
     assert run(host, "database check", asked) == {"checked": True, **program.answer}
     assert program.log == ["database check --no-tools of postgresql://x"]
@@ -115,7 +115,7 @@ def test_an_address_is_checked_by_the_release_that_is_there(host: Host, program:
     assert run(host, "database check", asked) == {"checked": False}
 
 
-def test_a_copy_goes_to_the_operator(
+def test_backup_is_written_to_stdout(
     host: Host, program: Program, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert run(host, "database backup") is None
@@ -127,7 +127,7 @@ def test_a_copy_goes_to_the_operator(
     assert exchange_is_gone(host)
 
 
-def test_a_copy_that_fails_leaves_nothing(host: Host, program: Program) -> None:
+def test_failed_backup_leaves_no_files(host: Host, program: Program) -> None:
     program.fails = "backup"
     with pytest.raises(HostError, match="refused") as told:
         run(host, "database backup")
@@ -138,7 +138,7 @@ def test_a_copy_that_fails_leaves_nothing(host: Host, program: Program) -> None:
 REPLACED = f"database restore HOME/exchange/{database_dump.DUMP_NAME}"
 
 
-def test_a_restore_has_the_deployment_lock(
+def test_restore_holds_the_deployment_lock(
     host: Host, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[object] = []
@@ -159,7 +159,7 @@ def test_a_restore_has_the_deployment_lock(
     assert exchange_is_gone(host)
 
 
-def test_a_restore_that_fails_gives_the_lock_back(host: Host, program: Program) -> None:
+def test_failed_restore_releases_the_lock(host: Host, program: Program) -> None:
     program.fails = "restore"
     with pytest.raises(HostError, match="refused"):
         run(host, "database restore", COPY)
@@ -167,7 +167,7 @@ def test_a_restore_that_fails_gives_the_lock_back(host: Host, program: Program) 
     assert exchange_is_gone(host)
 
 
-def test_a_restore_waits_for_no_deployment(host: Host, program: Program) -> None:
+def test_restore_is_refused_during_a_deployment(host: Host, program: Program) -> None:
     other = deployment_lock.HeldLock(
         host.paths, 60, {"id": FIRST, "owner": "ada", "purpose": "deploy"}
     )
@@ -179,7 +179,9 @@ def test_a_restore_waits_for_no_deployment(host: Host, program: Program) -> None
 
 
 @pytest.mark.parametrize("fails", ["", f"{REPLACED}$"])
-def test_the_controller_is_stopped_meanwhile(host: Host, program: Program, fails: str) -> None:
+def test_restore_stops_and_restarts_the_controller(
+    host: Host, program: Program, fails: str
+) -> None:
     host.systemd.active[next_unit(NEW)] = "active"
     if fails:
         ask = program.ask
@@ -208,14 +210,14 @@ def test_the_controller_is_stopped_meanwhile(host: Host, program: Program, fails
     ]
 
 
-def test_what_does_not_fit_stops_nothing(host: Host, program: Program) -> None:
+def test_restore_of_an_unsuitable_copy_stops_nothing(host: Host, program: Program) -> None:
     program.fails = "--check"
     with pytest.raises(HostError, match="refused"):
         run(host, "database restore --stop", COPY)
     assert not [line for line in program.log if line.startswith("stop")]
 
 
-def test_what_was_stopped_before_is_not_started(host: Host, program: Program) -> None:
+def test_restore_does_not_start_a_stopped_controller(host: Host, program: Program) -> None:
     del host.systemd.active[MAIN]
     run(host, "database restore --stop", COPY)
     assert [line for line in program.log if line.startswith(("stop", "start"))] == [
@@ -242,7 +244,7 @@ class TestMove:
         monkeypatch.setattr(database_verbs, "keep_moved_database", keep)
         return program
 
-    def test_course(self, host: Host, moving: Program) -> None:
+    def test_move_runs_its_steps_in_order(self, host: Host, moving: Program) -> None:
         answer = run(host, self.words)
         assert moving.log[:8] == [
             "database check --no-tools",
@@ -261,7 +263,9 @@ class TestMove:
         assert exchange_is_gone(host)
 
     @pytest.mark.parametrize("fails", ["check", "restore"])
-    def test_one_that_fails_lets_nothing_run(self, host: Host, moving: Program, fails: str) -> None:
+    def test_failed_move_does_not_start_the_controller(
+        self, host: Host, moving: Program, fails: str
+    ) -> None:
         moving.fails = fails
         with pytest.raises(HostError, match="refused"):
             run(host, self.words)
@@ -269,7 +273,7 @@ class TestMove:
         assert (MAIN in host.systemd.active) == (fails == "check")
         assert host.controller.current.readlink() == Path(f"releases/{OLD}")
 
-    def test_rows_that_did_not_arrive(self, host: Host, moving: Program) -> None:
+    def test_move_fails_if_rows_are_missing(self, host: Host, moving: Program) -> None:
         moving.answer = {"rows": {"notes": 2}}
         with pytest.raises(HostError, match="not every row arrived in notes"):
             run(host, self.words)
@@ -279,7 +283,7 @@ class TestMove:
         ("occupied", "replace", "is_refused"),
         [(["notes"], "", True), (["notes"], " --replace", False), ([], "", False)],
     )
-    def test_rows_in_the_way(
+    def test_move_to_occupied_tables_needs_replace(
         self, host: Host, moving: Program, occupied: list[str], replace: str, is_refused: bool
     ) -> None:
         moving.answer = {"occupied": occupied, "rows": {"notes": 1}}
@@ -291,7 +295,7 @@ class TestMove:
         else:
             run(host, self.words + replace)
 
-    def test_there_must_be_the_backup(self, host: Host, moving: Program) -> None:
+    def test_move_without_its_backup_is_refused(self, host: Host, moving: Program) -> None:
         with pytest.raises(HostError) as told:
             run(host, self.words.replace(FIRST, "20990101_000000-abcd"))
         assert told.value.code == "backup-missing"
@@ -304,7 +308,7 @@ class _Moved:
         self.moved = {"notes": 1}
 
 
-def test_a_signal_lets_the_end_be_done(host: Host, program: Program) -> None:
+def test_signals_exit_through_system_exit(host: Host, program: Program) -> None:
     run(host, "database restore", COPY)
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         handler: Any = signal.getsignal(number)
@@ -313,7 +317,7 @@ def test_a_signal_lets_the_end_be_done(host: Host, program: Program) -> None:
         assert end.value.code == 128 + number
 
 
-def test_secrets_that_are_not_finished_are_none(host: Host) -> None:
+def test_unfinished_secret_files_are_ignored(host: Host) -> None:
     folder = host.paths.controller_config / "secrets"
     (folder / ".database-url.polydev-new").write_text("half")
     (folder / "folder").mkdir()
@@ -336,5 +340,5 @@ def test_secrets_that_are_not_finished_are_none(host: Host) -> None:
         ("no address at all", "no address at all", "***"),
     ],
 )
-def test_secrets_are_not_shown(url: str, text: str, shown: str) -> None:
+def test_without_secrets_masks_the_url_and_password(url: str, text: str, shown: str) -> None:
     assert without_secrets(text, {"POLYDEV_CONTROLLER_DATABASE_URL": url}) == shown

@@ -33,7 +33,7 @@ def text_of(host: Host) -> str:
 
 
 class TestRestore:
-    def test_operations_end_before_anything_is_taken_back(
+    def test_restore_ends_operations_first(
         self, changed: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
@@ -50,25 +50,25 @@ class TestRestore:
         assert changed.systemd.log[0] == f"stop {SLICE}"
         assert text_of(changed) != "other: 1\n"
 
-    def test_one_that_cannot_be_ended_stops_the_restore(self, changed: Host) -> None:
+    def test_restore_stops_if_operations_cannot_be_ended(self, changed: Host) -> None:
         changed.systemd.fails = lambda verb, unit: unit == SLICE
         with pytest.raises(HostError, match="cannot be ended") as refusal:
             changed.restore()
         assert refusal.value.code == "operations-run"
         assert text_of(changed) == "other: 1\n"
 
-    def test_a_backup_that_is_missing_ends_none(self, changed: Host) -> None:
+    def test_missing_backup_ends_no_operations(self, changed: Host) -> None:
         with pytest.raises(HostError):
             changed.restore(SECOND)
         assert changed.systemd.log == []
 
-    def test_the_dead_man_ends_them_too(self, changed: Host) -> None:
+    def test_dead_man_timer_ends_operations(self, changed: Host) -> None:
         deadman.arm(changed.paths, changed.systemd, FIRST, 60)
         options = RestoreOptions(reach=True)
         restore.restore_for_deadman(changed.paths, changed.systemd, FIRST, options)
         assert f"stop {SLICE}" in changed.systemd.log
 
-    def test_a_dead_man_that_was_confirmed_ends_none(self, changed: Host) -> None:
+    def test_confirmed_dead_man_timer_ends_no_operations(self, changed: Host) -> None:
         deadman.arm(changed.paths, changed.systemd, FIRST, 60)
         deadman.confirm(changed.paths, changed.systemd)
         options = RestoreOptions(reach=True)
@@ -76,9 +76,7 @@ class TestRestore:
         assert f"stop {SLICE}" not in changed.systemd.log
         assert changed.paths.permission.exists()
 
-    def test_the_way_in_counts_more_than_an_operation_that_does_not_end(
-        self, changed: Host
-    ) -> None:
+    def test_dead_man_restores_even_if_operations_do_not_end(self, changed: Host) -> None:
         deadman.arm(changed.paths, changed.systemd, FIRST, 60)
         changed.systemd.fails = lambda verb, unit: unit == SLICE
         options = RestoreOptions(reach=True)
@@ -87,12 +85,12 @@ class TestRestore:
 
 
 class TestPermission:
-    def test_one_deployment_has_it_and_what_another_began_ends(self, changed: Host) -> None:
+    def test_permit_ends_operations_of_another_deployment(self, changed: Host) -> None:
         assert permit(changed.paths, changed.systemd, FIRST)["stopped"]
         assert changed.paths.permission.read_text() == FIRST
         assert changed.systemd.log == [f"stop {SLICE}"]
 
-    def test_a_stop_that_was_killed_is_finished_by_the_next(self, changed: Host) -> None:
+    def test_interrupted_stop_is_completed_by_the_next(self, changed: Host) -> None:
         changed.systemd.fails = lambda verb, unit: unit == SLICE
         with pytest.raises(HostError):
             stop(changed.paths, changed.systemd)
@@ -102,12 +100,12 @@ class TestPermission:
         assert stop(changed.paths, changed.systemd)
         assert not changed.paths.permission.exists()
 
-    def test_where_nothing_runs_nothing_is_stopped(self, host: Host) -> None:
+    def test_stop_without_operations_does_nothing(self, host: Host) -> None:
         assert not stop(host.paths, host.systemd)
         assert host.systemd.log == []
 
     @pytest.mark.parametrize(("permitted", "status"), [(FIRST, 0), (SECOND, 1), ("", 1), (None, 1)])
-    def test_only_with_it_a_command_runs(
+    def test_command_runs_only_with_the_permission(
         self, tmp_path: Path, permitted: str | None, status: int
     ) -> None:
         """The words after systemd-run's, run for real."""
@@ -122,20 +120,20 @@ class TestPermission:
         assert done.stdout == ("" if status else "read, it ran\n")
         assert (f"deployment {FIRST} was ended" in done.stderr) == bool(status)
 
-    def test_every_command_is_in_the_slice(self) -> None:
+    def test_commands_run_in_the_deployment_slice(self) -> None:
         words = shlex.split(in_slice(FIRST))
         assert words[0] == "systemd-run"
         assert {"--scope", f"--slice={SLICE}"} <= set(words[: words.index("--")])
 
 
 class TestPackages:
-    def test_nothing_is_done_where_dpkg_was_not_interrupted(self, tmp_path: Path) -> None:
+    def test_configure_packages_does_nothing_without_interrupted_dpkg(self, tmp_path: Path) -> None:
         paths = Paths.below(tmp_path)
         assert configure_packages(paths) is None
         (paths.dpkg / "updates").mkdir(parents=True)
         assert configure_packages(paths) is None
 
-    def test_what_it_was_doing_is_finished(self, tmp_path: Path) -> None:
+    def test_interrupted_dpkg_is_completed(self, tmp_path: Path) -> None:
         """A real dpkg, with a list of packages that it had not yet merged."""
         paths = Paths.below(tmp_path)
         for folder in ("updates", "info"):
@@ -149,7 +147,7 @@ class TestPackages:
         assert "Status: install ok installed" in (paths.dpkg / "status").read_text()
         assert configure_packages(paths) is None
 
-    def test_what_cannot_be_finished_is_said(self, tmp_path: Path) -> None:
+    def test_failed_dpkg_configure_is_reported(self, tmp_path: Path) -> None:
         paths = Paths.below(tmp_path)
         (paths.dpkg / "updates").mkdir(parents=True)
         (paths.dpkg / "status").write_text("no list of packages\n")
@@ -166,7 +164,7 @@ class TestPackages:
     ],
     ids=["backup", "restore", "dead man"],
 )
-def test_a_host_that_is_busy_is_left_alone(
+def test_verbs_fail_without_changes_if_the_host_is_busy(
     changed: Host, verb: Callable[[Host], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadman.arm(changed.paths, changed.systemd, FIRST, 90)

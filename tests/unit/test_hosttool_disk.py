@@ -22,7 +22,7 @@ from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put
 
 
-def test_what_is_brought_to_the_disk_is_closed(tmp_path: Path) -> None:
+def test_sync_closes_its_descriptor(tmp_path: Path) -> None:
     durable.sync(tmp_path)
     opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     assert tmp_path not in opened
@@ -100,9 +100,7 @@ class DumpingProgram(ControllerProgram):
         return {"revision": "0003"}
 
 
-def test_a_dump_is_on_the_disk_before_its_backup_counts(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dump_is_synced_to_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backup itself sees to no content but what it writes."""
     folder = host.root / "backup"
     folder.mkdir()
@@ -132,7 +130,7 @@ VERBS: dict[str, tuple[Prepare, Verb]] = {
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_a_power_cut_takes_back_no_half(
+def test_verbs_sync_files_in_a_safe_order(
     host: Host, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     prepare, verb = VERBS[name]

@@ -40,7 +40,7 @@ def assert_restored(host: Host, before: object) -> None:
     assert host.restore()["changes"] == 0
 
 
-def test_backup(host: Host) -> None:
+def test_backup_completes_after_a_kill(host: Host) -> None:
     before = host.seen()
     finished = []
     for _ in host.killed_everywhere(host.backup):
@@ -55,7 +55,7 @@ def test_backup(host: Host) -> None:
     assert set(finished) == {0, 1}
 
 
-def test_restore(host: Host) -> None:
+def test_restore_completes_after_a_kill(host: Host) -> None:
     before = host.seen()
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
@@ -65,7 +65,7 @@ def test_restore(host: Host) -> None:
         assert_restored(host, before)
 
 
-def test_restore_of_nothing(tmp_path: Path) -> None:
+def test_restore_to_an_empty_host_completes_after_a_kill(tmp_path: Path) -> None:
     host = bare_host(tmp_path / "host")
     before = host.seen()
     host.backup()
@@ -75,7 +75,7 @@ def test_restore_of_nothing(tmp_path: Path) -> None:
         assert_restored(host, before)
 
 
-def test_restore_of_what_was_lost(host: Host) -> None:
+def test_restore_of_deleted_files_completes_after_a_kill(host: Host) -> None:
     """A log that is left over is never beside the new file: it would be played into it. A folder
     is there with its mode or not at all.
     """
@@ -111,7 +111,7 @@ def test_restore_of_another_backup_after_a_kill(host: Host) -> None:
         assert host.unfinished() == []
 
 
-def test_restore_for_the_dead_man(host: Host) -> None:
+def test_reach_restore_completes_after_a_kill(host: Host) -> None:
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
     for _ in host.killed_everywhere(lambda: host.restore(reach=True)):
@@ -120,7 +120,7 @@ def test_restore_for_the_dead_man(host: Host) -> None:
         assert host.unfinished() == []
 
 
-def test_handover(host: Host) -> None:
+def test_handover_completes_after_a_kill(host: Host) -> None:
     host.release(NEW)
     controller = host.controller
 
@@ -153,7 +153,7 @@ def test_record(host: Host) -> None:
     assert set(seen) == {"running", "succeeded"}
 
 
-def test_prune(host: Host) -> None:
+def test_backup_prune_completes_after_a_kill(host: Host) -> None:
     host.backup()
     host.backup(SECOND)
     for _ in host.killed_everywhere(lambda: backup.prune(host.paths, keep=1)):
@@ -164,7 +164,7 @@ def test_prune(host: Host) -> None:
         assert host.unfinished() == []
 
 
-def test_arming_the_dead_man(host: Host) -> None:
+def test_arming_the_dead_man_timer_completes_after_a_kill(host: Host) -> None:
     host.backup()
     for _ in host.killed_everywhere(lambda: deadman.arm(host.paths, host.systemd, FIRST, 90)):
         deadman.arm(host.paths, host.systemd, FIRST, 90)
@@ -173,7 +173,7 @@ def test_arming_the_dead_man(host: Host) -> None:
         assert not deadman.status(host.paths, host.systemd)["timer"]
 
 
-def test_image_add(host: Host) -> None:
+def test_image_add_completes_after_a_kill(host: Host) -> None:
     """An image in the place of a damaged one is whole as soon as it is there."""
     arrive(host.store, NEW_IMAGE)
     place = host.store / "images" / NEW_IMAGE
@@ -189,7 +189,7 @@ def test_image_add(host: Host) -> None:
         assert not (host.store / "incoming" / NEW_IMAGE).exists()
 
 
-def test_golden(host: Host) -> None:
+def test_golden_link_is_changed_atomically(host: Host) -> None:
     was = golden_link.golden_digest(host.store)
     arrive(host.store, NEW_IMAGE)
     images.add(NEW_IMAGE, host.store)
@@ -204,7 +204,7 @@ def test_golden(host: Host) -> None:
     assert seen == sorted(seen, key=[was, NEW_IMAGE].index)
 
 
-def test_image_prune(host: Host) -> None:
+def test_image_prune_completes_after_a_kill(host: Host) -> None:
     arrive(host.store, NEW_IMAGE)
     images.add(NEW_IMAGE, host.store)
     files = len(list((host.store / "images" / NEW_IMAGE).iterdir()))
@@ -217,7 +217,7 @@ def test_image_prune(host: Host) -> None:
         assert golden_link.golden_leads_to(host.store, golden_link.golden_digest(host.store))
 
 
-def test_release_prune(host: Host) -> None:
+def test_release_prune_completes_after_a_kill(host: Host) -> None:
     host.release(NEW)
     root = host.controller.root
     for _ in host.killed_everywhere(lambda: releases.prune(0, host.paths, root)):

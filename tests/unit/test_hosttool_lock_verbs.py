@@ -59,13 +59,15 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
     [[b"renew\n", b"renew\n", b"renew\n", b"release\n"], [b"renew\nre", b"lease\n"]],
     indirect=True,
 )
-def test_each_line_gives_all_the_time_again(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_renewal_extends_the_lock(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     assert heard(pipe, monkeypatch) is _End.RELEASED
     assert pipe.renewals in (1, 3)
 
 
 @pytest.mark.parametrize("pipe", [[b"rene"]], indirect=True)
-def test_half_a_line_renews_nothing(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_line_does_not_renew_the_lock(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real_read = os.read
 
     def read(descriptor: int, size: int) -> bytes:

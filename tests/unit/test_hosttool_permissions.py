@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> Path:
     return top
 
 
-def test_what_is_roots_is_as_it_should_be(tree: Path) -> None:
+def test_tree_of_root_has_no_findings(tree: Path) -> None:
     assert find((ProtectedTree(tree), ProtectedTree(tree / "missing"))) == []
     assert mend((ProtectedTree(tree), ProtectedTree(tree / "missing"))) == {"mended": []}
 
@@ -44,7 +44,7 @@ def test_what_is_roots_is_as_it_should_be(tree: Path) -> None:
         (0o755, OTHER, 0, f"mode 755 of {OTHER}:0"),
     ],
 )
-def test_what_others_may_write_to_is_named_and_set_back(
+def test_files_writable_by_others_are_found_and_mended(
     tree: Path, name: str, mode: int, owner: int, group: int, said: str
 ) -> None:
     path = tree / name
@@ -57,13 +57,15 @@ def test_what_others_may_write_to_is_named_and_set_back(
     assert path.stat().st_mode & 0o022 == 0
 
 
-def test_a_group_that_only_reads_stays(tree: Path) -> None:
+def test_read_only_group_is_allowed(tree: Path) -> None:
     os.chown(tree / "inner/file", 0, OTHER)
     (tree / "inner/file").chmod(0o640)
     assert find((ProtectedTree(tree),)) == []
 
 
-def test_whom_all_may_ask_listens_for_root(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_writable_socket_must_belong_to_root(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tree)  # a socket's path is short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("asked.sock")
@@ -74,7 +76,7 @@ def test_whom_all_may_ask_listens_for_root(tree: Path, monkeypatch: pytest.Monke
     assert find((ProtectedTree(tree),)) == [f"{place}: mode 666 of {OTHER}:0"]
 
 
-def test_a_link_at_the_top_is_followed_and_none_below(tree: Path, tmp_path: Path) -> None:
+def test_only_a_link_at_the_top_is_followed(tree: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("of somebody else")
     os.chown(outside, OTHER, OTHER)
@@ -87,7 +89,7 @@ def test_a_link_at_the_top_is_followed_and_none_below(tree: Path, tmp_path: Path
     assert outside.stat().st_uid == OTHER
 
 
-def test_another_owner_may_be_trusted_in_one_tree(tree: Path) -> None:
+def test_tree_may_have_another_trusted_owner(tree: Path) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
     os.chown(tree, nobody, 0)
     os.chown(tree / "inner", OTHER, 0)
@@ -109,7 +111,7 @@ def test_another_owner_may_be_trusted_in_one_tree(tree: Path) -> None:
         (0o600, OTHER, 0o600),
     ],
 )
-def test_what_is_private_is_its_owners_alone(
+def test_private_files_are_limited_to_their_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, wanted: int
 ) -> None:
     monkeypatch.setattr(ProtectedTree, "owner_id", 4711)
@@ -132,7 +134,7 @@ def test_what_is_private_is_its_owners_alone(
     assert (state.st_mode & 0o7777, state.st_uid) == (wanted, 4711)
 
 
-def test_a_folder_of_a_private_tree_is_entered_by_its_owner_alone(tmp_path: Path) -> None:
+def test_private_folders_are_limited_to_their_owner(tmp_path: Path) -> None:
     (tmp_path / "home/inner").mkdir(parents=True)
     (tmp_path / "home/inner").chmod(0o755)
     private = (ProtectedTree(tmp_path / "home", is_private=True),)
@@ -141,7 +143,7 @@ def test_a_folder_of_a_private_tree_is_entered_by_its_owner_alone(tmp_path: Path
     assert find(private) == []
 
 
-def test_all_trees_of_a_host_lie_below_its_root(tmp_path: Path) -> None:
+def test_all_trees_are_below_the_root_of_the_host(tmp_path: Path) -> None:
     """A host in a folder, as tests have it, says nothing of the machine around it."""
     paths = Paths.below(tmp_path)
     assert {each.path.is_relative_to(tmp_path) for each in trees(paths)} == {True}
@@ -156,7 +158,7 @@ def test_all_trees_of_a_host_lie_below_its_root(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_removed_meanwhile_is_nobodys_to_mend(
+def test_removed_files_are_skipped_and_failures_reported(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("inner", "inner/file"):

@@ -64,9 +64,7 @@ def database(paths: Paths) -> dict[str, Any]:
     return found
 
 
-def test_a_schema_that_was_right_is_not_asked_about_again(
-    paths: Paths, asked: list[list[str]]
-) -> None:
+def test_unchanged_schema_is_not_checked_again(paths: Paths, asked: list[list[str]]) -> None:
     assert database(paths) == {"database": "SQLite", "differences": []}
     asked.append(["asked again"])
     assert database(paths)["differences"] == []
@@ -81,7 +79,7 @@ def test_a_schema_that_was_right_is_not_asked_about_again(
         "UPDATE alembic_version SET version_num = '9999'",
     ],
 )
-def test_another_schema_is_asked_about_until_it_is_right(
+def test_changed_schema_is_checked_until_it_is_right(
     paths: Paths, asked: list[list[str]], change: str
 ) -> None:
     database(paths)
@@ -93,9 +91,7 @@ def test_another_schema_is_asked_about_until_it_is_right(
     assert database(paths)["differences"] == []
 
 
-def test_what_is_known_and_cannot_be_read_is_asked_anew(
-    paths: Paths, asked: list[list[str]]
-) -> None:
+def test_unreadable_schema_cache_is_ignored(paths: Paths, asked: list[list[str]]) -> None:
     database(paths)
     paths.known_schema.write_text("x")
     asked.append(["- something"])
@@ -116,7 +112,7 @@ def test_rows_make_no_other_schema(paths: Paths) -> None:
     assert database_schema_cache.checksum(paths.database) == before
 
 
-def test_a_release_that_refuses_is_a_difference(
+def test_error_of_the_release_is_a_difference(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> object:
@@ -128,7 +124,7 @@ def test_a_release_that_refuses_is_a_difference(
     assert found["hint"] == "./inv rollback"
 
 
-def test_only_what_is_asked_for_is_answered_and_a_failure_is_its_own(paths: Paths) -> None:
+def test_answer_has_requested_parts_with_their_own_errors(paths: Paths) -> None:
     found = answer(paths, release={}, sshd={}, host={})
     assert list(found) == ["release", "sshd"]
     assert found["release"]["release"] == RELEASE

@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         ({}, ""),
     ],
 )
-def test_what_polkit_lets_them_do(
+def test_wrong_polkit_permissions_are_found(
     asked: dict[str, int], said: dict[str, int], found: str, tmp_path: Path
 ) -> None:
     asked.clear()
@@ -73,7 +73,9 @@ def test_what_polkit_lets_them_do(
         (f"usr/share/{RULES}/10-package.rules", False),
     ],
 )
-def test_rules_of_others_about_them(tmp_path: Path, name: str, is_mended: bool) -> None:
+def test_foreign_rules_about_our_users_are_removed(
+    tmp_path: Path, name: str, is_mended: bool
+) -> None:
     put(tmp_path, f"etc/{RULES}/50-polydev.rules", "polydev-controller")
     put(tmp_path, f"etc/{RULES}/40-sudo.rules", 'polkit.addAdminRule(() => ["unix-group:sudo"]);')
     assert differences(HOST, tmp_path) == []
@@ -88,7 +90,7 @@ def test_rules_of_others_about_them(tmp_path: Path, name: str, is_mended: bool) 
         assert (tmp_path / name).exists()
 
 
-def test_a_rule_that_names_nobody_is_looked_for_in_the_files_that_polkit_reads(
+def test_hint_lists_rule_files_if_no_rule_names_our_users(
     asked: dict[str, int], tmp_path: Path
 ) -> None:
     asked["ssh.service"] = 0
@@ -104,13 +106,13 @@ def test_a_rule_that_names_nobody_is_looked_for_in_the_files_that_polkit_reads(
     assert str(refused.value.hint).endswith(files)
 
 
-def test_a_file_with_the_same_name_is_read_once(tmp_path: Path) -> None:
+def test_rule_file_of_the_same_name_in_etc_wins(tmp_path: Path) -> None:
     put(tmp_path, f"etc/{RULES}/10-x.rules", "// nothing\n")
     put(tmp_path, f"usr/share/{RULES}/10-x.rules", BY_HAND)
     assert rules_of_others(tmp_path) == []
 
 
-def test_a_process_of_the_user_is_asked_about() -> None:
+def test_process_of_runs_as_the_user() -> None:
     with polkit._process_of("nobody") as process:
         status = Path(f"/proc/{process}/status").read_text()
     assert f"\nUid:\t{pwd.getpwnam('nobody').pw_uid}\t" in status

@@ -49,7 +49,7 @@ def test_next_serves_before_the_service_stops(host: Host) -> None:
     assert current(host) == f"releases/{NEW}"
 
 
-def test_link_moves_between_the_two_starts(host: Host) -> None:
+def test_link_changes_between_the_two_starts(host: Host) -> None:
     seen = {}
 
     def look(verb: str, unit: str) -> bool:
@@ -62,7 +62,7 @@ def test_link_moves_between_the_two_starts(host: Host) -> None:
     assert seen == {next_unit(NEW): f"releases/{OLD}", MAIN: f"releases/{NEW}"}
 
 
-def test_failing_next_changes_nothing(host: Host) -> None:
+def test_failed_start_of_next_changes_nothing(host: Host) -> None:
     before = host.seen()
     host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", next_unit(NEW))
     message = failed(host)
@@ -74,7 +74,7 @@ def test_failing_next_changes_nothing(host: Host) -> None:
     assert next_unit(NEW) not in host.systemd.active
 
 
-def test_service_that_does_not_come_up_goes_back(host: Host) -> None:
+def test_failed_start_of_the_service_goes_back(host: Host) -> None:
     before = host.seen()
     host.systemd.fails = lambda verb, unit: (
         (verb, unit) == ("restart", MAIN) and current(host) == f"releases/{NEW}"
@@ -88,14 +88,14 @@ def test_service_that_does_not_come_up_goes_back(host: Host) -> None:
     assert next_unit(NEW) not in host.systemd.active
 
 
-def test_next_goes_on_where_nothing_else_comes_up(host: Host) -> None:
+def test_next_keeps_running_if_the_service_cannot_start(host: Host) -> None:
     host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN)
     assert "did not start either; master-controller-next@" in failed(host)
     assert current(host) == f"releases/{OLD}"
     assert host.systemd.active[next_unit(NEW)] == "active"
 
 
-def test_unit_that_starts_and_falls_over_counts_as_failed(host: Host) -> None:
+def test_unit_that_crashes_after_its_start_counts_as_failed(host: Host) -> None:
     def fall_over(verb: str, unit: str) -> bool:
         if verb == "restart" and unit != MAIN:
             host.systemd.falls_over.add(unit)
@@ -106,7 +106,7 @@ def test_unit_that_starts_and_falls_over_counts_as_failed(host: Host) -> None:
     assert current(host) == f"releases/{OLD}"
 
 
-def test_first_release_has_nobody_to_wait_for(host: Host) -> None:
+def test_first_release_starts_socket_and_service(host: Host) -> None:
     for unit in (MAIN, SOCKET):
         host.systemd.active.pop(unit)
     host.controller.current.unlink()
@@ -115,7 +115,7 @@ def test_first_release_has_nobody_to_wait_for(host: Host) -> None:
     assert {MAIN, SOCKET} <= host.systemd.active.keys()
 
 
-def test_first_release_that_fails_leaves_no_link(host: Host) -> None:
+def test_failed_first_release_leaves_no_link(host: Host) -> None:
     host.systemd.active.pop(MAIN)
     host.controller.current.unlink()
     host.systemd.fails = lambda verb, unit: (verb, unit) == ("restart", MAIN)
@@ -125,7 +125,7 @@ def test_first_release_that_fails_leaves_no_link(host: Host) -> None:
 
 
 @pytest.mark.parametrize("state", ["active", "failed"])
-def test_a_socket_that_was_lost_is_had_again_first(host: Host, state: str) -> None:
+def test_lost_socket_is_started_before_the_service(host: Host, state: str) -> None:
     host.systemd.lost.add(SOCKET)
     host.systemd.active[SOCKET] = state
     hand_over(host)
@@ -135,14 +135,14 @@ def test_a_socket_that_was_lost_is_had_again_first(host: Host, state: str) -> No
     assert current(host) == f"releases/{NEW}"
 
 
-def test_release_that_is_not_installed(host: Host) -> None:
+def test_missing_release_is_refused(host: Host) -> None:
     with pytest.raises(HostError) as refusal:
         hand_over(host, "20250103_000000-cccc3")
     assert refusal.value.code == "release-missing"
     assert host.systemd.log == []
 
 
-def test_same_release_again_restarts_with_its_new_configuration(host: Host) -> None:
+def test_handover_to_the_same_release_restarts_it(host: Host) -> None:
     assert hand_over(host, OLD) == {"release": OLD, "was": OLD}
     assert f"restart {MAIN}" in host.systemd.log
 
@@ -158,7 +158,7 @@ def test_same_release_again_restarts_with_its_new_configuration(host: Host) -> N
         ([], ""),
     ],
 )
-def test_the_line_that_says_why_comes_first(lines: list[str], failing: str | None) -> None:
+def test_failing_line_is_the_line_with_the_error(lines: list[str], failing: str | None) -> None:
     assert failing_line("\n".join(lines)) == (lines[1] if failing is None else failing)
 
 
@@ -167,7 +167,7 @@ def entry(message: object, invocation: str | None = "new") -> str:
     return json.dumps({name: value for name, value in fields.items() if value})
 
 
-def test_a_log_leaves_out_the_former_run_and_what_is_no_text() -> None:
+def test_log_messages_skip_the_former_run_and_undecodable_entries() -> None:
     journal = [
         entry("the former run ends", "former"),
         entry("begins"),

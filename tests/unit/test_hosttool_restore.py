@@ -57,7 +57,7 @@ def assert_second_restore_does_nothing(host: Host, backup_id: str = FIRST) -> No
     assert (again["changes"], host.systemd.log, host.unfinished()) == (0, [], [])
 
 
-def test_everything_of_a_deployment_is_taken_back(host: Host) -> None:
+def test_restore_undoes_a_deployment(host: Host) -> None:
     before = host.seen()
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
@@ -70,7 +70,7 @@ def test_everything_of_a_deployment_is_taken_back(host: Host) -> None:
     assert_second_restore_does_nothing(host)
 
 
-def test_a_first_deployment_is_taken_back_to_nothing(tmp_path: Path) -> None:
+def test_restore_undoes_a_first_deployment(tmp_path: Path) -> None:
     host = bare_host(tmp_path / "host")
     before = host.seen()
     host.backup()
@@ -86,7 +86,7 @@ def test_a_first_deployment_is_taken_back_to_nothing(tmp_path: Path) -> None:
     assert_second_restore_does_nothing(host)
 
 
-def test_units_stop_while_systemd_still_has_their_files(tmp_path: Path) -> None:
+def test_units_stop_before_their_files_are_unloaded(tmp_path: Path) -> None:
     host = bare_host(tmp_path / "host")
     host.backup()
     deploy(host)
@@ -101,7 +101,7 @@ def test_units_stop_while_systemd_still_has_their_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "nothing"])
 @pytest.mark.parametrize("was", ["file", "folder", "link", "nothing"])
-def test_whatever_takes_the_place_of_something(host: Host, was: str, kind: str) -> None:
+def test_restore_replaces_any_kind_of_path(host: Host, was: str, kind: str) -> None:
     place = host.root / "etc" / "polydev" / "place"
 
     def make(what: str) -> None:
@@ -123,7 +123,7 @@ def test_whatever_takes_the_place_of_something(host: Host, was: str, kind: str) 
     assert_second_restore_does_nothing(host)
 
 
-def test_only_what_differs_is_touched(host: Host) -> None:
+def test_restore_changes_only_different_files(host: Host) -> None:
     host.backup()
     file = host.root / "etc" / "polydev" / "dns.conf"
     unchanged = file.with_name("firewall.nft").stat()
@@ -134,7 +134,7 @@ def test_only_what_differs_is_touched(host: Host) -> None:
     assert host.systemd.log == []
 
 
-def test_time_of_a_file_comes_back(host: Host) -> None:
+def test_restore_sets_file_times(host: Host) -> None:
     file = host.root / "etc" / "polydev" / "dns.conf"
     os.utime(file, ns=(1, 2_000_000_001))
     host.backup()
@@ -143,7 +143,7 @@ def test_time_of_a_file_comes_back(host: Host) -> None:
     assert file.stat().st_mtime_ns == 2_000_000_001
 
 
-def test_a_unit_restarts_only_if_it_runs_with_another_configuration(host: Host) -> None:
+def test_unit_restarts_only_if_its_configuration_differs(host: Host) -> None:
     host.backup()
     host.unit(FIREWALL, "2")
     host.unit(NETWORK, "2")
@@ -161,7 +161,7 @@ def knows_of(host: Host, unit: str) -> None:
     host.unit(unit, "1")
 
 
-def test_the_holder_of_templates_starts_once_its_release_is_back(host: Host) -> None:
+def test_template_holder_restarts_after_the_handover(host: Host) -> None:
     knows_of(host, TEMPLATE_HOLDER)
     host.start(TEMPLATE_HOLDER)
     before = host.seen()
@@ -177,7 +177,7 @@ def test_the_holder_of_templates_starts_once_its_release_is_back(host: Host) -> 
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_a_maker_of_templates_goes_on_where_there_was_one(host: Host, is_new: bool) -> None:
+def test_template_maker_is_stopped_only_if_it_was_new(host: Host, is_new: bool) -> None:
     knows_of(host, TEMPLATE_MAKER)
     if is_new:
         (host.paths.units / TEMPLATE_MAKER).unlink()
@@ -192,7 +192,7 @@ def test_a_maker_of_templates_goes_on_where_there_was_one(host: Host, is_new: bo
     ] * is_new
 
 
-def test_a_unit_that_was_off_goes_off_and_one_that_was_on_comes_back(host: Host) -> None:
+def test_restore_sets_units_active_or_inactive_as_before(host: Host) -> None:
     host.systemd.active.pop(FIREWALL)
     host.systemd.enabled.remove(FIREWALL)
     host.backup()
@@ -210,7 +210,7 @@ def test_a_unit_that_was_off_goes_off_and_one_that_was_on_comes_back(host: Host)
     ]
 
 
-def test_more_and_fewer_instances_of_a_template(host: Host) -> None:
+def test_restore_sets_template_instances_as_before(host: Host) -> None:
     host.start(f"{SLOTS}3.service")
     host.backup()
     host.systemd.active.pop(f"{SLOTS}3.service")
@@ -227,7 +227,7 @@ def test_sysctl_is_applied_when_its_file_changes(host: Host) -> None:
     assert host.systemd.log == ["restart systemd-sysctl.service"]
 
 
-def test_socket_restarts_only_while_its_service_is_down(host: Host) -> None:
+def test_socket_restarts_while_its_service_is_stopped(host: Host) -> None:
     host.backup()
     host.unit(SOCKET, "2")
     host.start(SOCKET)
@@ -239,7 +239,7 @@ def test_socket_restarts_only_while_its_service_is_down(host: Host) -> None:
 
 
 @pytest.mark.parametrize("state", ["active", "failed"])
-def test_a_socket_unit_without_its_socket_gets_it_back(host: Host, state: str) -> None:
+def test_lost_socket_is_opened_again(host: Host, state: str) -> None:
     """The service, which had to listen by itself, would keep the address otherwise."""
     before = host.seen()
     host.backup()
@@ -255,14 +255,14 @@ def test_a_socket_unit_without_its_socket_gets_it_back(host: Host, state: str) -
     assert_second_restore_does_nothing(host)
 
 
-def test_controller_learns_of_its_configuration(host: Host) -> None:
+def test_changed_controller_config_causes_a_handover(host: Host) -> None:
     host.backup()
     put(host.paths.controller_config / "config.yaml", "log_level: 2\n", 0o640)
     assert host.restore()["handover"] == OLD
     assert_second_restore_does_nothing(host)
 
 
-def test_a_controller_that_did_not_run_gets_its_release_and_is_not_started(host: Host) -> None:
+def test_stopped_controller_gets_its_release_but_is_not_started(host: Host) -> None:
     for unit in (SOCKET, MAIN):
         del host.systemd.active[unit]
     host.backup()
@@ -273,7 +273,7 @@ def test_a_controller_that_did_not_run_gets_its_release_and_is_not_started(host:
     assert_second_restore_does_nothing(host)
 
 
-def test_unit_that_does_not_come_up_stops_nothing_else(host: Host) -> None:
+def test_failed_unit_does_not_stop_the_restore(host: Host) -> None:
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
     host.systemd.fails = lambda verb, unit: unit == FIREWALL
@@ -286,7 +286,7 @@ def test_unit_that_does_not_come_up_stops_nothing_else(host: Host) -> None:
     assert_second_restore_does_nothing(host)
 
 
-def test_what_only_a_later_release_knows_goes_too(host: Host) -> None:
+def test_paths_and_units_of_a_later_scope_are_removed(host: Host) -> None:
     before = host.seen()
     host.backup()
     newer = host.root / "etc" / "newer.d" / "newer.conf"
@@ -306,7 +306,7 @@ def test_what_only_a_later_release_knows_goes_too(host: Host) -> None:
     assert unit not in host.systemd.active
 
 
-def test_what_an_earlier_backup_knows_alone_is_left_alone(host: Host) -> None:
+def test_paths_outside_the_scope_of_the_backup_stay(host: Host) -> None:
     former = host.root / "etc" / "former.d" / "former.conf"
     put(former, "1")
     wider = replace(host.scope, paths=(*host.scope.paths, former))
@@ -317,7 +317,7 @@ def test_what_an_earlier_backup_knows_alone_is_left_alone(host: Host) -> None:
     assert former.read_text() == "2"
 
 
-def test_systemd_reads_its_files_before_any_unit_starts_with_them(host: Host) -> None:
+def test_daemon_reload_precedes_unit_restarts(host: Host) -> None:
     host.backup()
     host.unit(FIREWALL, "2")
     host.start(FIREWALL)
@@ -336,7 +336,7 @@ def noted(hash_of: Callable[[Path], str | None], seen: list[Path]) -> Callable[[
 
 
 class TestReach:
-    def test_only_the_way_in_is_restored(self, host: Host) -> None:
+    def test_reach_restore_restores_access_files_only(self, host: Host) -> None:
         host.backup()
         deploy(host, "2", NEW, "b" * 64)
         done = host.restore(reach=True)
@@ -347,7 +347,7 @@ class TestReach:
         assert host.rows() == ["written by 1", "written by 2"]
         assert MAIN not in " ".join(host.systemd.log)
 
-    def test_the_rest_can_be_restored_after_it(self, host: Host) -> None:
+    def test_full_restore_works_after_a_reach_restore(self, host: Host) -> None:
         before = host.seen()
         host.backup()
         deploy(host, "2", NEW, "b" * 64)
@@ -355,7 +355,7 @@ class TestReach:
         host.restore()
         assert host.seen() == before
 
-    def test_files_that_were_not_there_go_with_their_units(self, tmp_path: Path) -> None:
+    def test_reach_restore_removes_new_files_and_their_units(self, tmp_path: Path) -> None:
         host = bare_host(tmp_path / "host")
         host.backup()
         deploy(host)
@@ -366,7 +366,9 @@ class TestReach:
 
 
 class TestDatabase:
-    def test_every_file_is_hashed_once(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_restore_hashes_each_file_once(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
         hashed: list[Path] = []
@@ -380,20 +382,20 @@ class TestDatabase:
         assert {host.controller.database, host.paths.backups / FIRST / "database"} <= {*hashed}
         assert len(hashed) == len({*hashed})
 
-    def test_left_alone_when_it_says_the_same(self, host: Host) -> None:
+    def test_database_with_the_same_rows_is_not_replaced(self, host: Host) -> None:
         host.backup()
         inode = host.controller.database.stat().st_ino
         host.execute("VACUUM")
         assert host.restore()["changes"] == 0
         assert host.controller.database.stat().st_ino == inode
 
-    def test_left_alone_when_asked_to(self, host: Host) -> None:
+    def test_restore_without_database_keeps_it(self, host: Host) -> None:
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
         restore(host.paths, host.systemd, FIRST, RestoreOptions(with_database=False))
         assert host.rows() == ["later", "written by 1"]
 
-    def test_backup_while_in_use_has_what_was_committed(self, host: Host) -> None:
+    def test_backup_of_a_database_in_use_has_committed_rows(self, host: Host) -> None:
         with closing(sqlite3.connect(host.controller.database)) as connection:
             connection.execute("INSERT INTO notes VALUES ('committed')")
             connection.commit()
@@ -405,7 +407,9 @@ class TestDatabase:
         assert host.rows() == ["committed", "written by 1"]
 
     @pytest.mark.parametrize("damage", ["no database", "half"])
-    def test_damaged_one_is_replaced_while_nobody_uses_it(self, host: Host, damage: str) -> None:
+    def test_damaged_database_is_replaced_while_the_service_is_stopped(
+        self, host: Host, damage: str
+    ) -> None:
         host.backup()
         data = host.controller.database.read_bytes()
         broken = b"not a database" * 100 if damage == "no database" else data[: len(data) // 2]
@@ -416,7 +420,7 @@ class TestDatabase:
         assert host.systemd.log[:2] == [f"stop {SOCKET}", f"stop {MAIN}"]
         assert host.systemd.active[SOCKET] == host.systemd.active[MAIN] == "active"
 
-    def test_damaged_one_that_is_still_open_is_not_replaced(self, host: Host) -> None:
+    def test_damaged_database_in_use_is_not_replaced(self, host: Host) -> None:
         host.backup()
         host.controller.database.write_bytes(b"not a database" * 100)
         with host.controller.database.open("rb"), pytest.raises(HostError) as failure:
@@ -426,7 +430,7 @@ class TestDatabase:
         host.restore()
         assert host.rows() == ["written by 1"]
 
-    def test_a_process_that_ends_as_it_is_looked_at_has_nothing_open(
+    def test_processes_with_skips_ended_processes(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         look = os.scandir
@@ -440,14 +444,14 @@ class TestDatabase:
         with host.controller.database.open("rb"):
             assert sqlite_database.processes_with(host.controller.database) == [os.getpid()]
 
-    def test_one_with_another_journal(self, host: Host) -> None:
+    def test_database_with_another_journal_mode_is_restored(self, host: Host) -> None:
         host.backup()
         host.execute("PRAGMA journal_mode=DELETE")
         host.execute("INSERT INTO notes VALUES ('later')")
         host.restore()
         assert host.rows() == ["written by 1"]
 
-    def test_one_that_is_locked_for_good(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_locked_database_is_refused(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite_database, "LOCK_SECONDS", 0.0)
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
@@ -461,7 +465,7 @@ class TestDatabase:
         host.restore()
         assert host.rows() == ["written by 1"]
 
-    def test_one_that_was_not_there_goes_when_nothing_uses_it(self, host: Host) -> None:
+    def test_new_database_is_removed_once_unused(self, host: Host) -> None:
         """As where the service used PostgreSQL until a deployment let it use SQLite."""
         live = host.controller.database
         content = live.read_bytes()
@@ -485,7 +489,7 @@ class TestDatabase:
         assert host.systemd.active[MAIN] == "active"
         assert_second_restore_does_nothing(host)
 
-    def test_damaged_one_is_not_backed_up(self, host: Host) -> None:
+    def test_database_with_broken_foreign_keys_is_not_backed_up(self, host: Host) -> None:
         host.execute("CREATE TABLE parents (id PRIMARY KEY)")
         host.execute("CREATE TABLE children (parent REFERENCES parents)")
         host.execute("INSERT INTO children VALUES (1)")
@@ -493,7 +497,7 @@ class TestDatabase:
             host.backup()
         assert backup.list_backups(host.paths) == []
 
-    def test_one_with_a_damaged_index_is_not_backed_up(self, host: Host) -> None:
+    def test_database_with_a_damaged_index_is_not_backed_up(self, host: Host) -> None:
         host.execute("CREATE INDEX notes_text ON notes (text)")
         host.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         live = host.controller.database
@@ -503,7 +507,7 @@ class TestDatabase:
         with pytest.raises(HostError, match=r"is damaged: .*notes_text"):
             host.backup()
 
-    def test_replaced_one_outlives_a_power_cut(
+    def test_replaced_database_is_synced_to_disk(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         live, saved = host.controller.database, host.backup().database
@@ -516,7 +520,7 @@ class TestDatabase:
         assert folder in done[:named], "logs are gone before"
         assert folder in done[named:]
 
-    def test_part_of_a_restore_leaves_the_database_to_the_rest(self, host: Host) -> None:
+    def test_reach_restore_leaves_the_database_to_the_full_restore(self, host: Host) -> None:
         """The service must still learn of a database that a restore that was killed brought."""
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
@@ -530,7 +534,7 @@ class TestDatabase:
         host.restore(reach=True)
         assert host.restore()["handover"] == OLD
 
-    def test_mode_comes_back(self, host: Host) -> None:
+    def test_restore_sets_the_mode_of_the_database(self, host: Host) -> None:
         host.controller.database.chmod(0o640)
         host.backup()
         host.controller.database.chmod(0o666)
@@ -538,7 +542,7 @@ class TestDatabase:
         assert host.controller.database.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_release_that_alone_accepts_goes_only_when_the_former_one_does(host: Host) -> None:
+def test_next_unit_stops_only_after_the_service_restarted(host: Host) -> None:
     """A handover was killed when the new release ran beside the service, which then fell over."""
     host.backup()
     deploy(host, "1", NEW, "b" * 64)
@@ -550,7 +554,7 @@ def test_a_release_that_alone_accepts_goes_only_when_the_former_one_does(host: H
     assert log.index(f"restart {MAIN}") < log.index(f"stop {next_unit(NEW)}")
 
 
-def test_a_folder_that_is_to_go_is_one_change_with_all_that_it_holds() -> None:
+def test_removed_folder_is_one_change() -> None:
     now = [PathEntry(Path(path), kind) for path, kind in NEW_FOLDERS.items()]
     kept = [
         BackupEntry(PathEntry(Path("/etc/b"), "absent")),
@@ -564,9 +568,7 @@ def test_a_folder_that_is_to_go_is_one_change_with_all_that_it_holds() -> None:
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_unit_that_is_stopped_forgets_what_it_was_started_with(
-    host: Host, is_there: bool
-) -> None:
+def test_stopped_unit_has_no_stamp_after_a_restore(host: Host, is_there: bool) -> None:
     """Else what it leaves would pass for current once it is started by another configuration."""
     stamp = host.paths.stamps / FIREWALL
     host.systemd.act("stop", FIREWALL, timeout_seconds=1)

@@ -50,7 +50,7 @@ def put(root: Path, name: str, text: str) -> None:
     path.write_text(text)
 
 
-def test_files_that_undo_nothing_stay(root: Path) -> None:
+def test_files_without_conflicts_stay(root: Path) -> None:
     assert differences(DECLARED, root) == []
     assert mend(DECLARED, root) == {"mended": []}
 
@@ -74,7 +74,7 @@ def test_files_that_undo_nothing_stay(root: Path) -> None:
         ("run/tmpfiles.d/a.conf", "r! /opt/polydev-ai/backups/x"),
     ],
 )
-def test_a_line_is_named_and_taken_out(root: Path, name: str, line: str) -> None:
+def test_conflicting_line_is_commented_out(root: Path, name: str, line: str) -> None:
     put(root, name, f"# mine\n{line}\nother = 1\n")
     (root / name).chmod(0o644)
     assert differences(DECLARED, root) == [f"- /{name}: {line.strip()}"]
@@ -83,7 +83,7 @@ def test_a_line_is_named_and_taken_out(root: Path, name: str, line: str) -> None
     assert differences(DECLARED, root) == []
 
 
-def test_a_link_of_the_folder_is_followed(root: Path) -> None:
+def test_link_in_the_folder_is_followed(root: Path) -> None:
     """As Debian has /etc/sysctl.conf."""
     put(root, "etc/sysctl.conf", "net.ipv4.ip_forward=0\n")
     (root / "etc/sysctl.d/99-sysctl.conf").symlink_to("../sysctl.conf")
@@ -93,7 +93,7 @@ def test_a_link_of_the_folder_is_followed(root: Path) -> None:
     assert (root / "etc/sysctl.d/99-sysctl.conf").is_symlink()
 
 
-def test_a_file_of_a_package_is_copied_before_it_is_changed(root: Path) -> None:
+def test_package_file_is_overridden_by_a_changed_copy(root: Path) -> None:
     text = "net.ipv4.ip_forward=0\nkernel.x=1\n"
     put(root, "usr/lib/sysctl.d/99-package.conf", text)
     mend(DECLARED, root)
@@ -102,7 +102,7 @@ def test_a_file_of_a_package_is_copied_before_it_is_changed(root: Path) -> None:
     assert (root / "etc/sysctl.d/99-package.conf").read_text() == f"{OUT}{text}"
 
 
-def test_a_masked_file_counts_for_nothing(root: Path) -> None:
+def test_masked_file_is_ignored(root: Path) -> None:
     put(root, "usr/lib/sysctl.d/99-package.conf", "net.ipv4.ip_forward=0\n")
     (root / "etc/sysctl.d/99-package.conf").symlink_to("/dev/null")
     assert find(DECLARED, root) == []
@@ -121,9 +121,7 @@ def test_a_masked_file_counts_for_nothing(root: Path) -> None:
         (f"{NETWORK}/05-x.link", "[Match]\nOriginalName=vm-2\nType=ether\nDriver=veth\n"),
     ],
 )
-def test_a_file_about_nothing_but_links_of_ours_is_removed(
-    root: Path, name: str, text: str
-) -> None:
+def test_file_about_our_links_only_is_removed(root: Path, name: str, text: str) -> None:
     put(root, name, text)
     assert differences(DECLARED, root) == [f"- /{name}"]
     mend(DECLARED, root)
@@ -147,9 +145,7 @@ def test_a_file_about_nothing_but_links_of_ours_is_removed(
         ("99-default.link.d/x.conf", "[Link]\nMTUBytes=9000\n", "br-vm"),
     ],
 )
-def test_one_about_other_links_too_is_for_its_author(
-    root: Path, name: str, text: str, link: str
-) -> None:
+def test_file_about_other_links_too_is_refused(root: Path, name: str, text: str, link: str) -> None:
     put(root, f"{NETWORK}/{name}", text)
     assert differences(DECLARED, root) == [f"- /{NETWORK}/{name}"]
     with pytest.raises(HostError, match=f"{name} also matches {link}") as refused:

@@ -33,14 +33,14 @@ def found(root: Path) -> list[str]:
     return list(sshd.exceptions(DECLARED, root))
 
 
-def test_what_comes_after_ours_changes_nothing(write: Write, tmp_path: Path) -> None:
+def test_settings_after_ours_are_ignored(write: Write, tmp_path: Path) -> None:
     text = "PasswordAuthentication yes\nMatch User bob\nPermitRootLogin yes\n"
     write("sshd_config.d/50-cloud-init.conf", text)
     write("sshd_config", f"{INCLUDE}{text}")
     assert found(tmp_path) == []
 
 
-def test_a_match_block_before_the_include_is_named(write: Write, tmp_path: Path) -> None:
+def test_match_block_before_the_include_is_found(write: Write, tmp_path: Path) -> None:
     write("sshd_config", f"# ours\nMatch User bob\n  PermitRootLogin yes\nMatch all\n{INCLUDE}")
     assert found(tmp_path) == ["/etc/ssh/sshd_config:3: permitrootlogin yes for Match User bob"]
 
@@ -53,7 +53,7 @@ def test_a_match_block_before_the_include_is_named(write: Write, tmp_path: Path)
         '\tkbdinteractiveauthentication "yes"',
     ],
 )
-def test_so_is_one_in_a_file_before_ours(write: Write, tmp_path: Path, line: str) -> None:
+def test_match_block_in_an_earlier_file_is_found(write: Write, tmp_path: Path, line: str) -> None:
     write("sshd_config.d/00-a.conf", f"Match Address 10.0.0.0/8\n{line}\n")
     (said,) = found(tmp_path)
     assert said == (
@@ -62,7 +62,7 @@ def test_so_is_one_in_a_file_before_ours(write: Write, tmp_path: Path, line: str
     )
 
 
-def test_a_block_ends_with_its_file(write: Write, tmp_path: Path) -> None:
+def test_match_block_ends_with_its_file(write: Write, tmp_path: Path) -> None:
     write("sshd_config.d/00-a.conf", "Match User bob\nX11Forwarding no\n")
     write("sshd_config.d/00-b.conf", "PasswordAuthentication yes\n")
     assert found(tmp_path) == []
@@ -80,7 +80,7 @@ def test_effective_settings_are_compared(
     assert sshd.differences({}, tmp_path) == [], "an earlier deploy declared none"
 
 
-def test_a_configuration_that_sshd_cannot_read_is_a_difference(
+def test_unreadable_sshd_configuration_is_a_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unread(_: Path) -> dict[str, str]:
@@ -90,7 +90,9 @@ def test_a_configuration_that_sshd_cannot_read_is_a_difference(
     assert sshd.differences(DECLARED) == ["- sshd: line 3: Bad configuration option: foo"]
 
 
-def test_so_is_an_sshd_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sshd_that_cannot_run_is_a_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (said,) = sshd.differences(DECLARED, tmp_path)  # an empty tree, and so without a daemon
     assert said.startswith("- sshd: chroot: ")
     monkeypatch.setenv("PATH", str(tmp_path))

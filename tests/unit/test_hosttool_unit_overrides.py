@@ -35,12 +35,12 @@ def put(root: Path, name: str) -> None:
         f"{ETC}/polydev-slots.target.d/x.conf",
     ],
 )
-def test_it_is_found(tmp_path: Path, name: str) -> None:
+def test_override_of_our_units_is_found(tmp_path: Path, name: str) -> None:
     put(tmp_path, name)
     assert find(UNITS, tmp_path) == [f"/{name}"]
 
 
-def test_so_is_a_mask(tmp_path: Path) -> None:
+def test_masked_unit_is_found(tmp_path: Path) -> None:
     (tmp_path / ETC).mkdir(parents=True)
     (tmp_path / ETC / "microvm@4.service").symlink_to("/dev/null")
     assert find(UNITS, tmp_path) == [f"/{ETC}/microvm@4.service"]
@@ -60,6 +60,6 @@ def test_so_is_a_mask(tmp_path: Path) -> None:
         f"{ETC}/polydev-dns.service.d",
     ],
 )
-def test_what_changes_none_of_ours_is_not(tmp_path: Path, name: str) -> None:
+def test_files_about_other_units_are_ignored(tmp_path: Path, name: str) -> None:
     put(tmp_path, name)
     assert find(UNITS, tmp_path) == []

@@ -70,7 +70,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def test_root_alone_can_read_it_until_it_is_whole(path: Path) -> None:
+def test_incomplete_file_is_readable_by_root_only(path: Path) -> None:
     process = half_sent(path)
     assert mode_of(unfinished(path)) == 0o600
     assert not path.exists()
@@ -81,7 +81,7 @@ def test_root_alone_can_read_it_until_it_is_whole(path: Path) -> None:
     assert names(path.parent) == [path.name]
 
 
-def test_a_cut_connection_leaves_what_was_there(path: Path) -> None:
+def test_cut_connection_keeps_the_existing_file(path: Path) -> None:
     path.write_bytes(b"former")
     process = half_sent(path)
     _, said = process.communicate(timeout=AWAIT_SECONDS)
@@ -91,7 +91,7 @@ def test_a_cut_connection_leaves_what_was_there(path: Path) -> None:
     assert names(path.parent) == [path.name]
 
 
-def test_one_that_is_told_to_end_leaves_nothing(path: Path) -> None:
+def test_terminated_upload_leaves_no_file(path: Path) -> None:
     process = half_sent(path)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=AWAIT_SECONDS)
@@ -99,7 +99,7 @@ def test_one_that_is_told_to_end_leaves_nothing(path: Path) -> None:
     assert names(path.parent) == []
 
 
-def test_what_a_killed_one_leaves_is_roots_and_goes_with_the_next(path: Path) -> None:
+def test_next_upload_replaces_the_rest_of_a_killed_one(path: Path) -> None:
     process = half_sent(path)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=AWAIT_SECONDS)
@@ -110,7 +110,7 @@ def test_what_a_killed_one_leaves_is_roots_and_goes_with_the_next(path: Path) ->
 
 
 @pytest.mark.parametrize("there", ["link", "dangling", "folder", "file"])
-def test_what_lies_at_its_names_is_not_written_to(path: Path, there: str) -> None:
+def test_upload_does_not_write_through_links(path: Path, there: str) -> None:
     other = path.parent / "other"
     for place in (path, unfinished(path)):
         if there == "link":
@@ -132,24 +132,24 @@ def test_what_lies_at_its_names_is_not_written_to(path: Path, there: str) -> Non
         assert not other.exists()
 
 
-def test_a_folder_in_its_place_is_an_error_and_stays(path: Path) -> None:
+def test_folder_at_the_target_is_an_error(path: Path) -> None:
     path.mkdir()
     assert run(placed(path), check=False) != 0
     assert names(path.parent) == [path.name]
     assert names(path) == []
 
 
-def test_a_folder_that_is_missing_is_an_error(path: Path) -> None:
+def test_missing_folder_is_an_error(path: Path) -> None:
     assert run(placed(path / "below"), check=False) != 0
     assert not path.exists()
 
 
-def test_an_empty_file(path: Path) -> None:
+def test_empty_file_is_uploaded(path: Path) -> None:
     run(placed(path, b""))
     assert path.read_bytes() == b""
 
 
-def test_neither_command_nor_value_shows_the_content(path: Path) -> None:
+def test_command_and_repr_do_not_show_the_content(path: Path) -> None:
     wanted = placed(path, b"correct horse")
     assert "correct horse" not in wanted.command
     assert wanted.input not in wanted.command

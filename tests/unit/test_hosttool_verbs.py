@@ -45,7 +45,7 @@ WHO = {"id": FIRST, "owner": "ada@desk", "purpose": "deploy"}
 
 
 class TestRecords:
-    def test_unknown_fields_stay_and_the_newest_comes_first(self, paths: Paths) -> None:
+    def test_records_keep_unknown_fields_and_are_newest_first(self, paths: Paths) -> None:
         first = {"id": FIRST, "status": "succeeded", "mood": {"good": True}, "number": 1}
         second = {"id": SECOND, "status": "running", "number": 2}
         for record in (first, second):
@@ -62,23 +62,25 @@ class TestRecords:
             ({"id": FIRST, "status": "fine"}, "bad-record"),
         ],
     )
-    def test_others_are_refused(self, paths: Paths, record: dict[str, str], code: str) -> None:
+    def test_invalid_records_are_refused(
+        self, paths: Paths, record: dict[str, str], code: str
+    ) -> None:
         with pytest.raises(HostError) as refusal:
             deployment_records.write(paths, record)
         assert refusal.value.code == code
         assert deployment_records.records(paths) == []
 
-    def test_damaged_one_is_no_target(self, paths: Paths) -> None:
+    def test_damaged_record_is_unreadable(self, paths: Paths) -> None:
         put(paths.records / f"{FIRST}.json", '{"status": "succ')
         put(paths.records / f"{SECOND}.json", json.dumps({"id": FIRST, "status": "succeeded"}))
         assert {record["status"] for record in deployment_records.records(paths)} == {"unreadable"}
 
-    def test_missing_one(self, paths: Paths) -> None:
+    def test_missing_record_is_refused(self, paths: Paths) -> None:
         with pytest.raises(HostError) as refusal:
             deployment_records.show(paths, FIRST)
         assert refusal.value.code == "record-missing"
 
-    def test_full_disk_gives_its_reserve(
+    def test_record_is_written_to_a_full_disk_with_the_reserve(
         self, paths: Paths, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keep_reserve(paths)
@@ -95,7 +97,7 @@ class TestRecords:
 
 
 class TestLock:
-    def test_second_one_learns_who_has_it(self, paths: Paths) -> None:
+    def test_held_lock_is_refused_with_its_holder(self, paths: Paths) -> None:
         held = HeldLock(paths, 60, WHO)
         assert held.stale is None
         with pytest.raises(HostError) as refusal:
@@ -111,7 +113,7 @@ class TestLock:
         held.let_go(is_done=True)
         assert deployment_lock.show(paths) == {"lock": None, "held": False}
 
-    def test_lock_of_one_that_ended_without_a_word_is_stale(self, paths: Paths) -> None:
+    def test_lock_of_a_dead_holder_is_stale(self, paths: Paths) -> None:
         dead = HeldLock(paths, 60, WHO)
         dead.let_go(is_done=False)
         assert deployment_lock.show(paths) == {"lock": dead.document, "held": False}
@@ -134,19 +136,19 @@ class TestLock:
         assert "unreadable" in held.stale["purpose"]
         held.let_go(is_done=True)
 
-    def test_break_of_a_stale_one(self, paths: Paths) -> None:
+    def test_break_lock_removes_a_stale_lock(self, paths: Paths) -> None:
         dead = HeldLock(paths, 60, WHO)
         dead.let_go(is_done=False)
         assert deployment_lock.break_lock(paths) == {"broken": dead.document, "wasHeld": False}
         assert deployment_lock.break_lock(paths) == {"broken": None, "wasHeld": False}
 
-    def test_number_of_another_process_is_no_sign_of_life(self) -> None:
+    def test_reused_pid_is_not_the_holder(self) -> None:
         own = {"pid": os.getpid(), "pidStart": deployment_lock.started_ticks(os.getpid())}
         assert deployment_lock.is_alive(own)
         assert not deployment_lock.is_alive({**own, "pidStart": 1})
         assert not deployment_lock.is_alive({})
 
-    def test_break_spares_a_stranger_that_has_the_holders_number(self, paths: Paths) -> None:
+    def test_break_lock_spares_a_process_with_a_reused_pid(self, paths: Paths) -> None:
         stranger = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         try:
             deployment_lock._end({"pid": stranger.pid, "pidStart": 1})
@@ -156,7 +158,7 @@ class TestLock:
             stranger.communicate()
         assert stranger.returncode == 0
 
-    def test_renewal_gives_all_the_time_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_renewal_extends_the_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         read_end, write_end = os.pipe()
         clock = iter([0.0, 9.0, 9.0, 15.0])  # taken, asked, renewed, asked after the first deadline
 
@@ -175,7 +177,7 @@ class TestLock:
 
 
 class TestDeadman:
-    def test_timer_starts_a_restore_of_the_way_in(self, host: Host) -> None:
+    def test_timer_runs_a_reach_restore(self, host: Host) -> None:
         host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         assert host.systemd.timers == {
@@ -187,7 +189,7 @@ class TestDeadman:
         status = deadman.status(host.paths, host.systemd)
         assert (status["armed"], status["fired"], status["timer"]) == (True, False, True)
 
-    def test_backup_that_is_damaged_arms_nothing(self, host: Host) -> None:
+    def test_damaged_backup_arms_no_timer(self, host: Host) -> None:
         kept = host.backup()
         next((kept.folder / "files").iterdir()).write_bytes(b"flipped")
         with pytest.raises(HostError) as refusal:
@@ -195,14 +197,14 @@ class TestDeadman:
         assert refusal.value.code == "backup-damaged"
         assert host.systemd.timers == {}
 
-    def test_arming_again_gives_all_the_time_anew(self, host: Host) -> None:
+    def test_arming_again_restarts_the_timer(self, host: Host) -> None:
         host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         deadman.arm(host.paths, host.systemd, FIRST, 30)
         assert host.systemd.timers[deadman.TIMER][0] == "30"
         assert f"stop {deadman.TIMER}" in host.systemd.log
 
-    def test_confirmed_timer_does_nothing_any_more(self, host: Host) -> None:
+    def test_confirmed_timer_restores_nothing(self, host: Host) -> None:
         host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         assert not deadman.confirm(host.paths, host.systemd)["armed"]
@@ -216,7 +218,7 @@ class TestDeadman:
         assert "skipped" in done
         assert host.seen() == before
 
-    def test_confirmation_that_comes_too_late(self, host: Host) -> None:
+    def test_confirmation_after_the_restore_is_refused(self, host: Host) -> None:
         host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         put(host.root / "etc/polydev/firewall.nft", "nobody comes in")
@@ -229,7 +231,7 @@ class TestDeadman:
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         assert deadman.confirm(host.paths, host.systemd)["fired"] is False
 
-    def test_restore_that_fails_is_noted(self, host: Host) -> None:
+    def test_failed_dead_man_restore_is_recorded(self, host: Host) -> None:
         kept = host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)
         (kept.folder / "backup.json").unlink()
@@ -238,7 +240,7 @@ class TestDeadman:
         state = deadman.status(host.paths, host.systemd)
         assert (state["fired"], state["outcome"]["error"]) == (True, "backup-damaged")
 
-    def test_nothing_armed(self, host: Host) -> None:
+    def test_confirm_without_a_timer_is_refused(self, host: Host) -> None:
         with pytest.raises(HostError) as refusal:
             deadman.confirm(host.paths, host.systemd)
         assert refusal.value.code == "deadman-not-armed"
@@ -246,7 +248,7 @@ class TestDeadman:
 
 
 class TestUnits:
-    def test_show_is_read_in_the_order_asked(self) -> None:
+    def test_show_output_is_parsed_in_the_requested_order(self) -> None:
         text = (
             "LoadState=loaded\nActiveState=active\nUnitFileState=enabled\n\n"
             "LoadState=not-found\nActiveState=inactive\nUnitFileState=\n"
@@ -256,14 +258,14 @@ class TestUnits:
             "a.service": UnitStatus(False, "inactive", ""),
         }
 
-    def test_template(self) -> None:
+    def test_template_of_returns_the_template_name(self) -> None:
         assert template_of("microvm-slot@2.service") == "microvm-slot@.service"
         assert template_of("master-controller-next@20250101_0-a.b.service") == (
             "master-controller-next@.service"
         )
         assert template_of("a.service") is None
 
-    def test_last_word_on_the_configuration_counts(self, paths: Paths) -> None:
+    def test_last_drop_in_decides_the_wanted_config(self, paths: Paths) -> None:
         put(paths.units / "a@.service", unit_text("template"))
         assert wanted_config(paths, "a@1.service") == "template"
         put(paths.units / "a@.service.d" / "x.conf", unit_text("beside"))
@@ -272,7 +274,7 @@ class TestUnits:
         assert wanted_config(paths, "a@1.service") == "beside"
         assert wanted_config(paths, "b.service") is None
 
-    def test_files_of_a_unit(self, paths: Paths) -> None:
+    def test_has_files_among_finds_units_and_drop_ins(self, paths: Paths) -> None:
         def has(place: str) -> bool:
             return has_files_among(paths, "ssh.service", [paths.units / place])
 
@@ -281,7 +283,7 @@ class TestUnits:
         assert has("ssh.service.d")
         assert not has("ssh.socket")
 
-    def test_outdated(self, paths: Paths) -> None:
+    def test_unit_with_another_stamp_is_outdated(self, paths: Paths) -> None:
         put(paths.units / "a.service", unit_text("2"))
         put(paths.units / "a.socket", unit_text("2"))
         assert is_outdated(paths, "a.service", [])
@@ -296,7 +298,7 @@ class TestUnits:
         assert is_outdated(paths, "b.service", [paths.units / "b.service"])
 
 
-def test_listing_has_links_and_what_the_database_says(host: Host) -> None:
+def test_listing_shows_links_and_database_content_hash(host: Host) -> None:
     listed = {Path(str(each["path"])): each for each in list_scope(host.scope)}
     assert list(listed) == sorted(listed)
     assert listed[host.controller.current]["target"]
@@ -319,7 +321,7 @@ class TestCommandLine:
         status = cli.main([str(word) for word in words])
         return status, json.loads(capsys.readouterr().out)
 
-    def test_value_is_one_json_document(
+    def test_result_is_one_json_document(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert self.call(capsys, "--root", tmp_path, "lock", "show") == (
@@ -327,7 +329,9 @@ class TestCommandLine:
             {"lock": None, "held": False},
         )
 
-    def test_refusal_is_one_too(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_refusal_is_one_json_document(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         status, document = self.call(capsys, "--root", tmp_path, "restore", "--id", FIRST)
         assert status == 1
         assert document.keys() == {"error", "message", "hint"}
@@ -336,11 +340,13 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         "words", [[], ["nonsense"], ["lock"], ["lock", "nonsense"], ["restore"], ["restore", "-x"]]
     )
-    def test_wrong_words(self, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    def test_unknown_arguments_are_a_usage_error(
+        self, capsys: pytest.CaptureFixture[str], words: list[str]
+    ) -> None:
         status, document = self.call(capsys, *words)
         assert (status, document["error"]) == (1, "usage")
 
-    def test_wrong_input(
+    def test_malformed_stdin_is_a_bad_input_error(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for text in ("", "[]", "{"):
@@ -348,13 +354,15 @@ class TestCommandLine:
             status, document = self.call(capsys, "--root", tmp_path, "record", "write")
             assert (status, document["error"]) == (1, "bad-input")
 
-    def test_unforeseen_failure(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_unexpected_exception_is_an_internal_error(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         put(tmp_path / "opt/polydev-ai/deadman.json", "[]")
         status, document = self.call(capsys, "--root", tmp_path, "deadman", "confirm")
         assert (status, document["error"]) == (1, "internal")
         assert "deadman.json holds no JSON object" in str(document["message"])
 
-    def test_full_disk(
+    def test_full_disk_is_a_no_space_error(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fsync(_: int) -> None:
@@ -372,7 +380,7 @@ class TestCommandLine:
             assert verb.help.split()[0] in capsys.readouterr().out
 
 
-def test_all_of_ours_that_a_verb_needs_is_imported_before_it_begins() -> None:
+def test_no_function_imports_polydev_modules() -> None:
     """A restore may put another version of the tool in the place of the file that runs."""
     later = []
     for path in Path(hosttool.__file__).parent.glob("*.py"):
@@ -390,7 +398,7 @@ def test_each_noun_has_its_verbs_in_one_module() -> None:
         assert noun in {verb.words.split()[0] for verb in cli.verbs_of(noun)}
 
 
-def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:
+def test_packed_file_is_reproducible(tmp_path: Path) -> None:
     source = Path(hosttool.__file__).parent
     packed = zipapp_bytes(source)
     assert packed.startswith(SHEBANG)
@@ -407,7 +415,7 @@ def test_packed_file_depends_on_the_sources_alone(tmp_path: Path) -> None:
     assert all(name.endswith(".py") for name in listed)
 
 
-class TestEndOfAHolder:
+class TestEndingTheLockHolder:
     """The signals that a holder of the lock gets, one after the other."""
 
     def ended_by(
@@ -422,20 +430,20 @@ class TestEndOfAHolder:
         assert len(list(Path("/proc/self/fd").iterdir())) == before
         return sent
 
-    def test_one_that_ends_is_not_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_holder_that_ends_is_not_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.ended_by(monkeypatch, ends=True) == [signal.SIGTERM]
 
-    def test_one_that_does_not_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_holder_that_does_not_end_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.ended_by(monkeypatch, ends=False) == [signal.SIGTERM, signal.SIGKILL]
 
-    def test_a_stranger_gets_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_other_process_gets_no_signal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.ended_by(monkeypatch, ends=False, is_there=False) == []
 
-    def test_one_that_is_gone(self) -> None:
+    def test_missing_process_is_ignored(self) -> None:
         deployment_lock._end({"pid": 2**22 + 1})
 
 
-def test_a_holder_says_at_once_that_it_has_the_lock(
+def test_lock_hold_prints_at_once_that_it_has_the_lock(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for the line must not wait for a buffer; and an old lock is for the next to see."""
@@ -465,9 +473,7 @@ def test_a_holder_says_at_once_that_it_has_the_lock(
         assert (shown["lock"] and shown["lock"]["owner"]) == (left and left["owner"])
 
 
-def test_signals_that_were_ignored_end_a_holder(
-    paths: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_hold_resets_ignored_signals(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(signal, "signal", lambda *words: told.append(words))
     monkeypatch.setattr(lock_verbs, "HeldLock", lambda *_, **__: sys.exit(0))

@@ -27,7 +27,7 @@ def host(tmp_path: Path) -> Host:
     return host
 
 
-def test_one_that_was_started_since_goes_on(host: Host) -> None:
+def test_vm_started_after_the_backup_keeps_running(host: Host) -> None:
     host.backup()
     deploy(host, "2")
     host.start(VM)
@@ -36,7 +36,7 @@ def test_one_that_was_started_since_goes_on(host: Host) -> None:
     assert not [line for line in host.systemd.log if "microvm@" in line]
 
 
-def test_its_slot_stays_as_it_is_and_all_else_goes_back(host: Host) -> None:
+def test_slot_of_a_running_vm_is_not_reloaded(host: Host) -> None:
     host.backup()
     deploy(host, "2")
     host.start(VM)
@@ -47,7 +47,7 @@ def test_its_slot_stays_as_it_is_and_all_else_goes_back(host: Host) -> None:
     assert (host.paths.stamps / SLOT).read_text() == "2\n"
 
 
-def test_a_slot_that_was_off_stays_on_for_its_vm(host: Host) -> None:
+def test_slot_that_was_inactive_stays_active_for_its_vm(host: Host) -> None:
     host.systemd.active.pop(SLOT)
     host.backup()
     host.start(SLOT, VM)
@@ -56,14 +56,14 @@ def test_a_slot_that_was_off_stays_on_for_its_vm(host: Host) -> None:
     assert not [line for line in host.systemd.log if SLOT in line]
 
 
-def test_without_one_the_slot_is_made_anew(host: Host) -> None:
+def test_slot_without_a_vm_is_reloaded(host: Host) -> None:
     host.backup()
     deploy(host, "2")
     host.restore()
     assert f"reload-or-restart {SLOT}" in host.systemd.log
 
 
-def test_a_slot_that_came_since_stays_for_its_vm_only(host: Host) -> None:
+def test_new_slot_stays_only_for_a_running_vm(host: Host) -> None:
     host.backup()
     host.start(OTHER_SLOT, "microvm@3.service", f"{SLOTS}4.service")
     host.restore()
@@ -71,7 +71,7 @@ def test_a_slot_that_came_since_stays_for_its_vm_only(host: Host) -> None:
     assert f"{SLOTS}4.service" not in host.systemd.active
 
 
-def test_one_that_has_ended_does_not_come_back(host: Host) -> None:
+def test_ended_vm_is_not_started_again(host: Host) -> None:
     host.start(VM)
     host.backup()
     host.systemd.active.pop(VM)
@@ -80,7 +80,7 @@ def test_one_that_has_ended_does_not_come_back(host: Host) -> None:
     assert VM not in host.systemd.active
 
 
-def test_a_host_that_goes_back_to_what_knew_of_none_ends_them(tmp_path: Path) -> None:
+def test_restore_to_a_scope_without_vms_stops_them(tmp_path: Path) -> None:
     host = host_that_knows_vms(tmp_path / "host")
     host.backup()
     host.unit(TEMPLATE, "1")

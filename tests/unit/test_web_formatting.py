@@ -65,7 +65,7 @@ def test_durations(seconds: float | None, text: str) -> None:
     assert duration_text(seconds) == text
 
 
-def test_times_are_those_of_utc() -> None:
+def test_times_are_shown_in_utc() -> None:
     there = NOON.astimezone(timezone(timedelta(hours=9)))
     assert (time_text(there), time_text(None)) == ("2026-11-21 12:00", NOTHING)
 
@@ -84,7 +84,7 @@ def test_times_are_those_of_utc() -> None:
         ({"pooled": True, "state": "failed", "reason": "x"}, None, "machine_failed", "bad"),
     ],
 )
-def test_states(
+def test_vm_row_shows_state_and_level(
     of_vm: dict[str, Any], of_session: dict[str, Any] | None, state: str, level: str
 ) -> None:
     its = None if of_session is None else session(**of_session)
@@ -92,7 +92,7 @@ def test_states(
     assert (row.state, row.level) == (state, level)
 
 
-def test_how_it_was_started() -> None:
+def test_vm_row_shows_boot_clone_or_pool() -> None:
     clone = vm(template="7e")
     rows = [
         vm_row(VmEntry(*each), NOON)
@@ -106,7 +106,7 @@ def test_how_it_was_started() -> None:
     assert [row.start for row in rows] == ["boot", "clone", "pool", "pool"]
 
 
-def test_who_and_until_when() -> None:
+def test_vm_row_shows_user_and_time_left() -> None:
     known = vm_row(VmEntry(vm(paused_at=NOON), session(), ADA, viewers=2), later(300))
     assert (known.who, known.left, known.age, known.viewers) == ("Ada", "5 min", "5 min", 2)
     assert known.is_paused
@@ -117,7 +117,7 @@ def test_who_and_until_when() -> None:
     assert (over.cpu, over.memory) == (NOTHING, NOTHING)
 
 
-def test_counts() -> None:
+def test_counted_sums_sessions_pool_and_viewers() -> None:
     machines = [
         VmEntry(vm(), session(), viewers=3),
         VmEntry(vm(paused_at=NOON), session()),
@@ -132,12 +132,12 @@ def test_counts() -> None:
     ("used", "percent", "level"),
     [(0, 0, "good"), (7, 87.5, "good"), (7.2, 90, "warn"), (8, 100, "bad"), (99, 100, "bad")],
 )
-def test_bars_of_quotas(used: float, percent: float, level: str) -> None:
+def test_quota_bar_has_percent_and_level(used: float, percent: float, level: str) -> None:
     bar = quota_bar(QuotaState("vm_hours_per_day", used, 8, NOON))
     assert (bar.percent, bar.level) == (percent, level)
 
 
-def test_a_users_use() -> None:
+def test_user_row_and_day_bars_show_usage() -> None:
     days = {NOON.date(): Use(3600, 60, 10, 5, 1), (NOON - timedelta(days=3)).date(): Use(7200)}
     row = user_row(ADA, days, (), 1, None, NOON)
     assert (row.today.vm, row.month.vm, row.today.traffic) == ("1.0 h", "3.0 h", "15 B")
@@ -148,7 +148,7 @@ def test_a_users_use() -> None:
     assert {bar.percent for bar in day_bars({}, NOON)} == {0}
 
 
-def test_states_of_tokens() -> None:
+def test_token_state_is_valid_expired_or_revoked() -> None:
     token = Token("id", ADA.id, "phone", NOON, None, None, None)
     assert token_state(token, NOON) == "valid"
     assert token_state(replace(token, expires_at=NOON), NOON) == "expired"

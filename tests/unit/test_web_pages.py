@@ -28,7 +28,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
     return api_host(migrated, tmp_path)
 
 
-def test_no_page_may_be_framed_or_run_what_is_not_ours(host: ApiHost) -> None:
+def test_pages_have_a_strict_content_security_policy(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         page = await Browser(asked).ask("GET", "/login")
         policy = dict(
@@ -48,7 +48,7 @@ def test_no_page_may_be_framed_or_run_what_is_not_ours(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_page_by_tls_shares_no_window_with_other_sites(host: ApiHost) -> None:
+def test_tls_pages_have_cross_origin_opener_policy(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         page = await Browser(asked).ask("GET", "/login")
         assert page.headers["cross-origin-opener-policy"] == "same-origin"
@@ -57,11 +57,11 @@ def test_a_page_by_tls_shares_no_window_with_other_sites(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize("host", ["a b", "x; script-src *", 'x"y', "", "x,y"])
-def test_a_strange_host_gets_into_no_policy(host: str) -> None:
+def test_malformed_host_header_is_not_in_the_policy(host: str) -> None:
     assert "connect-src 'self';" in content_security_policy(host, is_secure=False)
 
 
-def test_sockets_of_tls_pages_are_of_tls() -> None:
+def test_tls_pages_allow_wss_only() -> None:
     assert "wss://vms.example" in content_security_policy("vms.example", is_secure=True)
 
 
@@ -84,7 +84,7 @@ def used_texts(files: Iterable[Path]) -> set[str]:
     }
 
 
-def test_each_text_is_used_and_each_used_is_there() -> None:
+def test_texts_and_their_uses_match() -> None:
     sources = "\n".join(file.read_text() for file in SOURCES)
     names = set(texts())
     used = used_texts([*TEMPLATES, *PACKAGE.glob("*.py")])
@@ -108,9 +108,7 @@ def test_texts_are_filled_in() -> None:
     ("change_bytes", "words"),
     [(-1_572_864, "\N{MINUS SIGN}1.5 MiB"), (0, "+0 B"), (3 << 30, "+3.0 GiB")],
 )
-def test_what_an_image_grew_by_has_a_sign_and_the_units_of_all_sizes(
-    host: ApiHost, change_bytes: int, words: str
-) -> None:
+def test_image_size_change_has_sign_and_unit(host: ApiHost, change_bytes: int, words: str) -> None:
     diff = image_diff.ImageDiff(
         old="a" * 64,
         new="b" * 64,
@@ -132,7 +130,7 @@ def test_what_an_image_grew_by_has_a_sign_and_the_units_of_all_sizes(
     host.run(scenario)
 
 
-def test_files_are_kept_for_ever_under_a_name_of_their_content(tmp_path: Path) -> None:
+def test_asset_urls_contain_the_content_digest(tmp_path: Path) -> None:
     assets = Assets(empty_assets(tmp_path / "one"))
     other = empty_assets(tmp_path / "other")
     (other / "htmx.js").write_text("changed")
@@ -141,7 +139,7 @@ def test_files_are_kept_for_ever_under_a_name_of_their_content(tmp_path: Path) -
         assets.url("x.js")
 
 
-def test_files_are_zipped_for_who_takes_it_and_whole_for_others(host: ApiHost) -> None:
+def test_assets_are_gzipped_if_accepted(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         url = asked.app.state.pages.assets.url("app.js")
         content = (OWN / "app.js").read_bytes()
@@ -162,7 +160,7 @@ async def _raw(asked: Served, url: str, encoding: str) -> httpx.Response:
     return await asked.client.get(url, headers={"Accept-Encoding": encoding})
 
 
-def test_there_are_no_other_files(host: ApiHost) -> None:
+def test_unknown_asset_paths_are_refused(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         digest = asked.app.state.pages.assets.digest
         for path in (

@@ -14,7 +14,7 @@ SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.test.mjs"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_scripts_decide_as_they_should(script: Path) -> None:
+def test_script_tests_pass_in_node(script: Path) -> None:
     ran = run([NODE, "--test", "--test-reporter=tap", script], check=False, timeout_seconds=120)
     assert ran.status == 0, ran.stdout + ran.stderr
     assert "\n# pass 0\n" not in ran.stdout

@@ -63,7 +63,7 @@ def test_a_token_or_a_jwt_becomes_a_cookie_that_no_script_can_read(
     host.run(scenario)
 
 
-def test_a_cookie_is_for_tls_alone_where_browsers_come_by_tls(host: ApiHost) -> None:
+def test_cookie_is_secure_with_a_tls_public_url(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         form = {"token": asked.tokens["user"]}
         answer = await asked.client.post("/login", data=form, headers=BROWSER)
@@ -84,7 +84,7 @@ def test_a_cookie_is_for_tls_alone_where_browsers_come_by_tls(host: ApiHost) -> 
     ("told", "trusted", "is_secure"),
     [("https", ("127.0.0.1",), True), ("https", (), False), ("http", ("127.0.0.1",), False)],
 )
-def test_only_a_trusted_proxy_says_that_there_is_tls(
+def test_forwarded_proto_counts_from_trusted_proxies_only(
     host: ApiHost, told: str, trusted: tuple[str, ...], is_secure: bool
 ) -> None:
     async def scenario(asked: Served) -> None:
@@ -100,7 +100,7 @@ def test_only_a_trusted_proxy_says_that_there_is_tls(
 @pytest.mark.parametrize(
     "token", ["", "pdt_wrong", "x" * 9000, "pdk_wrong", "<script>alert(1)</script>"]
 )
-def test_a_wrong_token_is_told_on_the_page_and_quoted_nowhere(host: ApiHost, token: str) -> None:
+def test_wrong_token_shows_an_error_without_quoting_it(host: ApiHost, token: str) -> None:
     async def scenario(asked: Served) -> None:
         form = {"token": token, "next": '"><script>alert(1)</script>'}
         answer = await Browser(asked).ask("POST", "/login", data=form)
@@ -114,7 +114,7 @@ def test_a_wrong_token_is_told_on_the_page_and_quoted_nowhere(host: ApiHost, tok
     host.run(scenario)
 
 
-def test_guesses_are_limited(host: ApiHost) -> None:
+def test_sign_in_attempts_are_rate_limited(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         statuses = []
         for _ in range(asked.services.settings.rate.failures_burst + 1):
@@ -143,11 +143,11 @@ def test_guesses_are_limited(host: ApiHost) -> None:
         ("", "/"),
     ],
 )
-def test_a_browser_goes_to_our_own_pages_only(asked_for: str | None, goes_to: str) -> None:
+def test_redirect_after_sign_in_stays_on_this_site(asked_for: str | None, goes_to: str) -> None:
     assert local_path(asked_for) == goes_to
 
 
-def test_who_is_not_signed_in_is_led_to_it_and_back(host: ApiHost) -> None:
+def test_page_without_sign_in_redirects_to_login_and_back(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         nobody = Browser(asked)
         answer = await nobody.ask("GET", "/session/x?a=1&b=2")
@@ -178,7 +178,7 @@ def test_who_is_not_signed_in_is_led_to_it_and_back(host: ApiHost) -> None:
     ],
     ids=str,
 )
-def test_what_a_cookie_changes_must_come_from_a_page_of_ours(
+def test_cookie_requests_need_csrf_token_and_own_origin(
     host: ApiHost, headers: dict[str, str]
 ) -> None:
     async def scenario(asked: Served) -> None:
@@ -196,7 +196,7 @@ def test_what_a_cookie_changes_must_come_from_a_page_of_ours(
 
 @pytest.mark.parametrize("headers", [{"Origin": FOREIGN}, {"Sec-Fetch-Site": "cross-site"}])
 @pytest.mark.parametrize("path", ["/login", "/login/code"])
-def test_no_other_site_signs_a_browser_in(
+def test_sign_in_from_another_site_is_refused(
     host: ApiHost, path: str, headers: dict[str, str]
 ) -> None:
     async def scenario(asked: Served) -> None:
@@ -208,7 +208,7 @@ def test_no_other_site_signs_a_browser_in(
     host.run(scenario)
 
 
-def test_another_browser_s_proof_is_none(host: ApiHost) -> None:
+def test_csrf_token_of_another_sign_in_is_refused(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         one, other = await browser(asked, "user"), await browser(asked, "user")
         assert one.cookie is not None
@@ -218,7 +218,7 @@ def test_another_browser_s_proof_is_none(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_token_beside_a_cookie_counts(host: ApiHost) -> None:
+def test_bearer_token_takes_precedence_over_the_cookie(host: ApiHost) -> None:
     """So a program's request never needs a page's proof."""
 
     async def scenario(asked: Served) -> None:
@@ -230,7 +230,7 @@ def test_a_token_beside_a_cookie_counts(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_signing_out_ends_the_cookie_and_no_other(host: ApiHost) -> None:
+def test_logout_ends_only_its_own_sign_in(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         one, other = await browser(asked, "user"), await browser(asked, "user")
         answer = await one.ask("POST", "/logout")
@@ -242,7 +242,7 @@ def test_signing_out_ends_the_cookie_and_no_other(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_sign_in_ends_with_its_token_and_its_user(host: ApiHost) -> None:
+def test_sign_in_ends_when_its_token_is_revoked(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         services = asked.services
         signed_in = await browser(asked, "operator")
@@ -270,7 +270,7 @@ def test_a_sign_in_ends_with_the_jwt_or_the_configured_time(host: ApiHost) -> No
     host.run(scenario)
 
 
-def test_a_cookie_that_counts_no_more_is_forgotten_and_shuts_nobody_out(host: ApiHost) -> None:
+def test_expired_cookie_is_deleted_without_counting_as_a_guess(host: ApiHost) -> None:
     """As of tabs that are open for ever and ask every few seconds."""
 
     async def scenario(asked: Served) -> None:
@@ -285,7 +285,7 @@ def test_a_cookie_that_counts_no_more_is_forgotten_and_shuts_nobody_out(host: Ap
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_another_site_s_page_asks_nothing_by_a_cookie(host: ApiHost, site: str) -> None:
+def test_cross_site_requests_with_a_cookie_are_refused(host: ApiHost, site: str) -> None:
     async def scenario(asked: Served) -> None:
         signed_in = await browser(asked, "user")
         for told, status in ((site, 403), ("same-origin", 200), ("none", 200)):
@@ -296,7 +296,7 @@ def test_another_site_s_page_asks_nothing_by_a_cookie(host: ApiHost, site: str) 
 
 
 @pytest.mark.parametrize("path", ["/login", "/login/code", "/api/auth/redeem"])
-def test_strangers_send_little(host: ApiHost, path: str) -> None:
+def test_sign_in_bodies_are_limited(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         for size, is_taken in ((12_000, True), (20_000, False)):
             answer = await asked.client.post(path, content=b"token=" + b"x" * size)
@@ -305,7 +305,7 @@ def test_strangers_send_little(host: ApiHost, path: str) -> None:
     host.run(scenario)
 
 
-def test_a_made_up_cookie_is_no_sign_in_and_counts_as_a_guess(host: ApiHost) -> None:
+def test_made_up_cookie_counts_as_a_guess(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         headers = {"Cookie": f"{PLAIN_NAME}=made-up", "X-Forwarded-For": "192.0.2.9"}
         answers = [
@@ -319,7 +319,7 @@ def test_a_made_up_cookie_is_no_sign_in_and_counts_as_a_guess(host: ApiHost) -> 
     host.run(scenario, trusted_proxies=proxies)
 
 
-def test_a_link_signs_in_once(host: ApiHost) -> None:
+def test_sign_in_link_works_once(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         made = await asked.ask("POST", "/api/auth/sign-in-link", "operator")
         assert made.status_code == 201
@@ -338,7 +338,7 @@ def test_a_link_signs_in_once(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_browser_makes_no_links(host: ApiHost) -> None:
+def test_browser_cannot_create_sign_in_links(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         signed_in = await browser(asked, "user")
         problem(await signed_in.ask("POST", "/api/auth/sign-in-link"), 403, "not-allowed")
@@ -346,7 +346,7 @@ def test_a_browser_makes_no_links(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_forms_that_cannot_be_read_are_refused(host: ApiHost) -> None:
+def test_malformed_forms_are_refused(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         nobody = Browser(asked)
         for content in (b"\xff\xfe", b"&".join(b"a=1" for _ in range(20))):
@@ -356,7 +356,7 @@ def test_forms_that_cannot_be_read_are_refused(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_problems_are_pages_for_people_and_json_for_programs(host: ApiHost) -> None:
+def test_problems_are_html_for_browsers_and_json_for_programs(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         signed_in = await browser(asked, "user")
         page = await signed_in.ask("GET", "/nowhere/<script>alert(1)</script>")
@@ -374,7 +374,7 @@ def test_problems_are_pages_for_people_and_json_for_programs(host: ApiHost) -> N
 @pytest.mark.parametrize(
     "path", ["//login", "/login/", "/LOGIN", "/login/../api/auth/sessions", "/static/../metrics"]
 )
-def test_confused_paths_open_nothing(host: ApiHost, path: str) -> None:
+def test_malformed_paths_do_not_bypass_authentication(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.client.get(f"{OWN}{path}", headers={"Accept": "*/*"})
         assert answer.status_code in (401, 404), answer.text

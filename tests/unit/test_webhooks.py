@@ -25,7 +25,7 @@ OTHER = "whsec_" + base64.b64encode(KEY[::-1]).decode()
 ENDPOINT = {"name": "front", "url": "https://front.example.com/hook"}
 
 
-def test_a_signature_is_the_scheme_s() -> None:
+def test_signature_follows_the_standard_webhooks_scheme() -> None:
     """Of the specification's own example, made by hand."""
     message, body = "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W", '{"type":"contact.created"}'
     headers = signed_headers([SECRET], message, AT, body)
@@ -38,7 +38,7 @@ def test_a_signature_is_the_scheme_s() -> None:
     }
 
 
-def test_each_of_several_secrets_signs() -> None:
+def test_body_is_signed_with_each_secret() -> None:
     at = datetime.now(timezone.utc)
     headers = dict(signed_headers([SECRET, OTHER], "msg_1", at, "{}"))
     for secret in (SECRET, OTHER):
@@ -47,7 +47,7 @@ def test_each_of_several_secrets_signs() -> None:
         Webhook(SECRET).verify("{ }", headers)
 
 
-def test_secrets_have_a_line_each_and_none_is_quoted_where_it_is_wrong() -> None:
+def test_secrets_are_parsed_and_not_quoted_in_errors() -> None:
     text = f"# of us\nfront {SECRET}\n\naudit {OTHER}\nfront {OTHER}\n"
     assert secrets_of(text) == {"front": (SECRET, OTHER), "audit": (OTHER,)}
     short = "whsec_" + base64.b64encode(b"x" * 23).decode()
@@ -70,7 +70,7 @@ def test_secrets_have_a_line_each_and_none_is_quoted_where_it_is_wrong() -> None
         *("http://localhost:3000/x", "http://127.0.0.1/x", "http://192.168.7.7/x", "http://[::1]/"),
     ],
 )
-def test_where_webhooks_may_go(url: str) -> None:
+def test_allowed_webhook_urls(url: str) -> None:
     assert checked_url(url) == url
 
 
@@ -88,13 +88,13 @@ def test_where_webhooks_may_go(url: str) -> None:
         ("https://front.example.com/#x", "fragment"),
     ],
 )
-def test_where_webhooks_may_not_go(url: str, words: str) -> None:
+def test_refused_webhook_urls(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as refused:
         checked_url(url)
     assert "secret" not in str(refused.value)
 
 
-def test_a_url_is_shown_without_what_may_be_secret() -> None:
+def test_shown_url_has_no_query() -> None:
     assert shown_url("https://x.example.com:8443/a?token=1") == "https://x.example.com:8443/a"
 
 
@@ -106,7 +106,7 @@ def test_attempts_follow_the_schedule_and_end() -> None:
     assert sum(pauses) == timedelta(hours=75, minutes=35, seconds=5).total_seconds()
 
 
-def test_chance_and_the_endpoint_make_a_pause_longer_only() -> None:
+def test_jitter_and_retry_after_only_lengthen_a_pause() -> None:
     def pause(*given: Any) -> float:
         due = next_attempt(2, AT, *given)
         assert due is not None
@@ -123,7 +123,7 @@ def plan(webhooks: Any, secret: str | None = f"front {SECRET}") -> list[str]:
     return [f"{each['key']}: {each['message']}" for each in found]
 
 
-def test_what_a_plan_says_of_endpoints() -> None:
+def test_plan_checks_endpoints_and_secrets() -> None:
     assert plan({"endpoints": [ENDPOINT]}) == []
     assert plan({"endpoints": [{**ENDPOINT, "events": ["session.ready"]}]}) == []
     assert plan({"endpoints": []}, None) == []
@@ -150,7 +150,7 @@ def test_what_a_plan_says_of_endpoints() -> None:
     assert SECRET[:20] not in said
 
 
-def test_a_secret_is_in_no_representation() -> None:
+def test_secrets_are_not_in_the_settings_repr() -> None:
     text = f"front {SECRET}"
     webhooks = WebhookSettings.model_validate({"endpoints": [ENDPOINT]})
     settings = ControllerSettings(webhook_secrets=SecretStr(text), webhooks=webhooks)
