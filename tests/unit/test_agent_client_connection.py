@@ -33,7 +33,7 @@ def ends(listener: socket.socket) -> Iterator[tuple[Stream, socket.socket]]:
 Ends = tuple[Stream, socket.socket]
 
 
-def test_what_came_too_early_is_kept_for_later(ends: Ends) -> None:
+def test_bytes_read_early_are_kept(ends: Ends) -> None:
     stream, other = ends
     other.sendall(b"head\r\n\r\nbody and more")
     assert stream.read_through(b"\r\n\r\n", 100, "a head") == b"head\r\n\r\n"
@@ -41,20 +41,20 @@ def test_what_came_too_early_is_kept_for_later(ends: Ends) -> None:
     assert stream.read_exactly(9, "the rest") == b" and more"
 
 
-def test_it_sends(ends: Ends) -> None:
+def test_stream_sends_bytes(ends: Ends) -> None:
     stream, other = ends
     stream.send(b"hello")
     assert other.recv(5) == b"hello"
 
 
-def test_what_has_no_end_is_not_kept(ends: Ends) -> None:
+def test_text_without_an_end_is_refused(ends: Ends) -> None:
     stream, other = ends
     other.sendall(b"x" * 101)
     with pytest.raises(CheckFailed, match="sent something else than a head"):
         stream.read_through(b"\n", 100, "a head")
 
 
-def test_as_much_as_may_be_is_read(ends: Ends) -> None:
+def test_reading_stops_at_the_size_limit(ends: Ends) -> None:
     stream, other = ends
     other.sendall(b"x" * 100)
     other.shutdown(socket.SHUT_WR)
@@ -62,7 +62,7 @@ def test_as_much_as_may_be_is_read(ends: Ends) -> None:
         stream.read_through(b"\n", 100, "a head")
 
 
-def test_an_end_before_all_is_there(ends: Ends) -> None:
+def test_connection_closed_early_is_reported(ends: Ends) -> None:
     stream, other = ends
     other.sendall(b"abc")
     other.shutdown(socket.SHUT_WR)
@@ -70,7 +70,7 @@ def test_an_end_before_all_is_there(ends: Ends) -> None:
         stream.read_exactly(4, "4 bytes")
 
 
-def test_one_deadline_is_for_all(listener: socket.socket) -> None:
+def test_one_deadline_covers_sending_and_reading(listener: socket.socket) -> None:
     with Stream(listener.getsockname(), 60) as stream:
         stream._ends = 0.0
         for talk in (lambda: stream.send(b"x"), lambda: stream.read_exactly(1, "a byte")):
@@ -78,14 +78,14 @@ def test_one_deadline_is_for_all(listener: socket.socket) -> None:
                 talk()
 
 
-def test_nobody_is_waited_for_for_ever(ends: Ends) -> None:
+def test_reading_ends_at_the_deadline(ends: Ends) -> None:
     stream, _ = ends
     stream._ends += 0.05 - 60
     with pytest.raises(CheckFailed, match=r"did not give a byte within 60 s$"):
         stream.read_exactly(1, "a byte")
 
 
-def test_words_of_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_socket_and_closed_port_are_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=f"there is no {tmp_path}/none$"):
         Stream(f"{tmp_path}/none", 60)
     with socket.socket() as unused:
@@ -95,7 +95,7 @@ def test_words_of_what_is_not_there(tmp_path: Path) -> None:
             Stream(("127.0.0.1", port), 60)
 
 
-def test_other_words(ends: Ends) -> None:
+def test_other_os_errors_are_reported(ends: Ends) -> None:
     stream, _ = ends
     error = OSError(errno.ENETUNREACH, "Network is unreachable")
     assert stream._words(error, "x") == f"{stream.name}: network is unreachable"

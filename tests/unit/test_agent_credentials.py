@@ -31,7 +31,7 @@ def read(file: Path) -> dict[str, object] | None:
     return credentials_file.read(str(file.parents[1]), KEPT)
 
 
-def test_what_is_written_is_read_and_removed(tmp_path: Path) -> None:
+def test_credentials_are_written_read_and_removed(tmp_path: Path) -> None:
     home = str(tmp_path)
     assert credentials_file.read(home, KEPT) is None
     credentials_file.write(home, KEPT, CREDENTIALS)
@@ -61,14 +61,14 @@ PUT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("put", PUT)
-def test_what_is_no_credentials_file_is_not_read(file: Path, put: str) -> None:
+def test_anything_but_a_regular_json_file_is_refused(file: Path, put: str) -> None:
     action, words = PUT[put]
     action(file)
     with pytest.raises(CheckFailed, match=words):
         read(file)
 
 
-def test_a_folder_that_is_a_link_is_not_entered(tmp_path: Path) -> None:
+def test_linked_folder_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "credentials.json").write_text(json.dumps(CREDENTIALS))
@@ -86,7 +86,7 @@ def test_a_folder_that_is_a_link_is_not_entered(tmp_path: Path) -> None:
     assert [path.name for path in elsewhere.iterdir()] == ["credentials.json"]
 
 
-def test_a_link_in_the_files_place_is_replaced_and_not_written_through(file: Path) -> None:
+def test_linked_file_is_replaced_and_not_written_through(file: Path) -> None:
     target = file.parents[2] / "target"
     target.write_text("mine")
     file.symlink_to(target)
@@ -96,7 +96,7 @@ def test_a_link_in_the_files_place_is_replaced_and_not_written_through(file: Pat
     assert read(file) == CREDENTIALS
 
 
-def test_a_folder_in_the_files_place_is_told(file: Path) -> None:
+def test_folder_in_place_of_the_file_is_reported(file: Path) -> None:
     file.mkdir()
     home = str(file.parents[1])
     with pytest.raises(CheckFailed, match="cannot write"):
@@ -105,13 +105,13 @@ def test_a_folder_in_the_files_place_is_told(file: Path) -> None:
         credentials_file.remove(home, KEPT)
 
 
-def test_what_lacks_keys_is_not_written(tmp_path: Path) -> None:
+def test_credentials_without_required_keys_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=r"lacks token\.refresh"):
         credentials_file.write(str(tmp_path), KEPT, {"token": {"access": "a"}})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_asked_for_twice_at_once_are_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_injections_write_the_credentials_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked first may have been killed; the tool may have used the refresh token."""
     tool = provider()
     status: list[LoginStatus] = ["none"]

@@ -77,7 +77,7 @@ def guest(tmp_path: Path) -> Guest:
     return Guest(tmp_path / "proc")
 
 
-def test_a_guest_where_all_is_well_is_ready(guest: Guest) -> None:
+def test_guest_without_problems_is_ready(guest: Guest) -> None:
     report = guest.health.report()
     assert REPLY.validate_json(json.dumps(report)) == report
     assert report["status"] == "ready"
@@ -94,7 +94,7 @@ def test_a_guest_where_all_is_well_is_ready(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_a_check_that_fails_is_named_with_its_cause_and_its_unit(guest: Guest, name: str) -> None:
+def test_failed_check_is_reported_with_cause_and_unit(guest: Guest, name: str) -> None:
     guest.problems[name] = CheckFailed("connection refused")
     guest.units = units_in(**{name: "inactive/dead"})
     report = guest.health.report()
@@ -106,7 +106,7 @@ def test_a_check_that_fails_is_named_with_its_cause_and_its_unit(guest: Guest, n
 
 
 @pytest.mark.parametrize("name", ["desktop", "browser"])
-def test_these_are_up_only_with_their_unit(guest: Guest, name: str) -> None:
+def test_desktop_and_browser_need_an_active_unit(guest: Guest, name: str) -> None:
     guest.units = units_in(**{name: "activating/start-post"})
     report = guest.health.report()
     assert (report["status"], report["failing"]) == ("starting", [name])
@@ -116,7 +116,7 @@ def test_these_are_up_only_with_their_unit(guest: Guest, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vnc", "novnc"])
-def test_these_are_up_when_they_answer(guest: Guest, name: str) -> None:
+def test_vnc_and_novnc_need_no_active_unit(guest: Guest, name: str) -> None:
     guest.units = units_in(**{name: "activating/start-post"})
     assert guest.health.report()["status"] == "ready"
 
@@ -128,7 +128,7 @@ def test_a_failed_unit_is_a_failed_guest(guest: Guest) -> None:
     assert report["failed_units"] == ["polydev-browser.service"]
 
 
-def test_a_browser_that_exits_again_and_again_fails_the_boot_and_nothing_later(
+def test_browser_crash_loop_fails_the_boot_but_not_a_ready_guest(
     guest: Guest,
 ) -> None:
     again = units_in(browser="activating/auto-restart")
@@ -142,7 +142,7 @@ def test_a_browser_that_exits_again_and_again_fails_the_boot_and_nothing_later(
     assert guest.health.report()["status"] == "starting"
 
 
-def test_without_systemctl_the_guest_is_not_ready_and_says_why(guest: Guest) -> None:
+def test_guest_without_systemctl_is_not_ready(guest: Guest) -> None:
     guest.units = CheckFailed("systemctl did not end within 4 s")
     report = guest.health.report()
     assert (report["status"], report["failing"]) == ("starting", ["desktop", "browser"])
@@ -150,13 +150,13 @@ def test_without_systemctl_the_guest_is_not_ready_and_says_why(guest: Guest) -> 
     assert report["services"]["polydev-vnc.service"]["active"] == "unknown"
 
 
-def test_a_check_that_breaks_is_a_check_that_fails(guest: Guest) -> None:
+def test_exception_in_a_check_fails_the_check(guest: Guest) -> None:
     guest.problems["vnc"] = ZeroDivisionError("by zero")
     detail = guest.health.report()["components"]["vnc"]["detail"]
     assert detail.startswith("the check itself failed: ZeroDivisionError('by zero')")
 
 
-def test_good_outcomes_are_kept_a_while(guest: Guest) -> None:
+def test_good_results_are_cached_for_a_while(guest: Guest) -> None:
     guest.health.report()
     guest.asked.clear()
     guest.now += 0.9
@@ -171,7 +171,7 @@ def test_good_outcomes_are_kept_a_while(guest: Guest) -> None:
     assert sorted(guest.asked) == ["desktop", "novnc", "systemctl", "vnc"]
 
 
-def test_bad_outcomes_are_looked_at_afresh(guest: Guest) -> None:
+def test_bad_results_are_not_cached(guest: Guest) -> None:
     guest.problems["novnc"] = CheckFailed("no page")
     guest.health.report()
     guest.asked.clear()
@@ -195,7 +195,7 @@ class ObservedLock:
         self._lock.release()
 
 
-def test_those_who_ask_at_once_share_one_run(guest: Guest) -> None:
+def test_concurrent_reports_share_one_run(guest: Guest) -> None:
     lock = ObservedLock()
     guest.health._flight = lock  # type: ignore[assignment]
     guest.problems["vnc"] = CheckFailed("down")  # bad outcomes are not kept
@@ -221,7 +221,7 @@ def test_those_who_ask_at_once_share_one_run(guest: Guest) -> None:
     assert guest.asked.count("vnc") == 2
 
 
-def test_the_watch_looks_at_cheap_things_first(guest: Guest) -> None:
+def test_watch_runs_cheap_checks_first(guest: Guest) -> None:
     guest.problems["vnc"] = CheckFailed("down")
     assert not guest.health.may_be_ready()
     assert sorted(guest.asked) == ["desktop", "vnc"]
@@ -242,7 +242,7 @@ def settings_in(tmp_path: Path) -> AgentSettings:
     return AgentSettings(proc=str(tmp_path / "proc"), console=str(console), watch_pause_seconds=0.0)
 
 
-def test_the_watch_announces_the_agent_then_readiness_once(guest: Guest, tmp_path: Path) -> None:
+def test_watch_announces_the_agent_then_readiness_once(guest: Guest, tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     logged: list[str] = []
     announce_when_ready(guest.health, settings, logged.append)
@@ -254,14 +254,14 @@ def test_the_watch_announces_the_agent_then_readiness_once(guest: Guest, tmp_pat
     assert logged == []
 
 
-def test_a_request_that_finds_the_guest_ready_ends_the_watch(guest: Guest, tmp_path: Path) -> None:
+def test_watch_ends_once_a_request_found_the_guest_ready(guest: Guest, tmp_path: Path) -> None:
     guest.health.report()
     guest.asked.clear()
     announce_when_ready(guest.health, settings_in(tmp_path), print)
     assert guest.asked == []
 
 
-def test_a_console_that_cannot_be_written_is_logged(guest: Guest, tmp_path: Path) -> None:
+def test_unwritable_console_is_logged(guest: Guest, tmp_path: Path) -> None:
     settings = AgentSettings(proc=str(tmp_path / "proc"), console=str(tmp_path / "no" / "console"))
     logged: list[str] = []
     announce_when_ready(guest.health, settings, logged.append)
@@ -271,7 +271,7 @@ def test_a_console_that_cannot_be_written_is_logged(guest: Guest, tmp_path: Path
     ]
 
 
-def test_the_watch_rests_longer_after_dearer_looks_but_not_for_ever() -> None:
+def test_watch_pause_grows_with_the_check_time_up_to_a_limit() -> None:
     assert pause_seconds(1.0, 0.0) == 1.0
     assert pause_seconds(1.0, 0.5) == 2.5
     assert pause_seconds(1.0, 60.0) == MAX_PAUSE_SECONDS
@@ -307,7 +307,7 @@ def test_other_requests_are_refused(guest: Guest, method: str, path: str, status
     assert json.loads(reply.body)["detail"] == reply.note
 
 
-def test_metrics_carry_what_health_says(guest: Guest, tmp_path: Path) -> None:
+def test_metrics_contain_the_health_values(guest: Guest, tmp_path: Path) -> None:
     proc = tmp_path / "proc"
     (proc / "meminfo").write_text("MemTotal: 1024 kB\nMemAvailable: 512 kB\nHugePages_Total: 0\n")
     (proc / "loadavg").write_text("0.50 0.25 0.10 1/99 1234\n")
@@ -330,7 +330,7 @@ def test_metrics_carry_what_health_says(guest: Guest, tmp_path: Path) -> None:
     }
 
 
-def test_metrics_without_their_library_say_what_is_missing(
+def test_metrics_without_prometheus_client_name_the_package(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)

@@ -68,12 +68,12 @@ def wrapped(url: str, columns: int, border: str = "") -> str:
         ("cut off \x1b[3", "cut off "),
     ],
 )
-def test_text_without_escape_sequences(written: str, plain: str) -> None:
+def test_plain_text_removes_escape_sequences(written: str, plain: str) -> None:
     assert plain_text(written) == plain
 
 
 @given(st.text(st.sampled_from("\x1b[]0;?m\x07\\P8ab\r\n\x9b"), max_size=40))
-def test_no_control_character_is_left(written: str) -> None:
+def test_plain_text_has_no_control_characters(written: str) -> None:
     assert all(letter.isprintable() or letter == "\n" for letter in plain_text(written))
 
 
@@ -82,26 +82,26 @@ def test_last_lines_leave_empty_ones_out() -> None:
 
 
 @pytest.mark.parametrize("written", [CLAUDE, CODEX])
-def test_the_url_of_what_tools_print(written: str) -> None:
+def test_login_url_is_found_in_tool_output(written: str) -> None:
     assert printed_url(CLAUDE_TOOL, written) == PAGE
 
 
 @pytest.mark.parametrize("columns", [40, 80, 100, 120])
 @pytest.mark.parametrize("border", ["", "│ ", "| "])
-def test_a_url_that_the_tool_wrapped(columns: int, border: str) -> None:
+def test_wrapped_login_url_is_joined(columns: int, border: str) -> None:
     written = f"Visit this:\r\n{wrapped(PAGE, columns, border)}\r\nThen come back.\r\n"
     assert printed_url(CLAUDE_TOOL, written) == PAGE
 
 
-def test_a_long_line_goes_on_nowhere() -> None:
+def test_url_ends_at_its_line() -> None:
     assert urls_written(f"{PAGE}\r\nWaiting\r\n") == [PAGE]
 
 
-def test_a_link_is_taken_whole_however_its_text_is_shown() -> None:
+def test_url_of_a_terminal_hyperlink_is_found() -> None:
     assert printed_url(CLAUDE_TOOL, f"\x1b]8;id=1;{PAGE}\x1b\\sign in\x1b]8;;\x1b\\") == PAGE
 
 
-def test_other_urls_are_no_logins() -> None:
+def test_other_urls_are_not_login_urls() -> None:
     assert (
         printed_url(CLAUDE_TOOL, "see https://docs.example/login, or http://localhost:1455.\r\n")
         is None
@@ -109,7 +109,7 @@ def test_other_urls_are_no_logins() -> None:
 
 
 @pytest.mark.parametrize("url", [PAGE, "http://a", "https://a.b:1/c?d#e", "https://a?b=://c"])
-def test_login_urls(url: str) -> None:
+def test_valid_login_urls(url: str) -> None:
     assert is_login_url(url)
 
 
@@ -122,11 +122,11 @@ def test_login_urls(url: str) -> None:
         "https://a/" + "b" * MAX_URL_CHARACTERS,
     ],
 )
-def test_what_is_no_login_url(url: str) -> None:
+def test_invalid_login_urls(url: str) -> None:
     assert not is_login_url(url)
 
 
-def test_no_state_means_never_started() -> None:
+def test_missing_state_means_no_login() -> None:
     assert reply_of_state("claude", None) == login_reply("claude", "none")
 
 
@@ -135,7 +135,7 @@ def test_no_state_means_never_started() -> None:
     st.sampled_from([PAGE, "http://a"]),
     st.text(),
 )
-def test_a_state_is_read_as_it_was_written(status: LoginStatus, url: str, detail: str) -> None:
+def test_state_survives_a_round_trip(status: LoginStatus, url: str, detail: str) -> None:
     data = state_text(status, url, detail, "AB-12").encode()
     assert len(data) <= MAX_STATE_BYTES
     reply = REPLY.validate_python(reply_of_state("codex", data), strict=True)
@@ -145,7 +145,7 @@ def test_a_state_is_read_as_it_was_written(status: LoginStatus, url: str, detail
     assert state_text(status, url, reply["detail"], "AB-12").encode() == data
 
 
-def test_the_largest_state_fits() -> None:
+def test_largest_state_fits_the_size_limit() -> None:
     url = "https://" + "a" * (MAX_URL_CHARACTERS - 8)
     data = state_text("starting", url, "ä" * MAX_DETAIL_BYTES).encode()
     assert len(data) <= MAX_STATE_BYTES
@@ -167,32 +167,32 @@ def state(**changes: object) -> bytes:
         state(detail="a" * MAX_STATE_BYTES),
     ],
 )
-def test_what_is_no_state_is_a_failure(data: bytes) -> None:
+def test_malformed_state_is_a_failed_login(data: bytes) -> None:
     reply = reply_of_state("claude", data)
     assert (reply["status"], reply["url"]) == ("failed", None)
     assert "not as it is written" in reply["detail"]
 
 
 @given(st.binary(max_size=200))
-def test_a_state_from_a_stranger_is_within_the_contract(data: bytes) -> None:
+def test_any_state_gives_a_valid_reply(data: bytes) -> None:
     reply = REPLY.validate_python(reply_of_state("gemini", data), strict=True)
     assert reply["status"] != "waiting" or is_login_url(reply["url"] or "")
 
 
-def test_the_device_code_that_a_tool_prints() -> None:
+def test_device_code_is_found_in_tool_output() -> None:
     written = "Go to https://a/device\r\nand type this code:  \x1b[1mABCD-1234\x1b[0m\r\n"
     assert device_code(DEVICE_TOOL, written) == "ABCD-1234"
     assert device_code(CLAUDE_TOOL, written) is None
     assert device_code(DEVICE_TOOL, "code: " + "A" * 65) is None
 
 
-def test_requests_are_numbered_lines_of_json() -> None:
+def test_acp_requests_are_numbered_json_lines() -> None:
     told = [json.loads(line) for line in GEMINI_TOOL.input().splitlines()]
     assert [(ask["jsonrpc"], ask["id"]) for ask in told] == [("2.0", 0), ("2.0", 1)]
     assert CLAUDE_TOOL.input() == b""
 
 
-def test_the_end_of_a_tool() -> None:
+def test_login_result_follows_the_exit_status() -> None:
     claude = CLAUDE_TOOL
     assert end_of(claude, 0, "Login successful.") == ("done", "")
     assert end_of(claude, 3, "\x1b[31mno\r\n\r\nnetwork\x1b[0m\r\n") == (
@@ -202,7 +202,7 @@ def test_the_end_of_a_tool() -> None:
     assert end_of(claude, -9, "") == ("failed", "claude got signal 9")
 
 
-def test_a_tool_that_is_asked_ends_well_only_by_its_answer() -> None:
+def test_acp_login_succeeds_only_with_an_answer() -> None:
     gemini = GEMINI_TOOL
     assert end_of(gemini, 0, "")[0] == "failed"
     first = '{"jsonrpc":"2.0","id":0,"result":{"agentInfo":{"name":"gemini-cli"}}}\r\n'
@@ -216,7 +216,7 @@ def test_a_tool_that_is_asked_ends_well_only_by_its_answer() -> None:
 
 
 @pytest.mark.parametrize("written", ["{", "{]\n", '{"id":1', '{"id":1}\n', "1\n", '{"a":{}}\n'])
-def test_what_is_no_answer(written: str) -> None:
+def test_malformed_acp_answers_are_ignored(written: str) -> None:
     assert answer_to(GEMINI_TOOL, written) is None
 
 
@@ -257,7 +257,7 @@ class Course:
         self.login.retry_pages()
 
 
-def test_the_page_that_the_tool_wants_is_the_login() -> None:
+def test_page_opened_by_the_tool_is_the_login_url() -> None:
     course = Course()
     assert course.kept == [("starting", None, "")]
     course.login.take_output(f"visit {OTHER_PAGE}\r\n".encode())
@@ -269,7 +269,7 @@ def test_the_page_that_the_tool_wants_is_the_login() -> None:
     assert course.login.pause_seconds() is None
 
 
-def test_a_printed_url_counts_when_no_page_is_wanted_for_a_while() -> None:
+def test_printed_url_is_used_after_a_delay_without_an_opened_page() -> None:
     course = Course()
     course.login.take_output(CLAUDE.encode()[:300])
     course.login.take_output(CLAUDE.encode()[300:])
@@ -283,7 +283,7 @@ def test_a_printed_url_counts_when_no_page_is_wanted_for_a_while() -> None:
     assert (course.kept[-1], course.shown) == (("waiting", OTHER_PAGE, ""), [PAGE, OTHER_PAGE])
 
 
-def test_a_device_code_makes_the_printed_url_the_login_at_once() -> None:
+def test_device_code_makes_the_printed_url_the_login_at_once() -> None:
     course = Course(DEVICE_TOOL)
     course.login.take_output(f"visit {PAGE}\r\nand type the code: AB-12\r\n".encode())
     course.login.retry_pages()
@@ -292,14 +292,14 @@ def test_a_device_code_makes_the_printed_url_the_login_at_once() -> None:
     assert course.codes[-1] == "AB-12"
 
 
-def test_a_tool_that_ended_well_and_is_not_logged_in_has_failed() -> None:
+def test_exit_status_0_without_a_login_is_a_failure() -> None:
     course = Course()
     course.wishes(PAGE)
     course.end(0, "failed", "claude exited with status 1: Not logged in")
     assert course.kept[-1] == ("failed", PAGE, "claude exited with status 1: Not logged in")
 
 
-def test_what_was_typed_is_not_told_although_the_tool_echoes_it() -> None:
+def test_typed_secrets_are_masked_in_echoed_output() -> None:
     course = Course()
     course.login.take_output(CLAUDE.encode())
     course.login.take_typed(b"http://localhost/cb?code=c0de-c0de&state=aB3-_~xyz\r")
@@ -322,7 +322,7 @@ def test_a_closed_terminal_ends_the_login() -> None:
     assert course.kept[-1] == ("failed", PAGE, "the login's terminal was closed")
 
 
-def test_later_wishes_are_shown_once_and_change_nothing() -> None:
+def test_later_pages_are_opened_once_and_keep_the_login_url() -> None:
     course = Course()
     course.wishes(PAGE, PAGE, OTHER_PAGE, "javascript:alert(1)", "/etc/passwd")
     course.wishes(PAGE)
@@ -330,7 +330,7 @@ def test_later_wishes_are_shown_once_and_change_nothing() -> None:
     assert course.kept[-1] == ("waiting", PAGE, "")
 
 
-def test_a_wish_that_comes_in_pieces() -> None:
+def test_opened_page_url_may_arrive_in_parts() -> None:
     course = Course()
     course.login.take_opened_pages(PAGE.encode()[:50])
     assert course.shown == []
@@ -338,13 +338,13 @@ def test_a_wish_that_comes_in_pieces() -> None:
     assert course.shown == [PAGE]
 
 
-def test_a_tool_cannot_open_pages_without_end() -> None:
+def test_number_of_opened_pages_is_limited() -> None:
     course = Course()
     course.wishes(*(f"https://a/{number}" for number in range(100)))
     assert len(course.shown) == 8
 
 
-def test_a_browser_that_is_away_is_tried_again() -> None:
+def test_opening_a_page_is_retried_without_a_browser() -> None:
     course = Course()
     course.has_browser = False
     course.wishes(PAGE)
@@ -355,14 +355,14 @@ def test_a_browser_that_is_away_is_tried_again() -> None:
     assert (course.kept[-1], course.shown) == (("waiting", PAGE, ""), [PAGE])
 
 
-def test_the_end_keeps_the_url() -> None:
+def test_finished_login_keeps_its_url() -> None:
     course = Course()
     course.wishes(PAGE)
     course.end(0)
     assert course.kept[-1] == ("done", PAGE, "")
 
 
-def test_the_answer_ends_a_login_whatever_status_follows() -> None:
+def test_acp_answer_decides_regardless_of_the_exit_status() -> None:
     course = Course(GEMINI_TOOL)
     course.wishes(PAGE)
     course.login.take_output(b'{"jsonrpc":"2.0","id":1,"result":nu')
@@ -373,7 +373,7 @@ def test_the_answer_ends_a_login_whatever_status_follows() -> None:
     assert course.kept[-1] == ("done", PAGE, "")
 
 
-def test_a_tool_that_wants_no_page_has_failed_in_time_and_says_what_it_said() -> None:
+def test_login_without_a_page_fails_after_a_timeout_with_output() -> None:
     course = Course()
     course.login.take_output(b"waiting for the network\r\n")
     assert course.login.pause_seconds() == 180.0
@@ -389,7 +389,7 @@ def test_a_tool_that_wants_no_page_has_failed_in_time_and_says_what_it_said() ->
     )
 
 
-def test_a_user_may_take_their_time() -> None:
+def test_waiting_login_has_no_timeout() -> None:
     course = Course()
     course.wishes(PAGE)
     course.now += 3600
@@ -397,7 +397,7 @@ def test_a_user_may_take_their_time() -> None:
     assert not course.login.is_over()
 
 
-def test_output_without_end_is_not_kept() -> None:
+def test_kept_output_is_limited() -> None:
     course = Course()
     for _ in range(100):
         course.login.take_output(b"x" * 10000)
@@ -405,7 +405,7 @@ def test_output_without_end_is_not_kept() -> None:
     assert len(course.kept[-1][2]) < 70000
 
 
-def test_the_browser_is_told_a_page_as_if_started_with_it() -> None:
+def test_browser_message_opens_a_page() -> None:
     assert message_for("https://a/") == b"START\0/\0chromium\0https://a/"
 
 
@@ -436,7 +436,7 @@ def answered(
 
 @pytest.mark.parametrize("path", ["/login/", "/login/bash", "/login/claude/x", "/login/../a"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_unknown_providers_are_answered_with_the_known(
+def test_unknown_provider_is_404_with_the_known_names(
     method: str, path: str, guest: AgentSettings
 ) -> None:
     status, body, _ = answered(method, path, guest)
@@ -444,7 +444,7 @@ def test_unknown_providers_are_answered_with_the_known(
     assert "claude, codex" in str(body["detail"])
 
 
-def test_methods_of_logins(guest: AgentSettings) -> None:
+def test_methods_of_login_paths(guest: AgentSettings) -> None:
     for path, allowed in (
         ("/login/claude", "GET, HEAD, POST"),
         ("/login/claude/code", "POST"),
@@ -459,7 +459,7 @@ def test_methods_of_logins(guest: AgentSettings) -> None:
 
 @pytest.mark.parametrize("path", ["/login/claude", "/login/claude/credentials", "/login/bash"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-def test_programs_of_the_vm_are_told_nothing_of_logins(
+def test_login_requests_from_inside_the_guest_are_refused(
     method: str, path: str, guest: AgentSettings
 ) -> None:
     status, body, _ = answered(method, path, guest, is_from_guest=True)
@@ -478,25 +478,23 @@ NO_CODE: tuple[object, ...] = ({}, [], "code", None)
         *(("claude", body, 400) for body in NO_CODE),
     ],
 )
-def test_codes_that_are_not_taken(
+def test_invalid_or_unexpected_codes_are_refused(
     provider: str, body: object, status: int, guest: AgentSettings
 ) -> None:
     assert answered("POST", f"/login/{provider}/code", guest, body)[0] == status
 
 
-def test_there_are_no_credentials_before_a_login_is_done(guest: AgentSettings) -> None:
+def test_no_credentials_before_the_login_is_done(guest: AgentSettings) -> None:
     status, body, _ = answered("GET", "/login/claude/credentials", guest)
     assert (status, body["detail"]) == (404, "Claude is not logged in")
 
 
 @pytest.mark.parametrize("body", [{}, [], None, {"credentials": []}, {"credentials": "{}"}])
-def test_what_is_no_body_of_credentials(body: object, guest: AgentSettings) -> None:
+def test_malformed_credentials_body_is_400(body: object, guest: AgentSettings) -> None:
     assert answered("PUT", "/login/claude/credentials", guest, body)[0] == 400
 
 
-def test_a_program_for_credentials_that_is_not_there_is_told(
-    guest: AgentSettings, tmp_path: Path
-) -> None:
+def test_missing_credentials_socket_is_503(guest: AgentSettings, tmp_path: Path) -> None:
     guest.credentials_socket = f"{tmp_path}/nobody"
     status, body, _ = answered("DELETE", "/login/claude/credentials", guest)
     assert (status, "there is no" in str(body["detail"])) == (503, True)

@@ -49,7 +49,7 @@ class ScriptedStream:
     ],
     ids=["no-password", "choice", "password", "3.7", "3.3"],
 )
-def test_a_server_that_lets_viewers_in_is_well(script: bytes, version: str, sent: bytes) -> None:
+def test_valid_handshakes_are_accepted(script: bytes, version: str, sent: bytes) -> None:
     stream = ScriptedStream(script)
     assert open_rfb(stream) == version
     assert stream.sent == sent
@@ -67,7 +67,7 @@ def test_a_server_that_lets_viewers_in_is_well(script: bytes, version: str, sent
     ],
     ids=["locked-out", "refused", "refused-late", "other-protocol", "silent", "short"],
 )
-def test_a_server_that_does_not_is_ill(script: bytes, detail: str) -> None:
+def test_invalid_handshakes_are_reported(script: bytes, detail: str) -> None:
     with pytest.raises(CheckFailed) as failure:
         open_rfb(ScriptedStream(script))
     assert str(failure.value) == detail
@@ -76,7 +76,7 @@ def test_a_server_that_does_not_is_ill(script: bytes, detail: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"RFB 003.008", b"RFB 003.00x\n", b"RFB 004.008\n", b"RFB 003.008\r"]
 )
-def test_only_the_known_form_is_a_greeting(data: bytes) -> None:
+def test_malformed_greetings_are_refused(data: bytes) -> None:
     assert not is_greeting(data)
 
 
@@ -104,11 +104,11 @@ def test_bytes_are_read_across_frames_of_any_size(chunks: list[bytes], data: st.
 
 
 @pytest.mark.parametrize("size", [125, 126, 65535, 65536])
-def test_all_three_forms_of_a_length_are_read(size: int) -> None:
+def test_all_three_frame_length_forms_are_read(size: int) -> None:
     assert upgraded(server_frame(2, b"x" * size)).read_exactly(size, "bytes") == b"x" * size
 
 
-def test_pings_between_and_fragments_are_no_trouble() -> None:
+def test_pings_and_fragments_are_handled() -> None:
     frames = server_frame(9, b"ping") + server_frame(2, b"RF", final=False) + server_frame(0, b"B")
     assert upgraded(frames).read_exactly(3, "bytes") == b"RFB"
 
@@ -129,7 +129,7 @@ def test_pings_between_and_fragments_are_no_trouble() -> None:
     ],
     ids=["closed", "text", "masked", "huge"],
 )
-def test_frames_that_a_relay_does_not_send_are_named(frames: bytes, detail: str) -> None:
+def test_unexpected_frames_are_reported(frames: bytes, detail: str) -> None:
     with pytest.raises(CheckFailed) as failure:
         upgraded(frames).read_exactly(12, "it")
     assert str(failure.value) == detail
@@ -143,7 +143,7 @@ def test_frames_that_a_relay_does_not_send_are_named(frames: bytes, detail: str)
         b"\r\n\r\n",
     ],
 )
-def test_an_upgrade_is_needed(head: bytes) -> None:
+def test_answer_without_an_upgrade_is_refused(head: bytes) -> None:
     with pytest.raises(CheckFailed, match="answers an upgrade with"):
         WebSocketStream(ScriptedStream(head), "/websockify")  # type: ignore[arg-type]
 
@@ -156,12 +156,12 @@ def bytes_or_detail(frames: bytes) -> bytes | str:
 
 
 @given(st.binary())
-def test_any_frames_give_bytes_or_a_failure(frames: bytes) -> None:
+def test_arbitrary_frames_give_bytes_or_an_error(frames: bytes) -> None:
     outcome = bytes_or_detail(frames)
     assert len(outcome) == 12 if isinstance(outcome, bytes) else outcome
 
 
-def test_close_frames_are_put_into_words() -> None:
+def test_close_frames_are_described() -> None:
     assert close_words(b"\x03\xe8") == "1000"
     assert close_words(b"") == "no code"
     assert close_words(b"\x03\xf3no \xff") == "1011 no \ufffd"

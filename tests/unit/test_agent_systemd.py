@@ -27,7 +27,7 @@ Result=exit-code
 """
 
 
-def test_wanted_units_and_failed_units_are_told_apart() -> None:
+def test_show_output_gives_wanted_and_failed_units() -> None:
     units = units_of_show(SHOW, WANTED)
     assert units.problem == ""
     assert units.failed == ["other.mount"]
@@ -44,7 +44,7 @@ def test_wanted_units_and_failed_units_are_told_apart() -> None:
     assert not units.any_given_up(is_booting=True)
 
 
-def test_a_unit_is_described_with_the_reason_it_gives() -> None:
+def test_unit_description_contains_result_and_restarts() -> None:
     units = units_of_show(SHOW, WANTED)
     assert units.words("a.service") == "a.service is active/running"
     assert units.words("b.service") == (
@@ -52,7 +52,7 @@ def test_a_unit_is_described_with_the_reason_it_gives() -> None:
     )
 
 
-def test_failed_units_and_those_that_may_not_start_again_are_given_up() -> None:
+def test_failed_or_start_limited_units_are_given_up() -> None:
     failed = SHOW.replace("activating", "failed")
     assert units_of_show(failed, WANTED).any_given_up(is_booting=True)
     assert units_of_show(failed, WANTED).failed == ["b.service", "other.mount"]
@@ -60,7 +60,7 @@ def test_failed_units_and_those_that_may_not_start_again_are_given_up() -> None:
     assert units_of_show(limited, WANTED).any_given_up(is_booting=True)
 
 
-def test_a_unit_that_exits_again_and_again_while_the_vm_boots_is_given_up() -> None:
+def test_unit_in_a_crash_loop_is_given_up_only_during_boot() -> None:
     often = units_of_show(SHOW.replace("NRestarts=3", "NRestarts=4"), WANTED)
     assert often.any_given_up(is_booting=True)
     # Later on it may be the user who closes the browser again and again.
@@ -69,12 +69,12 @@ def test_a_unit_that_exits_again_and_again_while_the_vm_boots_is_given_up() -> N
     assert not units_of_show(came_up, WANTED).any_given_up(is_booting=True)
 
 
-def test_other_units_that_failed_are_not_the_desktops_failure() -> None:
+def test_failed_units_outside_the_wanted_ones_do_not_count() -> None:
     assert not units_of_show(SHOW, ("a.service",)).any_given_up(is_booting=True)
     assert units_of_show(SHOW, ("a.service",)).all_active()
 
 
-def test_units_that_systemctl_leaves_out_are_unknown() -> None:
+def test_units_missing_in_the_output_are_unknown() -> None:
     units = units_of_show("Failed to connect to bus: no such file\n", WANTED)
     assert units.problem == "systemctl says nothing of a.service, b.service"
     assert units.words("a.service") == units.problem
@@ -82,7 +82,7 @@ def test_units_that_systemctl_leaves_out_are_unknown() -> None:
     assert not units.all_active()
 
 
-def test_odd_values_do_no_harm() -> None:
+def test_malformed_show_values_are_ignored() -> None:
     odd = "Id=a.service\nActiveState=active\nNRestarts=[not set]\nno equals sign\nX==\n\n\n\n"
     units = units_of_show(odd, ("a.service",))
     assert units.services["a.service"] == {
@@ -98,12 +98,12 @@ def test_unknown_units_do_not_share_a_state() -> None:
     assert services["a.service"] is not services["b.service"]
 
 
-def test_sockets_meant_for_another_process_are_left_alone() -> None:
+def test_sockets_of_another_process_are_not_inherited() -> None:
     assert inherited_socket({}, 10) is None
     assert inherited_socket({"LISTEN_FDS": "1", "LISTEN_PID": "11"}, 10) is None
     assert inherited_socket({"LISTEN_FDS": "0", "LISTEN_PID": "10"}, 10) is None
     assert inherited_socket({"LISTEN_FDS": "many", "LISTEN_PID": "10"}, 10) is None
 
 
-def test_nobody_is_told_where_nobody_asked() -> None:
+def test_notify_without_a_socket_does_nothing() -> None:
     notify({}, "READY=1")

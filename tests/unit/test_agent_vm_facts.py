@@ -46,11 +46,11 @@ def test_the_vm_id_comes_from_the_kernel_command_line(command_line: str, vm: str
         ("", False),
     ],
 )
-def test_a_default_route_is_one_that_is_up(table: str, expected: bool) -> None:
+def test_default_route_must_be_up(table: str, expected: bool) -> None:
     assert has_default_route(table) is expected
 
 
-def test_stages_follow_the_route_then_the_components() -> None:
+def test_boot_stage_follows_route_and_readiness() -> None:
     assert boot_stage(is_ready=False, has_route=False) == "network"
     assert boot_stage(is_ready=False, has_route=True) == "services"
     assert boot_stage(is_ready=True, has_route=True) == "ready"
@@ -71,7 +71,7 @@ def test_facts_are_read_from_proc(tmp_path: Path) -> None:
     assert facts.has_route
 
 
-def test_what_the_host_said_later_counts(tmp_path: Path) -> None:
+def test_identity_file_overrides_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "cmdline").write_text("polydev.image=abc polydev.vm=template polydev.session=old\n")
     identity = tmp_path / "identity"
     identity.write_text("polydev.vm=vm-7 polydev.session=\n")
@@ -94,7 +94,7 @@ def test_announcing_adds_one_line(tmp_path: Path) -> None:
     assert console.read_text() == "before\npolydev: here\n"
 
 
-def test_settings_come_from_arguments_typed_as_their_defaults() -> None:
+def test_settings_are_parsed_with_the_types_of_their_defaults() -> None:
     settings = settings_from_arguments(["--vnc-port=1234", "--keep-seconds=0", "--proc=/p"])
     assert (settings.vnc_port, settings.keep_seconds, settings.proc) == (1234, 0.0, "/p")
     assert settings.novnc_port == AgentSettings.novnc_port
@@ -103,11 +103,11 @@ def test_settings_come_from_arguments_typed_as_their_defaults() -> None:
 @pytest.mark.parametrize(
     "argument", ["--nonsense=1", "--vnc-port", "vnc-port=1", "--vnc-port=x", "--__init__=1", ""]
 )
-def test_other_arguments_are_refused(argument: str) -> None:
+def test_malformed_arguments_are_refused(argument: str) -> None:
     with pytest.raises(ValueError, match=r"is not of the form|could not convert|invalid literal"):
         settings_from_arguments([argument])
 
 
-def test_settings_that_do_not_exist_are_refused() -> None:
+def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="vnc_prot"):
         AgentSettings(vnc_prot=1)

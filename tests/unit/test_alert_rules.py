@@ -72,23 +72,23 @@ class Watch:
 
 
 class TestPercent:
-    def test_it_must_last_before_it_is_raised(self) -> None:
+    def test_alert_is_raised_only_after_it_lasted(self) -> None:
         assert Watch().cpu(75, 75, 75, 75) == [None, None, None, "warning"]
 
-    def test_a_moment_below_begins_anew(self) -> None:
+    def test_one_low_value_restarts_the_delay(self) -> None:
         assert Watch().cpu(75, 75, 75, 60, 75, 75, 75, 75)[-2:] == [None, "warning"]
 
     @pytest.mark.parametrize("value", [69.9, 0])
-    def test_below_all_is_well(self, value: float) -> None:
+    def test_values_below_the_limit_raise_nothing(self, value: float) -> None:
         assert Watch().cpu(*[value] * 9)[-1] is None
 
     @pytest.mark.parametrize(
         ("value", "severity"), [(70, "warning"), (90, "warning"), (90.1, "critical")]
     )
-    def test_the_limits(self, value: float, severity: Severity) -> None:
+    def test_severity_by_percent(self, value: float, severity: Severity) -> None:
         assert Watch().cpu(*[value] * 4)[-1] == severity
 
-    def test_what_was_critical_for_a_moment_only_is_a_warning(self) -> None:
+    def test_brief_critical_values_raise_a_warning(self) -> None:
         assert Watch().cpu(75, 95, 75, 95, 95, 95) == [
             None,
             None,
@@ -107,7 +107,7 @@ class TestPercent:
             ("warning", (60, 50, 40, 30), "CPU is at 30 %"),
         ],
     )
-    def test_the_message_has_a_value_that_calls_for_this_severity(
+    def test_message_shows_a_value_of_its_severity(
         self, stands: Severity | None, values: tuple[float, ...], told: str
     ) -> None:
         watch = Watch()
@@ -120,12 +120,12 @@ class TestPercent:
         assert change.message == told
         assert change.value == float(told.split()[3])
 
-    def test_a_warning_that_gets_worse(self) -> None:
+    def test_warning_becomes_critical(self) -> None:
         watch = Watch()
         watch.cpu(*[75] * 4)
         assert watch.cpu(95, 95, 95, 95) == ["warning", "warning", "warning", "critical"]
 
-    def test_just_below_a_limit_it_stands_on(self) -> None:
+    def test_alert_stays_within_the_hysteresis(self) -> None:
         watch = Watch()
         watch.cpu(*[95] * 4)
         assert watch.cpu(*[86] * 9)[-1] == "critical"
@@ -133,27 +133,27 @@ class TestPercent:
         assert watch.cpu(*[66] * 9)[-1] == "warning"
         assert watch.cpu(*[64] * 4) == ["warning", "warning", "warning", None]
 
-    def test_around_a_limit_it_is_raised_once(self) -> None:
+    def test_alert_does_not_flap_around_a_limit(self) -> None:
         watch = Watch()
         watch.cpu(*[71] * 4)
         assert set(watch.cpu(*[69, 71] * 20)) == {"warning"}
 
-    def test_what_cannot_be_measured_changes_nothing(self) -> None:
+    def test_missing_value_changes_nothing(self) -> None:
         watch = Watch()
         assert watch.cpu(*[None] * 9)[-1] is None
         watch.cpu(*[95] * 4)
         assert set(watch.cpu(*[None] * 9)) == {"critical"}
 
-    def test_a_rule_that_cannot_look_changes_nothing(self) -> None:
+    def test_unknown_observation_changes_nothing(self) -> None:
         watch = Watch()
         watch.cpu(*[95] * 4)
         for _ in range(9):
             assert watch.see({"cpu": Unknown("no answer")}) == []
 
-    def test_without_patience_at_once(self) -> None:
+    def test_alert_is_raised_at_once_without_a_delay(self) -> None:
         assert Watch(AlertSettings(for_seconds=0)).cpu(75, 10) == ["warning", None]
 
-    def test_what_stood_before_a_restart_is_not_raised_again(self) -> None:
+    def test_alert_from_before_a_restart_is_not_raised_again(self) -> None:
         watch = Watch()
         watch.standing["cpu", HOST] = "critical"
         assert watch.see({"cpu": [percent_observation("CPU", HOST, 95, LIMITS)]}) == []
@@ -175,26 +175,26 @@ class TestTemperature:
         ("celsius", "severity"),
         [(80, None), (80.1, "warning"), (99.9, "warning"), (100, "critical"), (140, "critical")],
     )
-    def test_the_limits(self, celsius: float, severity: Severity | None) -> None:
+    def test_severity_by_temperature(self, celsius: float, severity: Severity | None) -> None:
         assert self.after(*[(celsius, 100)] * 4)[-1] == severity
 
-    def test_it_must_last(self) -> None:
+    def test_temperature_alert_is_raised_only_after_it_lasted(self) -> None:
         assert self.after(*[(90, 100)] * 4) == [None, None, None, "warning"]
 
-    def test_just_below_a_limit_it_stands_on(self) -> None:
+    def test_temperature_alert_stays_within_the_hysteresis(self) -> None:
         hot, warm = [(101.0, 100.0)] * 4, [(75.5, 100.0)] * 9
         assert self.after(*hot, *[(96.0, 100.0)] * 9)[-1] == "critical"
         assert self.after(*hot, *[(94.0, 100.0)] * 9)[-1] == "warning"
         assert self.after(*hot, *warm)[-1] == "warning"
         assert self.after(*hot, *warm, *[(74.9, 100.0)] * 4)[-1] is None
 
-    def test_a_sensor_without_a_critical_value_raises_nothing(self) -> None:
+    def test_sensor_without_a_critical_value_raises_nothing(self) -> None:
         assert self.after(*[(140, None)] * 9)[-1] is None
 
-    def test_a_sensor_that_is_gone_has_no_alert(self) -> None:
+    def test_removed_sensor_clears_its_alert(self) -> None:
         assert self.after(*[(101, 100)] * 4, *[(None, None)] * 4)[3:] == ["critical"] * 4 + [None]
 
-    def test_messages(self) -> None:
+    def test_temperature_messages(self) -> None:
         assert temperature_observation(91.5, 100, LIMITS).message == (
             "temperature is at 91.5 °C, critical from 100 °C"
         )
@@ -209,13 +209,13 @@ class TestDisks:
             "disk": [percent_observation(f"disk {m}", m, v, LIMITS) for m, v in percent.items()]
         }
 
-    def test_each_by_itself(self) -> None:
+    def test_each_disk_has_its_own_alert(self) -> None:
         watch = Watch()
         for _ in range(4):
             watch.see(self.disks(root=50, data=95))
         assert watch.standing == {("disk", "data"): "critical"}
 
-    def test_one_that_is_gone_is_no_trouble_any_more(self) -> None:
+    def test_unmounted_disk_clears_its_alert(self) -> None:
         watch = Watch()
         watch.standing["disk", "data"] = "critical"
         for _ in range(4):
@@ -223,11 +223,11 @@ class TestDisks:
         assert [(each.subject, each.severity) for each in changes] == [("data", None)]
         assert changes[0].message == "filesystem data is no longer mounted"
 
-    def test_a_mount_with_a_very_long_name_fits_the_database(self) -> None:
+    def test_long_mount_name_is_cut_to_fit_the_database(self) -> None:
         assert len(percent_observation("disk", "/" + "x" * 500, 1, LIMITS).subject) == 200
 
 
-def test_a_vm_that_was_not_resumed_is_told_with_its_reason() -> None:
+def test_not_resumed_alert_contains_the_last_reason() -> None:
     seen = not_resumed_observation(2, "its image has no template", LIMITS)
     assert (seen.raises, seen.keeps, seen.value) == ("warning", "warning", 2.0)
     assert seen.message.startswith("2 VMs booted in the last ")
@@ -254,7 +254,7 @@ class TestTemplateMissing:
             ),
         ],
     )
-    def test_an_older_image_does_not_serve_unseen(
+    def test_missing_template_of_the_golden_image_is_a_warning(
         self, changed: dict[str, Any], instead: str
     ) -> None:
         watch = Watch()
@@ -264,13 +264,13 @@ class TestTemplateMissing:
         assert change.severity == "warning"
         assert change.message == f"golden image bbbbbbbbbbbb has no template, so {instead}"
 
-    def test_one_that_is_being_made_alarms_nobody_and_calms_nobody(self) -> None:
+    def test_template_in_progress_neither_raises_nor_clears(self) -> None:
         watch, made = Watch(), replace(self.FAILED, step="saving memory", failure=None)
         assert [watch.see(observe_template(made)) for _ in range(9)] == [[]] * 9
         watch.standing["template_missing", HOST] = "warning"
         assert [watch.see(observe_template(made)) for _ in range(9)] == [[]] * 9
 
-    def test_it_is_over_once_the_template_is_there_or_none_is_wanted(self) -> None:
+    def test_template_alert_is_cleared_by_a_template_or_by_disabling(self) -> None:
         origin = Origin("b" * 64, self.FAILED.wanted)
         there, off = replace(self.FAILED, origin=origin), None
         for well, words in (
@@ -292,11 +292,13 @@ class TestFailedBoots:
         return watch.standing.get(("failed_boots", HOST))
 
     @pytest.mark.parametrize(("failed", "raised"), [(0, False), (2, False), (3, True), (9, True)])
-    def test_raised_at_once_by_the_third(self, failed: int, raised: bool) -> None:
+    def test_third_failed_boot_raises_at_once(self, failed: int, raised: bool) -> None:
         assert (self.severity(failed, stands=False) == "critical") is raised
 
     @pytest.mark.parametrize(("failed", "stands"), [(2, True), (1, False), (0, False)])
-    def test_stands_until_most_of_them_are_long_ago(self, failed: int, stands: bool) -> None:
+    def test_failed_boots_alert_stays_until_fewer_than_two_are_recent(
+        self, failed: int, stands: bool
+    ) -> None:
         assert (self.severity(failed, stands=True) == "critical") is stands
 
 
@@ -305,17 +307,17 @@ class TestSlots:
         ("total", "held", "severity"),
         [(0, 0, None), (2, 0, None), (2, 1, None), (2, 2, "warning"), (2, 3, "warning")],
     )
-    def test_none_free(self, total: int, held: int, severity: Severity | None) -> None:
+    def test_no_slots_severity(self, total: int, held: int, severity: Severity | None) -> None:
         assert no_slots_observation(total, held).raises == severity
 
-    def test_full_for_a_moment_is_no_alert(self) -> None:
+    def test_slots_briefly_full_raise_nothing(self) -> None:
         watch = Watch()
         full: Observed = {"no_slots": [no_slots_observation(2, 2)]}
         free: Observed = {"no_slots": [no_slots_observation(2, 1)]}
         assert [watch.see(seen) for seen in (full, free, full, full, free, full)] == [[]] * 6
 
 
-def test_unhealthy_vms() -> None:
+def test_unhealthy_vms_severity_and_message() -> None:
     assert unhealthy_vms_observation(0, 0, LIMITS).raises is None
     assert unhealthy_vms_observation(1, 0, LIMITS).raises == "warning"
     seen = unhealthy_vms_observation(1, 2, LIMITS)
@@ -331,22 +333,22 @@ class TestDeployments:
         (folder / f"{name}.json").write_text(json.dumps({"id": name, **record}))
         return name
 
-    def test_none_yet(self, tmp_path: Path) -> None:
+    def test_no_failure_without_records(self, tmp_path: Path) -> None:
         assert newest_failed(tmp_path) is None
         assert newest_failed(tmp_path / "nowhere") is None
 
     @pytest.mark.parametrize("status", ["failed", "rolled-back", "rollback-failed", "interrupted"])
-    def test_the_newest_failed(self, tmp_path: Path, status: str) -> None:
+    def test_newest_failed_deployment_is_found(self, tmp_path: Path, status: str) -> None:
         self.write(tmp_path, 1, status="succeeded", kind="deploy")
         failed = self.write(tmp_path, 2, status=status, kind="deploy")
         assert newest_failed(tmp_path) == (failed, status)
 
-    def test_a_later_one_that_succeeded_settles_it(self, tmp_path: Path) -> None:
+    def test_later_success_clears_a_failed_deployment(self, tmp_path: Path) -> None:
         self.write(tmp_path, 1, status="failed", kind="deploy")
         self.write(tmp_path, 2, status="succeeded", kind="rollback")
         assert newest_failed(tmp_path) is None
 
-    def test_what_says_nothing_is_passed_over(self, tmp_path: Path) -> None:
+    def test_records_without_a_result_are_skipped(self, tmp_path: Path) -> None:
         failed = self.write(tmp_path, 1, status="failed", kind="deploy")
         self.write(tmp_path, 2, status="running", kind="deploy")
         self.write(tmp_path, 3, status="succeeded", kind="backup")
@@ -356,7 +358,7 @@ class TestDeployments:
         (tmp_path / "notes.json").write_text('{"status": "failed"}')
         assert newest_failed(tmp_path) == (failed, "failed")
 
-    def test_each_failure_is_an_alert_of_its_own_at_once(self) -> None:
+    def test_each_failed_deployment_is_its_own_alert(self) -> None:
         watch = Watch()
         assert [each.severity for each in watch.see(observe_deployments(("one", "failed")))] == [
             "warning"
@@ -370,7 +372,7 @@ class TestDeployments:
     ("days", "severity"),
     [(15, None), (13.9, "warning"), (2.9, "critical"), (0, "critical"), (-9, "critical")],
 )
-def test_a_certificate_that_ends_soon_is_told(days: float, severity: Severity | None) -> None:
+def test_certificate_expiry_severity(days: float, severity: Severity | None) -> None:
     watch = Watch()
     changes = watch.see(observe_certificate(START + timedelta(days=days), START))
     assert [each.severity for each in changes] == ([severity] if severity else [])
@@ -410,7 +412,7 @@ class TestObserved:
         (found,) = self.all(seen, rule)
         return found
 
-    def test_every_rule_about_a_sample(self) -> None:
+    def test_observe_sample_covers_every_rule_about_a_sample(self) -> None:
         sample = Sample(cpu=1, memory=1, disk={"/": 1}, slots=SlotCounts(total=2, held=0))
         assert set(observe_sample(sample, workload(), LIMITS)) == {
             "cpu",
@@ -424,14 +426,12 @@ class TestObserved:
         }
 
     @pytest.mark.parametrize(("held", "pooled", "is_full"), [(2, 0, True), (2, 1, False)])
-    def test_slots_of_the_pool_are_for_sessions(
-        self, held: int, pooled: int, is_full: bool
-    ) -> None:
+    def test_pool_slots_count_as_free(self, held: int, pooled: int, is_full: bool) -> None:
         sample = Sample(slots=SlotCounts(total=2, held=held, pooled=pooled))
         found = self.one(observe_sample(sample, workload(), LIMITS), "no_slots")
         assert (found.raises == "warning") == is_full
 
-    def test_without_the_database_rules_about_vms_are_unknown(self) -> None:
+    def test_rules_about_vms_are_unknown_without_the_database(self) -> None:
         seen = observe_sample(Sample(cpu=1), None, LIMITS)
         assert {rule for rule, found in seen.items() if isinstance(found, Unknown)} == {
             "failed_boots",
@@ -440,22 +440,22 @@ class TestObserved:
             "unhealthy_vms",
         }
 
-    def test_a_disk_that_cannot_be_measured_keeps_its_alert(self) -> None:
+    def test_unmeasurable_disk_keeps_its_alert(self) -> None:
         sample = Sample(disk={"/": 1}, unavailable={"disk /data": "no answer", "cpu": "broken"})
         disks = self.all(observe_sample(sample, None, LIMITS), "disk")
         seen = {each.subject: each for each in disks}
         assert set(seen) == {"/", "/data"}
         assert (seen["/data"].raises, seen["/data"].keeps) == (None, "critical")
 
-    def test_a_sensor_that_cannot_be_read_keeps_its_alert(self) -> None:
+    def test_unreadable_sensor_keeps_its_alert(self) -> None:
         sample = Sample(unavailable={"temperature": "broken"})
         assert observe_sample(sample, None, LIMITS)["temperature"] == Unknown("broken")
 
-    def test_without_any_disk_the_rule_does_not_look(self) -> None:
+    def test_disk_rule_is_unknown_without_any_disk(self) -> None:
         sample = Sample(unavailable={"disk": "broken"})
         assert observe_sample(sample, None, LIMITS)["disk"] == Unknown("broken")
 
-    def test_unhealthy_are_those_that_are_up_and_fail_checks(self) -> None:
+    def test_unhealthy_vms_are_ready_ones_with_failed_checks(self) -> None:
         held = [
             vm(2, state="ready", failed_checks=1),
             vm(3, state="ready"),
@@ -471,27 +471,27 @@ class TestObserved:
 class TestNothingToReport:
     """`all_clear` clears an alert of a rule; a subject that a rule does not mention is clear."""
 
-    def test_all_clear(self) -> None:
+    def test_all_clear_clears_an_alert(self) -> None:
         watch = Watch()
         watch.standing["failed_boots", HOST] = "critical"
         (change,) = watch.see({"failed_boots": [all_clear(HOST, "no VM failed")]})
         assert (change.severity, change.message) == (None, "no VM failed")
         assert watch.see({"failed_boots": [all_clear(HOST, "no VM failed")]}) == []
 
-    def test_without_a_certificate(self) -> None:
+    def test_missing_certificate_clears_its_alert(self) -> None:
         watch = Watch()
         watch.standing["certificate", HOST] = "warning"
         (change,) = watch.see(observe_certificate(None, START))
         assert change.message == "the controller has no certificate of its own"
 
-    def test_a_later_deployment(self) -> None:
+    def test_later_deployment_clears_the_alert(self) -> None:
         watch = Watch()
         watch.see(observe_deployments(("one", "failed")))
         (change,) = watch.see(observe_deployments(None))
         assert change.message == "deployment one has succeeded or is no longer the newest"
 
 
-def test_what_the_log_calls_a_change() -> None:
+def test_log_event_names_of_changes() -> None:
     changes: list[tuple[Severity | None, Severity | None]] = [
         ("warning", None),
         ("warning", "critical"),
@@ -511,7 +511,7 @@ def test_messages() -> None:
     assert told.kind == "success"
 
 
-def test_webhooks_that_fail_for_long_or_for_good_are_told_for_each_endpoint() -> None:
+def test_webhook_alert_per_endpoint_for_long_or_final_failures() -> None:
     names = ("front", "audit")
     endpoints = tuple(WebhookEndpoint(name=name, url="https://x.example") for name in names)
     settings = WebhookSettings(endpoints=endpoints, alert_seconds=600)

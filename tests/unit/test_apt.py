@@ -46,16 +46,16 @@ def archive(tmp_path: Path) -> Archive:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_line_of_print_uris(line: str) -> None:
+def test_print_uris_line_is_parsed(line: str) -> None:
     assert Deb.from_print_uris(line) == LINES[line]
 
 
-def test_file_lies_among_the_archives(archive: Archive) -> None:
+def test_archive_path_of_a_package(archive: Archive) -> None:
     deb = LINES[SYSTEMD]
     assert archive.path(deb) == archive.folder / "archives" / "systemd_252.39-1_amd64.deb"
 
 
-def test_same_question_is_asked_once(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_is_cached(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apt, "run", counting := CountingApt())
     assert archive.resolve(["systemd"]) == [LINES[SYSTEMD]] == archive.resolve(["systemd"])
     assert len(counting.asked) == 1
@@ -63,7 +63,9 @@ def test_same_question_is_asked_once(archive: Archive, monkeypatch: pytest.Monke
     assert len(counting.asked) == 2
 
 
-def test_new_lists_are_asked_again(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_package_lists_invalidate_the_cache(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(apt, "run", counting := CountingApt())
     archive.resolve(["systemd"])
     (archive.lists / "bookworm_InRelease").write_text("tomorrow")
@@ -71,7 +73,7 @@ def test_new_lists_are_asked_again(archive: Archive, monkeypatch: pytest.MonkeyP
     assert len(counting.asked) == 2
 
 
-def test_to_locate_is_another_question_than_to_resolve(
+def test_locate_downloads_without_dependencies(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apt, "run", counting := CountingApt())
@@ -84,9 +86,7 @@ def test_to_locate_is_another_question_than_to_resolve(
     assert archive.locate([]) == []
 
 
-def test_package_that_apt_does_not_know_is_told(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_package_is_reported(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     def unable(argv: Sequence[str], **_: object) -> Completed:
         raise CommandError(["apt-get"], 100, "E: Unable to locate package chromuim")
 
@@ -96,9 +96,7 @@ def test_package_that_apt_does_not_know_is_told(
     assert "apt-cache search" in str(caught.value.hint)
 
 
-def test_archive_that_cannot_be_reached_is_told(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_archive_is_reported(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(argv: Sequence[str], **_: object) -> Completed:
         raise CommandError(["apt-get"], 100, "E: Failed to fetch")
 
@@ -110,7 +108,7 @@ def test_archive_that_cannot_be_reached_is_told(
     assert not (archive.folder / "bookworm.refreshed").exists()
 
 
-def test_lists_of_this_hour_are_left_alone(
+def test_package_lists_are_refreshed_at_most_once_an_hour(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apt, "run", counting := CountingApt())
@@ -122,7 +120,7 @@ def test_lists_of_this_hour_are_left_alone(
     assert len(counting.asked) == 2
 
 
-def test_machines_own_apt_settings_are_kept_out(archive: Archive) -> None:
+def test_apt_settings_of_the_machine_are_ignored(archive: Archive) -> None:
     words = archive.options()
     assert words[::2] == ["-o"] * (len(words) // 2)
     settings = dict(word.split("=", 1) for word in words[1::2])
@@ -143,7 +141,7 @@ def test_machines_own_apt_settings_are_kept_out(archive: Archive) -> None:
         ("", ["http://c/debian bookworm main"]),
     ],
 )
-def test_sources_are_the_machines_own_else_those_of_mmdebstrap(
+def test_package_sources_of_the_machine_or_of_mmdebstrap(
     monkeypatch: pytest.MonkeyPatch, listed: str, lines: list[str]
 ) -> None:
     said = {"apt-get": listed, "mmdebstrap": "I: chosen\ndeb http://c/debian bookworm main\n"}

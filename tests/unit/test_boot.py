@@ -80,10 +80,10 @@ def answers(
 
 
 class TestParseGuestState:
-    def test_a_sound_guest(self) -> None:
+    def test_healthy_guest_is_parsed(self) -> None:
         assert parse_guest_state(answers(*map(shown, UNITS))) == SOUND
 
-    def test_jobs_and_failed_units(self) -> None:
+    def test_jobs_and_failed_units_are_parsed(self) -> None:
         guest = parse_guest_state(
             answers(
                 system="starting",
@@ -105,7 +105,7 @@ class TestParseGuestState:
             (3, 5, "its process was ended by signal 5"),
         ],
     )
-    def test_a_start_whose_process_is_gone(self, code: int, status: int, lost: str) -> None:
+    def test_unit_with_a_lost_process_gave_up(self, code: int, status: int, lost: str) -> None:
         browser = shown(
             BROWSER,
             ActiveState="activating",
@@ -118,7 +118,7 @@ class TestParseGuestState:
         assert unit.lost_process == lost
         assert unit.gave_up
 
-    def test_last_words_go_to_their_unit(self) -> None:
+    def test_last_log_line_belongs_to_its_unit(self) -> None:
         said = (
             f'{AGENT} File "<string>", line 1\n{AGENT} RuntimeError: the agent has a bug\n'
             f"{VNC} (EE) Cannot open log file\n{VNC} (EE)\n{VNC}  \n"
@@ -133,22 +133,22 @@ class TestParseGuestState:
         )
 
     @pytest.mark.parametrize("links", ["", "[]", "[{}]", 'Device "eth0" does not exist.'])
-    def test_no_address(self, links: str) -> None:
+    def test_missing_addresses_are_parsed(self, links: str) -> None:
         assert parse_guest_state(answers(links=links)).addresses == ()
 
     @pytest.mark.parametrize(
         ("free", "kib"), [("  Avail\n0", 0), ("", None), ("df: cannot read table", None)]
     )
-    def test_free_space(self, free: str, kib: int | None) -> None:
+    def test_free_space_is_parsed(self, free: str, kib: int | None) -> None:
         assert parse_guest_state(answers(free=free)).root_free_kib == kib
 
-    def test_an_account_cut_short(self) -> None:
+    def test_incomplete_guest_state_is_refused(self) -> None:
         with pytest.raises(VmError, match="is incomplete"):
             parse_guest_state("starting")
 
 
 class TestExplain:
-    def test_nothing_is_wrong_with_a_sound_guest(self) -> None:
+    def test_healthy_guest_has_no_cause(self) -> None:
         assert explain(SOUND, 200, {}) == []
 
     @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ class TestExplain:
             ),
         ],
     )
-    def test_a_unit_that_is_not_well(self, unit: GuestUnit, cause: str) -> None:
+    def test_unhealthy_unit_is_the_cause(self, unit: GuestUnit, cause: str) -> None:
         guest = with_unit(SOUND, unit)
         assert explain(guest, 503, {}) == [cause]
         assert guest.hopeless()
 
-    def test_a_full_root_comes_first(self) -> None:
+    def test_full_root_filesystem_is_the_first_cause(self) -> None:
         guest = with_unit(
             replace(SOUND, system="starting", root_free_kib=0),
             GuestUnit(BROWSER, active="failed", sub="failed", result="exit-code"),
@@ -207,7 +207,7 @@ class TestExplain:
         assert others
         assert guest.hopeless()
 
-    def test_a_unit_that_never_finishes_and_what_waits_for_it(self) -> None:
+    def test_unit_that_never_finishes_is_named_with_waiting_units(self) -> None:
         jobs = (
             Job("multi-user.target", "start", "waiting"),
             Job("endless.service", "start", "running"),
@@ -224,14 +224,14 @@ class TestExplain:
         assert not guest.hopeless()
         assert not guest.settled()
 
-    def test_a_unit_still_on_its_way_is_to_blame_only_alone(self) -> None:
+    def test_starting_unit_is_a_cause_only_if_nothing_failed(self) -> None:
         starting = replace(SOUND, system="starting", jobs=(Job(BROWSER, "start", "running"),))
         starting = with_unit(starting, GuestUnit(BROWSER, active="activating", sub="start-post"))
         assert explain(starting, 503, {}) == ["polydev-browser.service is activating (start-post)"]
         crashed = with_unit(starting, GuestUnit(AGENT, active="failed", sub="failed"))
         assert explain(crashed, None, {}) == ["polydev-agent.service is failed (failed)"]
 
-    def test_a_unit_that_is_started_again_may_do_better(self) -> None:
+    def test_restarting_unit_is_not_hopeless(self) -> None:
         again = GuestUnit(BROWSER, active="activating", sub="auto-restart", restarts=1)
         guest = with_unit(replace(SOUND, system="degraded"), again)
         assert not guest.settled()
@@ -245,12 +245,12 @@ class TestExplain:
             (("172.16.0.25/30",), "172.16.0.25/30"),
         ],
     )
-    def test_network(self, addresses: tuple[str, ...], has: str) -> None:
+    def test_wrong_network_address_is_the_cause(self, addresses: tuple[str, ...], has: str) -> None:
         guest = replace(SOUND, addresses=addresses)
         assert explain(guest, None, {}) == [f"network: eth0 has {has}, not 172.16.0.2/30"]
         assert guest.hopeless()
 
-    def test_an_address_may_still_come_while_the_guest_starts(self) -> None:
+    def test_missing_address_is_no_cause_while_networkd_starts(self) -> None:
         guest = replace(SOUND, system="starting", addresses=())
         starting = replace(guest, jobs=(Job(NETWORKD, "start", "running"),))
         assert explain(starting, None, {}) == []
@@ -261,13 +261,13 @@ class TestExplain:
         assert explain(guest, None, {}) == ["network: eth0 has no address, not 172.16.0.2/30"]
         assert not guest.hopeless()
 
-    def test_the_agent_alone_gets_a_second_chance(self) -> None:
+    def test_failing_agent_alone_is_not_hopeless(self) -> None:
         assert explain(SOUND, 500, {}) == ["the agent answers 500 on /health"]
         assert explain(SOUND, None, {}) == ["the agent does not answer"]
         assert SOUND.settled()
         assert not SOUND.hopeless()
 
-    def test_a_component_at_fault_and_its_unit_s_last_words(self) -> None:
+    def test_failed_component_is_shown_with_its_units_last_log_line(self) -> None:
         said = "Failed to connect to 127.0.0.1:5999"
         guest = with_unit(SOUND, GuestUnit(NOVNC, said=said))
         health = {
@@ -278,23 +278,23 @@ class TestExplain:
         }
         assert explain(guest, 503, health) == [f"novnc: closed with 1011: {said}"]
 
-    def test_a_component_is_not_named_beside_its_unit(self) -> None:
+    def test_component_of_a_failed_unit_is_not_listed_twice(self) -> None:
         guest = with_unit(SOUND, GuestUnit(VNC, active="failed", sub="failed"))
         health = {"components": {"vnc": {"ok": False, "detail": "refused"}}}
         assert explain(guest, 503, health) == ["polydev-vnc.service is failed (failed)"]
 
-    def test_a_relay_to_a_server_that_is_down_is_not_to_blame(self) -> None:
+    def test_novnc_is_not_a_cause_if_vnc_failed(self) -> None:
         guest = with_unit(SOUND, GuestUnit(VNC, active="failed", sub="failed"))
         health = {"components": {"novnc": {"ok": False, "detail": "closed with 1011"}}}
         assert explain(guest, 503, health) == ["polydev-vnc.service is failed (failed)"]
 
-    def test_a_unit_that_no_one_knows_failed(self) -> None:
+    def test_failed_foreign_unit_is_a_cause(self) -> None:
         guest = replace(SOUND, system="degraded", failed=("filler.service",))
         assert explain(guest, 503, {}) == ["filler.service failed"]
 
 
 @pytest.mark.parametrize("health", [{}, {"components": None}, {"components": {"vnc": "bad"}}])
-def test_an_answer_that_is_none_of_ours_says_nothing(health: dict[str, object]) -> None:
+def test_malformed_health_answers_are_ignored(health: dict[str, object]) -> None:
     assert unwell(health) == {}
 
 
@@ -312,7 +312,7 @@ def config(*, test_console: bool) -> VmConfig:
     )
 
 
-def test_each_stage_is_timed_when_it_is_seen_first() -> None:
+def test_stage_times_are_those_of_the_first_sight() -> None:
     boot = Boot(Machine(config(test_console=False), pid=0))
     assert boot.reached("kernel")
     assert boot.reached("kernel", "init", "services")
@@ -324,7 +324,7 @@ def test_each_stage_is_timed_when_it_is_seen_first() -> None:
     assert not boot.reached()
 
 
-def test_only_a_boot_that_tests_has_a_console() -> None:
+def test_console_exists_only_on_request() -> None:
     in_use, under_test = config(test_console=False), config(test_console=True)
     assert "systemd.debug_shell" not in kernel_command_line(in_use)
     assert qemu_argv(in_use).count("-serial") == 1
@@ -352,7 +352,7 @@ class ServingVm(Machine):
         (503, "vnc: refused"),
     ],
 )
-def test_a_guest_in_use_is_judged_by_what_is_seen_of_it(status: int | None, said: str) -> None:
+def test_cause_without_a_guest_state_uses_the_agents_answer(status: int | None, said: str) -> None:
     boot = Boot(ServingVm())
     boot.reached("kernel", "init", "services")
     if status == 503:
@@ -391,17 +391,17 @@ class DeadVm(Machine):
         ),
     ],
 )
-def test_a_boot_ends_with_its_vm(vm: Machine, cause: str) -> None:
+def test_boot_fails_if_the_vm_ends(vm: Machine, cause: str) -> None:
     with pytest.raises(BootError, match=cause):
         wait_until_ready(Boot(vm), 60, lambda stage: None)
 
 
-def test_a_boot_ends_when_it_is_refused_from_elsewhere() -> None:
+def test_boot_fails_if_the_refusal_callback_returns_a_reason() -> None:
     with pytest.raises(BootError, match=r"^rootfs\.ext4 is damaged$"):
         wait_until_ready(Boot(DeadVm()), 60, lambda stage: None, lambda: "rootfs.ext4 is damaged")
 
 
-def test_stages_are_told_as_they_come() -> None:
+def test_stages_are_reported_during_the_boot() -> None:
     told: list[str] = []
     with pytest.raises(BootError):
         wait_until_ready(Boot(DeadVm("Linux version 6.1\nWelcome to Debian")), 60, told.append)
@@ -453,7 +453,7 @@ class TestDeadline:
             pytest.param(0.05, 0.05, 63, id="asleep on a busy machine"),
         ],
     )
-    def test_a_guest_that_hangs_had_all_its_time(
+    def test_hanging_guest_fails_after_its_undisturbed_time(
         self, ran: float, waited: float, seconds: int
     ) -> None:
         vm = HangingVm(ran, waited)
@@ -461,7 +461,7 @@ class TestDeadline:
             wait_until_ready(Boot(vm), 60, lambda stage: None)
         assert vm.seconds == pytest.approx(seconds, abs=10)  # the looks take some, too
 
-    def test_a_starved_machine_is_to_blame_at_the_longest(self) -> None:
+    def test_busy_machine_raises_machine_busy_at_the_longest_time(self) -> None:
         vm = HangingVm(0.1, 0.9)
         with pytest.raises(MachineBusy) as error:
             wait_until_ready(Boot(vm), 60, lambda stage: None)
@@ -470,7 +470,7 @@ class TestDeadline:
         assert "stage reached: kernel" in error.value.message
         assert "quiet" in (error.value.hint or "")
 
-    def test_it_is_said_that_the_machine_is_busy_but_not_all_the_time(self) -> None:
+    def test_busy_machine_is_reported_with_growing_pauses(self) -> None:
         told: list[CpuWait] = []
         with pytest.raises(MachineBusy):
             wait_until_ready(Boot(HangingVm(0.1, 0.9)), 60, lambda stage: None, on_busy=told.append)
@@ -496,7 +496,7 @@ class TestDeadline:
         (503, "kernel", False),
     ],
 )
-def test_a_guest_is_asked_for_its_account_once_it_can_give_one(
+def test_guest_state_is_read_only_after_init(
     status: int | None, stage: Stage, gives_account: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
@@ -518,7 +518,7 @@ def test_a_guest_is_asked_for_its_account_once_it_can_give_one(
     ("waited", "status", "is_settled"),
     [(0.9, None, False), (0.9, 503, True), (0.0, None, True), (0.0, 503, True)],
 )
-def test_silence_of_a_guest_without_a_cpu_is_no_answer(
+def test_silent_guest_without_cpu_time_is_not_settled(
     waited: float, status: int | None, is_settled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(boot_module, "read_guest_state", lambda *_: SOUND)

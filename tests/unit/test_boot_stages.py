@@ -65,7 +65,7 @@ FAILED = (
         (KERNEL + INIT + NETWORK + VNC + WAITING + OVER + READY, "ready"),
     ],
 )
-def test_stage_is_the_furthest_with_a_mark(serial: str, stage: str) -> None:
+def test_boot_stage_is_the_furthest_seen(serial: str, stage: str) -> None:
     assert boot_stages.boot_stage(serial) == stage
 
 
@@ -112,7 +112,7 @@ def test_boot_is_over_with_its_target() -> None:
         (INIT + PANIC, "kernel panic: Attempted to kill init! exitcode=0x00000100"),
     ],
 )
-def test_panic_in_words(said: str, cause: str | None) -> None:
+def test_kernel_panic_is_described(said: str, cause: str | None) -> None:
     assert boot_stages.kernel_panic(KERNEL + said) == cause
 
 
@@ -122,7 +122,7 @@ def test_root_is_missing_until_init_runs() -> None:
     assert boot_stages.missing_root(KERNEL + ROOT_AWAITED + INIT) is None
 
 
-def test_failed_units_by_their_whole_names() -> None:
+def test_failed_units_are_listed_by_full_name() -> None:
     assert boot_stages.failed_units(KERNEL + INIT) == []
     assert boot_stages.failed_units(KERNEL + INIT + FAILED) == [
         "filler.service",

@@ -78,7 +78,7 @@ WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] 
 
 @pytest.mark.parametrize("what", WORK)
 @pytest.mark.parametrize("breaks", [True, False])
-def test_nothing_is_left(
+def test_interrupted_work_leaves_no_files_or_descriptors(
     what: str, breaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary, place = tmp_path / "temporary", tmp_path / "place"
@@ -107,14 +107,14 @@ def test_nothing_is_left(
 
 
 @pytest.mark.parametrize("what", ["the lock of a store", "the making of templates"])
-def test_a_lock_is_held_meanwhile(what: str, tmp_path: Path) -> None:
+def test_lock_is_held_during_the_work(what: str, tmp_path: Path) -> None:
     make, _ = WORK[what]
     refused = pytest.raises(BlockingIOError)
     with make(tmp_path), (tmp_path / ".lock").open("r+") as another, refused:
         fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_build_waits_for_another_one_and_says_so(tmp_path: Path) -> None:
+def test_build_waits_for_another_build_and_reports_it(tmp_path: Path) -> None:
     notes: list[str] = []
 
     class Heard(Steps):
@@ -144,7 +144,7 @@ def store_record(place: Path) -> None:
 @pytest.mark.parametrize(
     "write", [lambda place: durable.write_durably(place / "file", b"new"), store_record]
 )
-def test_a_file_that_cannot_be_replaced_stays(
+def test_failed_write_keeps_the_existing_file(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_in(tmp_path)
@@ -161,9 +161,7 @@ def test_a_file_that_cannot_be_replaced_stays(
     assert below(tmp_path) == {"file"}
 
 
-def test_an_image_that_a_prune_took_is_not_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pruned_image_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is away, or another one is in its place, by the time that the lock is had."""
     image, gone = tmp_path / "image", tmp_path / "gone"
     flock = fcntl.flock
@@ -198,7 +196,7 @@ def hold_for_vm(image: Path) -> None:
         pass
 
 
-def test_a_vm_s_hold_on_its_image_is_shared_and_ends(tmp_path: Path) -> None:
+def test_image_holds_are_shared_and_end(tmp_path: Path) -> None:
     lock = tmp_path / IN_USE
     lock.touch()
     with held(tmp_path), held(tmp_path), image_folder.unless_held(tmp_path) as is_free:
@@ -217,7 +215,7 @@ class TestTemplates:
             store.add(incoming, Template("k", "d", "q", "tcg", 1, 512, sums, 0.0, 1.0, 2.0))
         return store
 
-    def test_a_damaged_one_is_not_handed_out(self, tmp_path: Path) -> None:
+    def test_damaged_template_is_refused(self, tmp_path: Path) -> None:
         store = self.made(tmp_path)
         (store.place("k") / FILES[-1]).write_text("another")
         before = descriptors()
@@ -227,14 +225,14 @@ class TestTemplates:
         with pytest.raises(VmError, match="there is no template l"):
             template_holder.hold(store, "l")
 
-    def test_a_whole_one_is_in_memory(self, tmp_path: Path) -> None:
+    def test_intact_template_is_held_in_memory(self, tmp_path: Path) -> None:
         store = self.made(tmp_path)
         kept = template_holder.hold(store, "k")
         assert [os.pread(each, 99, 0).decode() for each in kept.descriptors] == list(FILES)
         for each in kept.descriptors:
             os.close(each)
 
-    def test_what_cannot_be_sealed_is_let_go(
+    def test_failed_seal_closes_its_descriptors(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file, before = file_in(tmp_path), descriptors()
@@ -243,20 +241,20 @@ class TestTemplates:
             template.sealed(file)
         assert descriptors() == before
 
-    def test_one_that_is_removed_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_removed_template_leaves_no_files(self, tmp_path: Path) -> None:
         store = self.made(tmp_path)
         store.remove("k")
         assert below(tmp_path) == set()
         store.remove("k")
 
-    def test_one_in_the_place_of_another(self, tmp_path: Path) -> None:
+    def test_new_template_replaces_the_old_one(self, tmp_path: Path) -> None:
         store = self.made(tmp_path)
         (store.place("k") / "left over").touch()
         self.made(tmp_path)
         assert below(tmp_path) == {"k", *(f"k/{name}" for name in (*FILES, "record.json"))}
 
 
-def test_who_waits_too_long_for_a_host_is_told_who_has_it(tmp_path: Path) -> None:
+def test_host_lock_timeout_names_the_holder(tmp_path: Path) -> None:
     paths = Paths.below(tmp_path)
     with verb_lock.lock_host(paths, "backup create"):
         before = descriptors()
@@ -273,7 +271,7 @@ def test_who_waits_too_long_for_a_host_is_told_who_has_it(tmp_path: Path) -> Non
                 pass
 
 
-def test_who_waits_too_long_for_a_store_is_told_who_has_it(tmp_path: Path) -> None:
+def test_store_lock_timeout_names_the_holder(tmp_path: Path) -> None:
     with store_lock.store_lock(tmp_path, "promote 1"):
         before = descriptors()
         said = rf"busy: promote 1 by .*, pid {os.getpid()}, since"

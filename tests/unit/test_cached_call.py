@@ -31,7 +31,7 @@ class Question:
 
 
 @run_async
-async def test_callers_at_the_same_time_share_an_answer() -> None:
+async def test_concurrent_callers_share_one_answer() -> None:
     question = Question()
     shared = CachedCall(question, 2.0, question.clock)
     waiting = [asyncio.ensure_future(shared()) for _ in range(5)]
@@ -48,7 +48,7 @@ async def test_callers_at_the_same_time_share_an_answer() -> None:
 
 
 @run_async
-async def test_a_failure_is_not_kept() -> None:
+async def test_failures_are_not_cached() -> None:
     question = Question()
     question.fails = True
     question.let_go.set()

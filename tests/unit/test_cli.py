@@ -35,7 +35,7 @@ def verb(error: BaseException | None = None, json: bool = False) -> str:
     return "done"
 
 
-def test_verb_that_works_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_successful_verb_prints_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert verb() == "done"
     assert capsys.readouterr() == ("", "")
 
@@ -67,7 +67,7 @@ def test_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_error_is_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_is_json_with_the_json_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         verb(ConfigError("unknown key", "see the README", key="colour"), json=True)
     assert ended.value.code == 1
@@ -80,7 +80,7 @@ def test_error_is_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[st
     assert "error: colour: unknown key" in err
 
 
-def test_a_level_of_logs_that_is_none_is_named(
+def test_unknown_log_level_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYDEV_LOG", "loud")
@@ -95,22 +95,22 @@ def test_a_level_of_logs_that_is_none_is_named(
     ("value", "store"),
     [("", Path("/var/lib/firecracker/snapshots/base")), ("/a b", Path("/a b"))],
 )
-def test_a_folder_that_is_set_to_nothing_is_the_usual_one(value: str, store: Path) -> None:
+def test_empty_store_variable_gives_the_default(value: str, store: Path) -> None:
     assert Settings.from_environment({"POLYDEV_STORE": value}).store == store
 
 
-def test_a_folder_that_is_set_is_the_same_wherever_a_process_is() -> None:
+def test_relative_state_folder_becomes_absolute() -> None:
     assert Settings.from_environment({"POLYDEV_STATE": "here"}).state == Path.cwd() / "here"
 
 
-def test_interrupt_ends_as_shells_expect(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_exits_with_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         verb(KeyboardInterrupt())
     assert ended.value.code == 130
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_a_file_that_is_refused_is_named(
+def test_os_error_is_reported_with_its_path_and_a_hint(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     wanted = tmp_path / "file" / "state"
@@ -128,7 +128,7 @@ def test_a_file_that_is_refused_is_named(
         assert hint in told["hint"]
 
 
-def test_nobody_who_reads_on_is_no_file() -> None:
+def test_broken_pipe_is_not_reported_as_a_file_error() -> None:
     with pytest.raises(BrokenPipeError):
         verb(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
@@ -149,7 +149,7 @@ def test_nobody_who_reads_on_is_no_file() -> None:
         (sessions.viewer, {"session": "abcd", "port": 99_999}, "--port 99999 is not a port"),
     ],
 )
-def test_a_number_that_means_nothing_is_refused_before_anything_is_asked(
+def test_out_of_range_numbers_are_refused(
     capsys: pytest.CaptureFixture[str], asked: Any, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(SystemExit):
@@ -157,12 +157,12 @@ def test_a_number_that_means_nothing_is_refused_before_anything_is_asked(
     assert json.loads(capsys.readouterr().out)["message"] == said
 
 
-def test_bug_is_not_dressed_up_as_an_error() -> None:
+def test_unexpected_exceptions_are_not_caught() -> None:
     with pytest.raises(ZeroDivisionError):
         verb(ZeroDivisionError())
 
 
-def test_termination_is_an_interrupt_to_a_verb() -> None:
+def test_sigterm_raises_keyboard_interrupt() -> None:
     verb()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
@@ -173,7 +173,7 @@ class Thing(BaseModel):
 
 
 @pytest.mark.parametrize("value", [Thing(size_bytes=1), {"size_bytes": 1}])
-def test_answer_is_for_programs_or_for_people(
+def test_answer_is_json_or_text(
     capsys: pytest.CaptureFixture[str], value: Thing | dict[str, int]
 ) -> None:
     answer(value, as_json=True, text="1 byte")
@@ -182,7 +182,7 @@ def test_answer_is_for_programs_or_for_people(
     assert capsys.readouterr().out == "1 byte [of 2]\n"
 
 
-def test_megabytes() -> None:
+def test_megabytes_have_thousands_separators() -> None:
     assert megabytes(1_234_567_890) == "1,235 MB"
 
 
@@ -195,7 +195,9 @@ def test_megabytes() -> None:
         (False, True, []),
     ],
 )
-def test_a_list_says_how_to_see_more(is_cut: bool, all_of_them: bool, said: list[str]) -> None:
+def test_more_text_names_the_options_to_see_more(
+    is_cut: bool, all_of_them: bool, said: list[str]
+) -> None:
     told = more_text(is_cut, 50, all_of_them=all_of_them)
     assert [word for word in ("--limit", "--all") if word in told] == said
     assert told.count("\n") == len(said)

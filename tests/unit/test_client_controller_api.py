@@ -17,19 +17,19 @@ IDS = ("abcd1111-0000", "abcd2222-0000", "ef000000-0000")
 @pytest.mark.parametrize(
     "url", ["lab:4000", "", "http://", "http://[::1", "http://lab:port", "ftp://lab"]
 )
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="not the URL of a controller"):
         ControllerApi(url, "t")
 
 
 @pytest.mark.parametrize("token", ["pdt_\u00fc", "pdt_secret\n", " pdt_secret", "pdt_\x00"])
-def test_a_token_that_no_header_can_hold_is_refused_and_not_told(token: str) -> None:
+def test_token_with_invalid_characters_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ConfigError, match="the token contains") as refused:
         ControllerApi("http://lab:4000", token)
     assert "pdt_" not in f"{refused.value.message}{refused.value.hint}"
 
 
-def test_values_that_are_refused_are_named() -> None:
+def test_validation_errors_are_shown_with_their_key() -> None:
     answer = requests.Response()
     answer.status_code = 422
     problem = {
@@ -42,7 +42,7 @@ def test_values_that_are_refused_are_named() -> None:
     )
 
 
-def test_one_id_is_found_by_its_beginning() -> None:
+def test_id_is_found_by_its_prefix() -> None:
     assert one_with_prefix(IDS, "ABCD1", "VM", "hint") == IDS[0]
     assert one_with_prefix(IDS, IDS[2], "VM", "hint") == IDS[2]
 
@@ -56,11 +56,11 @@ def test_one_id_is_found_by_its_beginning() -> None:
         ("", "is too short for a VM"),
     ],
 )
-def test_an_id_that_is_not_clear_is_refused(wanted: str, message: str) -> None:
+def test_ambiguous_unknown_or_short_prefix_is_refused(wanted: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         one_with_prefix(IDS, wanted, "VM", "hint")
 
 
-def test_lines_are_whole_and_steer_no_terminal() -> None:
+def test_plain_lines_are_complete_and_without_control_characters() -> None:
     parts = ["[  0.1] Lin", "ux\r\n\x1b[31mred\x1b]0;title\x07\x9b2J\n\nlog", "in: "]
     assert list(plain_lines(parts)) == ["[  0.1] Linux", "red]0;title2J", "login:"]

@@ -13,53 +13,53 @@ from polydev.ssh import SshTarget
 TARGET = SshTarget("lab-dev", "192.0.2.1", user="deploy")
 
 
-def test_an_error_there_is_the_same_error_here() -> None:
+def test_controller_error_keeps_message_and_hint() -> None:
     said = '{"event": "a line of the log"}\nerror: there is a user 1\nnext:  choose another\n'
     error = refusal(TARGET, 1, said)
     assert (error.message, error.hint) == ("lab-dev: there is a user 1", "choose another")
 
 
-def test_an_error_without_a_hint_has_none() -> None:
+def test_controller_error_without_a_hint() -> None:
     error = refusal(TARGET, 1, "error: no\n")
     assert (error.message, error.hint) == ("lab-dev: no", None)
 
 
-def test_words_that_the_command_does_not_take_are_told_as_it_tells_them() -> None:
+def test_usage_error_keeps_the_message_of_argparse() -> None:
     said = "usage: master-controller user add\nmaster-controller user add: error: --id: no UUID\n"
     error = refusal(TARGET, 2, said)
     assert error.message == "lab-dev: --id: no UUID"
     assert "--help" in str(error.hint)
 
 
-def test_a_connection_that_fails_is_told_as_such() -> None:
+def test_ssh_failure_is_reported_as_unreachable() -> None:
     error = refusal(TARGET, 255, "Permission denied (publickey).\n")
     assert "cannot reach lab-dev over SSH: Permission denied" in error.message
     assert "ssh deploy@192.0.2.1" in str(error.hint)
 
 
-def test_silence_is_told_too() -> None:
+def test_failure_without_output_is_reported() -> None:
     assert refusal(TARGET, 137, "").message == "lab-dev: master-controller failed: no output"
 
 
-def test_a_failure_of_the_host_tool_is_told_with_its_hint() -> None:
+def test_host_tool_error_keeps_message_and_hint() -> None:
     said = '{"error": "lock-held", "message": "ada deploys", "hint": "wait for it"}\n'
     error = refusal(TARGET, 1, "polydev-host: lock-held: ada deploys\n", said)
     assert (error.message, error.hint) == ("lab-dev: ada deploys", "wait for it")
 
 
-def test_a_host_tool_that_lacks_the_verb_is_told_as_old() -> None:
+def test_host_tool_without_the_verb_is_reported_as_old() -> None:
     said = '{"error": "usage", "message": "polydev-host: invalid choice", "hint": null}\n'
     error = refusal(TARGET, 1, "", said)
     assert error.message == "lab-dev: its host tool is older than this checkout"
     assert "./inv deploy" in str(error.hint)
 
 
-def test_a_host_without_a_tool() -> None:
+def test_host_without_a_host_tool_is_reported() -> None:
     error = refusal(TARGET, 1, "sudo: /opt/polydev-ai/bin/polydev-host: command not found\n")
     assert error.message == "lab-dev: no controller is deployed there"
 
 
-def test_a_copy_gets_its_name_when_it_is_whole_and_is_its_owners(tmp_path: Path) -> None:
+def test_backup_file_is_private_and_named_when_complete(tmp_path: Path) -> None:
     file, part = tmp_path / "copy", tmp_path / "copy.part"
     part.write_text("of a run that was killed")
     part.chmod(0o644)
@@ -76,14 +76,14 @@ def test_a_copy_gets_its_name_when_it_is_whole_and_is_its_owners(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_unwritable_target_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused = pytest.raises(ConfigError, match=r"cannot write .*: Not a directory")
     with refused, _new_file(tmp_path / "file" / "copy"):
         pass
 
 
-def test_a_copy_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_existing_backup_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "copy").write_text("as it was")
     with pytest.raises(ConfigError, match="already exists"):
         HostController(TARGET).back_up(tmp_path / "copy")
@@ -98,7 +98,7 @@ def test_a_copy_that_is_there_is_kept(tmp_path: Path) -> None:
         (False, "run it again", "run it again"),
     ],
 )
-def test_a_copy_that_does_not_fit_is_called_by_its_own_name(
+def test_restore_error_names_the_local_file(
     stop: bool, hint: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,9 @@ done
 """
 
 
-def test_only_vms_that_failed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_vms_lists_only_failed_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "systemctl").write_text(SYSTEMCTL)
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -33,7 +35,7 @@ def test_only_vms_that_failed_are_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("with_tls", [False, True])
-def test_the_controller_is_asked_as_it_speaks(tmp_path: Path, *, with_tls: bool) -> None:
+def test_controller_is_asked_over_http_or_tls(tmp_path: Path, *, with_tls: bool) -> None:
     tls = make_tls(tmp_path, name="vms.example.com")
     context = server_context(tls.certificate.read_text(), tls.key.read_text())
     report = as_json({"status": "healthy"})

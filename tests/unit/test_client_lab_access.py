@@ -45,7 +45,7 @@ def test_a_new_lab_gets_a_user_and_an_admin(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "access.json").stat().st_mode) == 0o600
 
 
-def test_what_still_counts_is_used_again_without_the_host(tmp_path: Path) -> None:
+def test_valid_access_is_reused_without_asking_the_host(tmp_path: Path) -> None:
     host = FakeHost()
     access = ensure_access(tmp_path, host.ask, host.is_valid)
     host.asked.clear()
@@ -53,7 +53,7 @@ def test_what_still_counts_is_used_again_without_the_host(tmp_path: Path) -> Non
     assert host.asked == []
 
 
-def test_a_revoked_token_is_replaced_and_the_user_stays(tmp_path: Path) -> None:
+def test_revoked_token_is_replaced_for_the_same_user(tmp_path: Path) -> None:
     host = FakeHost()
     was = ensure_access(tmp_path, host.ask, host.is_valid)
     del host.tokens[was.demo.token]
@@ -64,7 +64,7 @@ def test_a_revoked_token_is_replaced_and_the_user_stays(tmp_path: Path) -> None:
     assert len(host.users) == 2
 
 
-def test_users_that_a_rollback_took_come_back_with_their_ids(tmp_path: Path) -> None:
+def test_users_removed_by_a_rollback_get_their_ids_back(tmp_path: Path) -> None:
     host = FakeHost()
     was = ensure_access(tmp_path, host.ask, host.is_valid)
     host.users.clear()
@@ -75,7 +75,7 @@ def test_users_that_a_rollback_took_come_back_with_their_ids(tmp_path: Path) -> 
     assert host.is_valid(access.demo.token)
 
 
-def test_a_file_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+def test_unreadable_access_file_is_ignored(tmp_path: Path) -> None:
     assert stored_access(tmp_path) is None
     (tmp_path / "access.json").write_text("{")
     assert stored_access(tmp_path) is None

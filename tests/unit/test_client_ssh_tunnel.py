@@ -11,7 +11,7 @@ from polydev.errors import DeployError
 from polydev.ssh import SshTarget
 
 
-def test_a_host_that_cannot_be_reached_is_named_with_what_ssh_said() -> None:
+def test_unreachable_host_is_reported_with_the_ssh_error() -> None:
     with socket.socket() as closed:  # bound, and nobody listens
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]

@@ -50,7 +50,7 @@ class Made:
     ("before", "after", "is_made"), [(None, 5.0, True), (4.0, 5.0, True), (5.0, 5.0, False)]
 )
 @pytest.mark.parametrize("again", [True, False])
-def test_the_record_says_whether_this_made_it(
+def test_made_is_true_only_for_a_new_template(
     before: float | None, after: float, is_made: bool, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(monkeypatch, report(before), report(after))
@@ -60,7 +60,7 @@ def test_the_record_says_whether_this_made_it(
     assert made.scripts == [f"touch {FOLDER}/.again\n{FOLLOW}" if again else FOLLOW]
 
 
-def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_templates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(monkeypatch, report(None, enabled=False))
     with pytest.raises(ConfigError, match="templates are off on prod"):
         build_template(TARGET, print)
@@ -75,7 +75,9 @@ def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
         (report(4.0, "failed", detail="no room"), "no room"),
     ],
 )
-def test_none_afterwards(after: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_template_is_reported_with_its_reason(
+    after: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Made(monkeypatch, report(4.0), after)
     made.fails = True
     with pytest.raises(

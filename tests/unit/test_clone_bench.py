@@ -25,7 +25,7 @@ BURST: dict[str, Any] = {
 }
 
 
-def test_clones_against_their_limits() -> None:
+def test_clone_summary_compares_with_limits() -> None:
     found = clone_summary(CLONES)
     assert found["running_to_bare_memory"] == 1.075
     assert found["within_limit"] == {
@@ -37,7 +37,7 @@ def test_clones_against_their_limits() -> None:
     assert found["all"] == CLONES
 
 
-def test_a_burst_from_the_pool_is_held_against_one_start() -> None:
+def test_pool_burst_is_compared_with_one_start() -> None:
     found = burst_summary(BURST)
     assert (found["last_seconds"], found["last_to_one_start"]) == (0.7, 7)
     assert found["within_limit"] == {
@@ -48,7 +48,7 @@ def test_a_burst_from_the_pool_is_held_against_one_start() -> None:
     }
 
 
-def test_a_burst_of_clones_is_held_against_bare_resumes_in_turn() -> None:
+def test_clone_burst_is_compared_with_bare_resumes() -> None:
     bare = {"one_seconds": [], "bare_seconds": [0.2, 0.2, 0.2], "refused": 1}
     found = burst_summary({**BURST, **bare})
     assert found["last_to_bare_resumes"] == 1.167
@@ -56,12 +56,12 @@ def test_a_burst_of_clones_is_held_against_bare_resumes_in_turn() -> None:
     assert not found["within_limit"]["refused"]
 
 
-def test_what_runs_is_summed_up() -> None:
+def test_burst_summary_adds_up_memory_and_cpu() -> None:
     running = {"vms": 2, "up": 2, "memory_mb": [200.0, 220.0], "cpu_percent": [5.0, 7.0]}
     found = burst_summary({**BURST, "running": running})["running"]
     assert (found["all_memory_mb"], found["all_cpu_percent"]) == (420, 12)
 
 
-def test_a_burst_that_was_refused_whole_has_no_last_one() -> None:
+def test_refused_burst_has_no_last_start() -> None:
     found = burst_summary({**BURST, "seconds": [], "refused": 3})
     assert (found["last_seconds"], found["last_to_one_start"]) == (None, None)

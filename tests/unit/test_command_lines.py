@@ -362,7 +362,7 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("what", LINES)
-def test_each_word_is_there(what: str, started: Recorder, tmp_path: Path) -> None:
+def test_command_lines_are_complete(what: str, started: Recorder, tmp_path: Path) -> None:
     do, expected = LINES[what]
     do(tmp_path)
     if what == "root filesystem":
@@ -457,7 +457,7 @@ NOT_COMPARED = {
 
 
 @pytest.mark.parametrize("what", OPTIONS)
-def test_each_option_is_there(what: str, started: Recorder, tmp_path: Path) -> None:
+def test_run_options_are_complete(what: str, started: Recorder, tmp_path: Path) -> None:
     do, expected = OPTIONS[what]
     do(tmp_path)
     found = {
@@ -468,9 +468,7 @@ def test_each_option_is_there(what: str, started: Recorder, tmp_path: Path) -> N
     assert found == expected
 
 
-def test_programs_speak_plain_english_and_know_their_user(
-    started: Recorder, tmp_path: Path
-) -> None:
+def test_programs_run_with_c_locale_and_user_environment(started: Recorder, tmp_path: Path) -> None:
     host_probe._run(["a"])
     configure_packages(tmp_path)
     with_program(tmp_path, "ask")
@@ -483,7 +481,7 @@ def test_programs_speak_plain_english_and_know_their_user(
     assert controllers["HOME"].endswith("/var/lib/master-controller")
 
 
-def test_what_a_build_starts_sees_nothing_of_this_machine() -> None:
+def test_build_environment_is_independent_of_the_machine() -> None:
     assert build_environment(EPOCH) == {
         "DEBIAN_FRONTEND": "noninteractive",
         "E2FSPROGS_FAKE_TIME": str(EPOCH),
@@ -511,7 +509,9 @@ def test_what_a_build_starts_sees_nothing_of_this_machine() -> None:
     ],
 )
 @pytest.mark.parametrize("for_chroot", [False, True])
-def test_an_overlay_is_mounted_apart(overlay: Overlay, options: str, for_chroot: bool) -> None:
+def test_overlay_is_mounted_in_its_own_namespace(
+    overlay: Overlay, options: str, for_chroot: bool
+) -> None:
     argv = in_overlay_argv(overlay, ["true", "x"], for_chroot=for_chroot)
     contained = shlex.split(CONTAINED)
     assert argv[: len(contained)] == contained
@@ -520,7 +520,7 @@ def test_an_overlay_is_mounted_apart(overlay: Overlay, options: str, for_chroot:
     assert script == ["sandbox", options, "/at", "chroot" if for_chroot else "", "true", "x"]
 
 
-def test_mkfs_has_all_its_words() -> None:
+def test_mkfs_command_line() -> None:
     argv = rootfs.mkfs_argv(Path("/f"), Path("/t"), 10, uuid.UUID(int=7))
     identity = "00000000-0000-0000-0000-000000000007"
     assert shlex.join(argv) == (
@@ -530,7 +530,7 @@ def test_mkfs_has_all_its_words() -> None:
     )
 
 
-def test_a_root_filesystem_is_made_apart_from_this_machine(
+def test_root_filesystem_is_made_with_the_build_environment(
     started: Recorder, tmp_path: Path
 ) -> None:
     make_rootfs(tmp_path)
@@ -539,7 +539,7 @@ def test_a_root_filesystem_is_made_apart_from_this_machine(
     assert not (tmp_path / "debugfs-commands").exists()
 
 
-def test_a_lab_is_entered_with_an_environment_of_its_own() -> None:
+def test_lab_is_entered_with_its_own_environment() -> None:
     assert shlex.join(inside_argv(7)) == (
         "nsenter --target 7 --all -- env --chdir=/ -i "
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb "
@@ -547,7 +547,7 @@ def test_a_lab_is_entered_with_an_environment_of_its_own() -> None:
     )
 
 
-def test_a_lab_is_a_container_of_its_own(tmp_path: Path) -> None:
+def test_lab_container_command_line(tmp_path: Path) -> None:
     lab: Any = SimpleNamespace(
         name="mine",
         folder=Path("/lab"),
@@ -576,7 +576,7 @@ def test_a_lab_is_a_container_of_its_own(tmp_path: Path) -> None:
     ]
 
 
-def test_a_lab_s_tree_is_made_in_namespaces_of_its_own() -> None:
+def test_lab_base_mmdebstrap_command_line() -> None:
     argv = debian_base.mmdebstrap_argv(Path("/t"), "bookworm", ["deb x"])
     hook = next(word for word in argv if word.startswith("--customize-hook="))
     argv.remove(hook)
@@ -598,7 +598,7 @@ def test_wheels_are_fetched_by_their_hashes_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("basis", [None, "b" * 64])
-def test_images_are_sent_as_they_are(basis: str | None) -> None:
+def test_image_rsync_command_line(basis: str | None) -> None:
     store = "/var/lib/firecracker/snapshots/base"
     against = f"--copy-dest={store}/images/{basis} " if basis else ""
     shell = shlex.quote(f"--rsh={TARGET.rsync_shell()}")

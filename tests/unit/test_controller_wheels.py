@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "file", ["errors.py", "controller/app.py", "controller/migrations/versions/r0002_new.py"]
 )
-def test_digest_follows_what_is_released(root: Path, file: str) -> None:
+def test_digest_changes_with_released_files(root: Path, file: str) -> None:
     before = source_digest(root)
     with (root / PACKAGE / file).open("a") as changed:
         changed.write("# changed\n")
@@ -55,14 +55,14 @@ def test_digest_follows_what_is_released(root: Path, file: str) -> None:
     ("file", "is_of_vms"),
     [("vm/template_holder.py", True), ("errors.py", True), ("controller/app.py", False)],
 )
-def test_what_runs_vms_has_a_digest_of_its_own(root: Path, file: str, is_of_vms: bool) -> None:
+def test_vm_digest_covers_only_code_that_runs_vms(root: Path, file: str, is_of_vms: bool) -> None:
     before = vm_digest(root)
     with (root / PACKAGE / file).open("a") as changed:
         changed.write("# changed\n")
     assert (vm_digest(root) != before) is is_of_vms
 
 
-def test_digest_follows_the_lock_and_names(root: Path) -> None:
+def test_digest_changes_with_lock_and_file_names(root: Path) -> None:
     first = source_digest(root)
     (root / PACKAGE / "vm/boot_stages.py").rename(root / PACKAGE / "vm/steps.py")
     second = source_digest(root)
@@ -70,7 +70,7 @@ def test_digest_follows_the_lock_and_names(root: Path) -> None:
     assert len({first, second, source_digest(root)}) == 3
 
 
-def test_digest_is_the_same_for_what_is_not_released(root: Path) -> None:
+def test_digest_ignores_unreleased_files_and_modes(root: Path) -> None:
     before = source_digest(root)
     (root / PACKAGE / "controller/__pycache__").mkdir()
     (root / PACKAGE / "controller/__pycache__/app.cpython-311.pyc").write_bytes(b"x")
@@ -80,13 +80,13 @@ def test_digest_is_the_same_for_what_is_not_released(root: Path) -> None:
     assert source_digest(root) == before
 
 
-def test_digest_needs_the_lock(root: Path) -> None:
+def test_digest_without_the_lock_is_refused(root: Path) -> None:
     (root / LOCK).unlink()
     with pytest.raises(ConfigError, match=r"requirements/controller\.txt: cannot be read"):
         source_digest(root)
 
 
-def test_what_is_released_imports_only_what_is_released() -> None:
+def test_released_files_import_only_released_modules() -> None:
     folder = ROOT / PACKAGE
     files = [file for part in RELEASED for file in (folder / part, *(folder / part).rglob("*.py"))]
     for file in files:
@@ -99,7 +99,7 @@ def test_what_is_released_imports_only_what_is_released() -> None:
 
 
 @pytest.mark.parametrize("version", PYTHON_VERSIONS)
-def test_lock_holds_one_version_of_each_package_for_each_python(version: str) -> None:
+def test_lock_has_one_version_of_each_package_per_python(version: str) -> None:
     pins = locked_pins((ROOT / LOCK).read_text(), version)
     names = [pin.name for pin in pins]
     assert len(names) == len(set(names))
@@ -108,7 +108,7 @@ def test_lock_holds_one_version_of_each_package_for_each_python(version: str) ->
     assert all(each.startswith("sha256:") for pin in pins for each in pin.hashes)
 
 
-def test_markers_are_those_of_the_host() -> None:
+def test_pins_follow_the_markers_of_the_python_version() -> None:
     lock = f"""\
 # made by a tool
 one==1.0 ; python_full_version < '3.11' \\
@@ -130,17 +130,17 @@ def test_lock_without_version_or_hash_is_refused(line: str) -> None:
         locked_pins(line, "3.11")
 
 
-def test_lock_that_cannot_be_read_is_refused() -> None:
+def test_unreadable_lock_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot read this requirement: one two"):
         locked_pins("one two", "3.11", LOCK)
 
 
-def test_requirements_are_pip_s() -> None:
+def test_requirements_text_is_in_pip_format() -> None:
     text = requirements_text([Pin("one", "1.0", ("sha256:a", "sha256:b")), Pin("two", "2", (SHA,))])
     assert text == f"one==1.0 --hash=sha256:a --hash=sha256:b\ntwo==2 --hash={SHA}\n"
 
 
-def test_wheels_are_fetched_for_the_host_s_python_and_glibc() -> None:
+def test_wheels_are_downloaded_for_the_hosts_python_and_glibc() -> None:
     words = pip_download_words(Path("r.txt"), Path("to"), "3.12")
     assert words[words.index("--python-version") + 1] == "3.12"
     platforms = [after for word, after in itertools.pairwise(words) if word == "--platform"]
@@ -148,6 +148,6 @@ def test_wheels_are_fetched_for_the_host_s_python_and_glibc() -> None:
     assert {"manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux1_x86_64"} <= set(platforms)
 
 
-def test_other_pythons_are_refused(tmp_path: Path) -> None:
+def test_unsupported_python_versions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not run on Python 3\.9"):
         make_bundle(ROOT, tmp_path, "3.9", Steps())

@@ -41,7 +41,7 @@ def sample(
         pytest.param([(0, 10), (0, 10), (0, 10)], 10, id="nothing runs at all"),
     ],
 )
-def test_what_ten_seconds_lost(threads: list[tuple[float, float]], lost: float) -> None:
+def test_lost_time_of_ten_seconds(threads: list[tuple[float, float]], lost: float) -> None:
     before = sample(100, *((7.0, 9.0) for _ in threads))
     after = sample(110, *((7.0 + ran, 9.0 + waited) for ran, waited in threads))
     wait = wait_between(before, after)
@@ -50,32 +50,32 @@ def test_what_ten_seconds_lost(threads: list[tuple[float, float]], lost: float) 
     assert wait.undisturbed_seconds == pytest.approx(10 - lost)
 
 
-def test_threads_that_wait_for_each_other_lose_nothing() -> None:
+def test_threads_sharing_their_own_cpu_lose_nothing() -> None:
     """Two that never rest on the only CPU of a quiet machine; then another program joins."""
     before = sample(0, (0, 0), (0, 0), cpus=1)
     assert wait_between(before, sample(10, (5, 5), (5, 5), cpus=1)) == CpuWait(10, 0)
     assert wait_between(before, sample(10, (2, 8), (3, 7), cpus=1)) == CpuWait(10, 5)
 
 
-def test_threads_that_come_and_go() -> None:
+def test_new_and_ended_threads_are_counted() -> None:
     before = CpuSample(0, {1: ThreadTimes(5, 5), 2: ThreadTimes(50, 50)}, 2)
     after = CpuSample(10, {1: ThreadTimes(6, 7), 3: ThreadTimes(1, 1)}, 2)
     assert wait_between(before, after) == CpuWait(10, 3)
 
 
-def test_times_that_could_not_be_read_excuse_nothing() -> None:
+def test_unreadable_times_count_as_no_wait() -> None:
     assert wait_between(sample(0), sample(10, (900, 900))) == CpuWait(10, 0)
     assert wait_between(sample(0, (5, 5)), sample(10)) == CpuWait(10, 0)
     # A clock that was set back, and a thread id that came again.
     assert wait_between(sample(10, (5, 5)), sample(0, (1, 1))) == CpuWait(0, 0)
 
 
-def test_what_a_host_above_takes_is_waited_for() -> None:
+def test_stolen_time_counts_as_wait() -> None:
     before, after = sample(0, (0, 0), busy=100, stolen=10), sample(10, (5, 0), busy=110, stolen=20)
     assert wait_between(before, after) == CpuWait(10, 5)
 
 
-def test_whole_life_of_a_process() -> None:
+def test_wait_since_the_start_of_a_process() -> None:
     now = sample(130, (10, 20), busy=900, stolen=90)
     assert wait_between(now.at_start(100), now) == CpuWait(30, 20)
 
@@ -94,11 +94,11 @@ def test_whole_life_of_a_process() -> None:
         (CpuWait(110, 50), "late"),
     ],
 )
-def test_verdict(wait: CpuWait, says: str) -> None:
+def test_verdict_on_a_deadline(wait: CpuWait, says: str) -> None:
     assert verdict(wait, 60) == says
 
 
-def test_a_wait_in_figures() -> None:
+def test_cpu_wait_sums_shares_and_text() -> None:
     wait = CpuWait(40, 30) + CpuWait(20, 13)
     assert str(wait) == "the VM waited 43 s of 60 s for a CPU"
     assert wait.is_busy
@@ -114,7 +114,7 @@ def samples(*each: CpuSample) -> Iterator[CpuSample]:
     yield from each
 
 
-def test_spells_of_work_and_rest_are_not_mixed() -> None:
+def test_busy_and_idle_periods_are_measured_separately() -> None:
     """One thread waits alone for a while, then the guest rests: it lost no more meanwhile."""
     taken = samples(
         sample(0, (0, 0), (0, 0)),
@@ -126,7 +126,7 @@ def test_spells_of_work_and_rest_are_not_mixed() -> None:
     assert watch.total() == CpuWait(100, 5)
 
 
-def test_a_long_wait_is_counted_though_it_is_told_at_its_end() -> None:
+def test_long_wait_reported_late_is_counted() -> None:
     step = SPAN_SECONDS / 4
     taken = samples(sample(0, (0, 0)), sample(step, (0, 0)), sample(2 * step, (0, 2 * step)))
     watch = CpuWatch(lambda: next(taken))
@@ -134,7 +134,7 @@ def test_a_long_wait_is_counted_though_it_is_told_at_its_end() -> None:
     assert watch.total() == CpuWait(2 * step, 2 * step)
 
 
-def test_figures_of_the_kernel() -> None:
+def test_kernel_figures_are_parsed() -> None:
     assert thread_times("193084054 22276035 414\n") == ThreadTimes(0.193084054, 0.022276035)
     second = os.sysconf("SC_CLK_TCK")
     busy, stolen = machine_times(STAT)
@@ -142,7 +142,7 @@ def test_figures_of_the_kernel() -> None:
     assert stolen * second == pytest.approx(75)
 
 
-def test_a_process_that_is_there_and_one_that_is_not(tmp_path: Path) -> None:
+def test_cpu_sample_of_existing_and_missing_processes(tmp_path: Path) -> None:
     own = cpu_sample(os.getpid())
     assert own.threads[os.getpid()].ran > 0
     assert own.busy > 0

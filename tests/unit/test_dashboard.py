@@ -70,11 +70,11 @@ RATES = json.loads((Path(__file__).parent / "scripts" / "rates.json").read_text(
 
 
 @pytest.mark.parametrize(("rate", "words"), [(None, "\N{EN DASH}"), *RATES])
-def test_rates(rate: float | None, words: str) -> None:
+def test_rate_text_has_units(rate: float | None, words: str) -> None:
     assert rate_text(rate) == words
 
 
-def test_percent_is_not_rounded() -> None:
+def test_exact_percent_text_is_not_rounded() -> None:
     words = [exact_percent_text(each) for each in (90.1, 40, None)]
     assert words == ["90.1 %", "40 %", "\N{EN DASH}"]
 
@@ -90,11 +90,11 @@ class TestBars:
             (None, "unknown", "unknown"),
         ],
     )
-    def test_level_and_word(self, percent: float | None, level: str, word: str) -> None:
+    def test_bar_level_and_word(self, percent: float | None, level: str, word: str) -> None:
         bar = bars_of(system(cpu=percent))[0]
         assert (bar.level, bar.word, bar.percent) == (level, word, percent)
 
-    def test_figures(self) -> None:
+    def test_bar_figures(self) -> None:
         cpu, memory, disk = bars_of(
             system(
                 disks=[
@@ -121,18 +121,18 @@ class TestBars:
         bar = bars_of(system(temperature=TemperatureStatus(status="healthy", current=50)))[-1]
         assert (bar.percent, bar.figures) == (None, "the sensor has no critical value")
 
-    def test_banner(self) -> None:
+    def test_banner_names_values_above_the_limit(self) -> None:
         assert banner(bars_of(system(cpu=90)), 90) == ""
         assert banner(bars_of(system(cpu=95)), 90) == "Above 90 %: CPU 95 %"
 
-    def test_headline(self) -> None:
+    def test_headline_counts_findings(self) -> None:
         assert headline("healthy", 0) == "All is well"
         assert headline("critical", 1) == "1 thing needs attention"
         assert headline("warning", 3) == "3 things need attention"
         assert headline("unknown", 2) == "2 things cannot be measured"
 
 
-def test_whose_a_process_is() -> None:
+def test_process_rows_name_their_owner() -> None:
     process = Process(1, "qemu", None, 1.5, 1 << 20, "vm", "microvm@3.service", 3)
     found = process_rows(
         [
@@ -155,7 +155,7 @@ class TestCharts:
     def at(self, seconds: float) -> datetime:
         return START + timedelta(seconds=seconds)
 
-    def test_columns(self) -> None:
+    def test_chart_columns_of_samples(self) -> None:
         samples = [
             (
                 self.at(10 * number),
@@ -180,11 +180,11 @@ class TestCharts:
         assert not {"temperature_celsius", "start_median_seconds[boot]"} & set(columns)
         assert {len(values) for values in columns.values()} == {3}
 
-    def test_no_line_leads_across_a_time_without_samples(self) -> None:
+    def test_chart_lines_break_where_samples_are_missing(self) -> None:
         samples = [(self.at(0), Sample(cpu=1)), (self.at(GAP_SECONDS + 1), Sample(cpu=2))]
         assert chart_columns(LastDay(samples, ()))["cpu_percent"] == [1.0, None, 2.0]
 
-    def test_without_samples(self) -> None:
+    def test_chart_columns_without_samples(self) -> None:
         assert chart_columns(LastDay((), ())) == {"at": []}
 
 
@@ -193,7 +193,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
     return api_host(migrated, tmp_path, slots=(2, 3))
 
 
-def test_the_last_day_is_read_once_and_then_what_is_new(host: ApiHost) -> None:
+def test_history_cache_reads_only_new_samples(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         services, clock = asked.services, SimpleNamespace(at=now())
         recent = HistoryCache(
@@ -226,7 +226,7 @@ def test_the_last_day_is_read_once_and_then_what_is_new(host: ApiHost) -> None:
 
 
 class TestPages:
-    def test_live_parts_and_charts(self, host: ApiHost) -> None:
+    def test_page_has_live_parts_and_charts(self, host: ApiHost) -> None:
         async def scenario(asked: Served) -> None:
             looks = await browser(asked, "operator")
             await asked.services.samples.add(now(), {"cpu": 12.0})
@@ -242,7 +242,7 @@ class TestPages:
         host.run(scenario)
 
     @pytest.mark.parametrize("path", ["/admin/live", "/admin/charts.json"])
-    def test_answers_for_all_are_zipped_once(self, host: ApiHost, path: str) -> None:
+    def test_shared_answers_are_gzipped_if_accepted(self, host: ApiHost, path: str) -> None:
         async def scenario(asked: Served) -> None:
             looks = await browser(asked, "operator")
             plain = await looks.ask("GET", path, {"Accept-Encoding": "identity"})
@@ -255,7 +255,7 @@ class TestPages:
 
         host.run(scenario)
 
-    def test_parts_are_made_once_for_all_who_look(
+    def test_live_parts_are_rendered_once_for_all_viewers(
         self, host: ApiHost, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = []
@@ -276,7 +276,7 @@ class TestPages:
         host.run(scenario)
         assert len(made) == 1
 
-    def test_scripts_in_names_are_text(
+    def test_scripts_in_names_are_escaped(
         self, host: ApiHost, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         disk = SimpleNamespace(device="d", mountpoint=f"/{SCRIPT}", fstype="ext4")
@@ -312,7 +312,7 @@ def named_script(read: Any) -> Any:
     return lambda *words: replace(read(*words), name=SCRIPT)
 
 
-def test_zipped_content_is_gzip(host: ApiHost) -> None:
+def test_gzipped_content_can_be_decompressed(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         looks = await browser(asked, "operator")
         headers = {"Accept-Encoding": "gzip", "Cookie": f"polydev={looks.cookie}"}

@@ -56,30 +56,30 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_documents_made_of_code_are_up_to_date() -> None:
+def test_generated_documents_are_up_to_date() -> None:
     found = documents(VERBS.values(), namespace)
     stale = [file.name for file, text in found.items() if file.read_text() != text]
     assert stale == [], "run ./inv docs"
 
 
-def test_every_verb_has_its_place() -> None:
+def test_every_verb_is_in_verbs_md() -> None:
     text = (ROOT / "docs" / "verbs.md").read_text()
     assert [verb for verb in VERBS if f"\n### {verb}\n" not in text] == []
 
 
-def test_every_verb_that_answers_json_says_what() -> None:
+def test_every_verb_with_json_documents_its_answer() -> None:
     with_json = {name for name, verb in VERBS.items() if "json" in verb.args}
     assert with_json == set(ANSWERS)
 
 
 @pytest.mark.parametrize("page", PRESENT_PAGES)
-def test_verbs_that_a_page_names_are_there(page: str) -> None:
+def test_verbs_named_on_a_page_exist(page: str) -> None:
     verbs = re.findall(r"\./inv ([a-z]+(?:\.[a-z]+)?)", (ROOT / page).read_text())
     assert [each for each in verbs if each not in VERBS and each != "docs"] == []
 
 
 @pytest.mark.parametrize("page", PRESENT_PAGES)
-def test_files_that_a_page_names_are_there(page: str) -> None:
+def test_files_named_on_a_page_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     paths = re.findall(rf"`((?:{FOLDERS})/[^\s`:]*|[\w-]+\.(?:md|py|toml|j2))`", text)
     wanted = [each for each in paths if not any(word in each for word in NOT_IN_A_CHECKOUT)]
@@ -112,9 +112,7 @@ def words_of_the_code() -> frozenset[str]:
 
 
 @pytest.mark.parametrize("page", PRESENT_PAGES)
-def test_names_of_code_that_a_page_names_are_there(
-    page: str, words_of_the_code: frozenset[str]
-) -> None:
+def test_names_of_code_on_a_page_exist(page: str, words_of_the_code: frozenset[str]) -> None:
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     names = re.findall(r"`([a-zA-Z_][\w.]*[a-zA-Z])`", text)
     code = [name for name in names if "_" in name or "." in name or re.match("[A-Z][a-z]", name)]
@@ -123,7 +121,7 @@ def test_names_of_code_that_a_page_names_are_there(
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_have_a_target(page: str) -> None:
     text = (ROOT / page).read_text()
     lost = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -144,11 +142,11 @@ def test_lines_of_prose_are_short(page: str) -> None:
     assert long == []
 
 
-def test_the_first_page_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 
-def test_every_module_is_in_the_architecture() -> None:
+def test_every_module_is_in_architecture_md() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named = set()
     for cell in re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE):
@@ -175,13 +173,13 @@ def test_every_module_is_in_the_architecture() -> None:
     assert lost == []
 
 
-def test_every_alert_rule_is_in_its_table() -> None:
+def test_every_alert_rule_is_documented() -> None:
     text = (ROOT / "docs" / "controller.md").read_text()
     table = re.findall(r"^\| rule \| warning \| critical \|\n(?:\|.*\n)+", text, re.MULTILINE)[0]
     assert set(re.findall(r"`(\w+)`(?=[^|]*\|)", table)) >= set(get_args(Rule))
 
 
-def test_modules_that_the_architecture_names_are_there() -> None:
+def test_modules_named_in_architecture_md_exist() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     package = ROOT / "src" / "polydev"
     lost = []
@@ -206,7 +204,7 @@ def keys_of(settings: type[BaseModel], group: str = "") -> Iterator[str]:
             yield group + name
 
 
-def test_every_setting_of_the_controller_is_in_its_table() -> None:
+def test_every_controller_setting_is_documented() -> None:
     text = (ROOT / "docs" / "controller.md").read_text()
     (table,) = re.findall(r"^\| key \| default \| meaning \|\n(?:\|.*\n)+", text, re.MULTILINE)
     named: set[str] = set()

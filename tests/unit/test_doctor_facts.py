@@ -31,7 +31,7 @@ class TestMachine:
     @pytest.mark.parametrize("user", [0, 1000])
     @pytest.mark.parametrize("device", [True, False])
     @pytest.mark.parametrize("kernel", [None, Path("/k")])
-    def test_gather(
+    def test_machine_facts_are_gathered(
         self,
         user: int,
         device: bool,
@@ -70,7 +70,7 @@ class TestMachine:
         place = settings.state / "accelerator.json"
         assert tried == ([(kernel or Path(os.devnull), place)] if is_tried else [])
 
-    def test_a_disk_is_that_of_the_folder_above(
+    def test_disk_of_a_missing_folder_is_that_of_its_parent(
         self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[Path] = []
@@ -84,7 +84,7 @@ class TestMachine:
         assert asked == [tmp_path]
 
     @pytest.mark.parametrize("error", [OSError("x"), CommandError(["q"], 1, "x")])
-    def test_what_cannot_be_tried_is_not_known(
+    def test_failed_programs_give_unknown_facts(
         self, error: Exception, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object, **__: object) -> None:
@@ -97,7 +97,7 @@ class TestMachine:
             assert machine_checks._said(["q"]) is None
             assert machine_checks._installed(["q"]) is None
 
-    def test_packages_that_are_installed_and_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_installed_package_versions_are_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = "qemu\tinstalled\t1:7.2\nnft\tconfig-files\t1.0\nnonsense\n"
         done = Completed((), 1, said, "", 0.0)
         monkeypatch.setattr(machine_checks, "run", lambda *_, **__: done)
@@ -123,7 +123,7 @@ class TestHost:
         monkeypatch.setattr(subprocess, "run", missing)
         return tmp_path
 
-    def test_nothing_of_ours(self, nothing: Path) -> None:
+    def test_facts_of_a_host_without_a_deployment(self, nothing: Path) -> None:
         found = host_probe.facts()
         assert found["startedAt"] <= found["endedAt"]
         absent = ["host", "config", "qemu", "accelerator", "golden", "health", "look"]
@@ -147,7 +147,7 @@ class TestHost:
             ('{"serving": 1}', {"serving": 1}, {"serving": 1}, {"serving": 1}),
         ],
     )
-    def test_words_of_the_host_tool(
+    def test_answers_of_the_host_tool_are_parsed(
         self,
         said: str,
         health: object,
@@ -178,7 +178,7 @@ class TestHost:
     @pytest.mark.parametrize(
         ("pid", "status", "may"), [("7", 0, True), ("7", 1, False), ("0", 0, None), ("", 0, None)]
     )
-    def test_what_polkit_lets_the_controller_do(
+    def test_polkit_permission_is_read_from_pkcheck(
         self, pid: str, status: int, may: bool | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def run(argv: list[str], **_: object) -> Any:
@@ -194,7 +194,7 @@ class TestHost:
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
         assert host_probe._failed_vms() == ["microvm@2.service"]
 
-    def test_golden_image(self, nothing: Path) -> None:
+    def test_golden_image_is_read_from_its_link(self, nothing: Path) -> None:
         image = nothing / "images" / "abc"
         image.mkdir(parents=True)
         (nothing / "GOLDEN").symlink_to(image / "rootfs.ext4")
@@ -204,7 +204,7 @@ class TestHost:
         (image / "record.json").write_text('{"createdAt": "now"}')
         assert host_probe._golden() == {"digest": "abc", "createdAt": "now"}
 
-    def test_name_servers(self, nothing: Path) -> None:
+    def test_upstream_resolvers_are_read_from_dnsmasq_config(self, nothing: Path) -> None:
         (nothing / "DNS_CONFIG").write_text("server=9.9.9.9\n#server=1.1.1.1\nserver=/x/8.8.8.8\n")
         assert host_probe._upstreams() == ["9.9.9.9"]
 
@@ -220,7 +220,7 @@ class TestOverSsh:
             (0, "nonsense", "cannot inspect prod: no route"),
         ],
     )
-    def test_a_host_that_cannot_be_asked(
+    def test_ssh_failure_is_reported(
         self, status: int, stdout: str, reason: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         done = Completed((), status, stdout, "no route\n", 0.0)
@@ -228,7 +228,7 @@ class TestOverSsh:
         with pytest.raises(DeployError, match=reason):
             host_facts.gather(self.target)
 
-    def test_one_that_does_not_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ssh_timeout_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, **__: object) -> None:
             raise CommandTimeout(["ssh"], 120, "")
 
@@ -236,7 +236,9 @@ class TestOverSsh:
         with pytest.raises(DeployError, match="does not answer"):
             host_facts.gather(self.target)
 
-    def test_one_that_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_probe_runs_over_ssh_and_its_facts_are_read(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         given: dict[str, Any] = {}
 
         def run(argv: list[str], **options: Any) -> Completed:

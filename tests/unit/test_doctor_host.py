@@ -71,25 +71,25 @@ def facts(**changed: Any) -> HostFacts:
     return HostFacts({**SOUND, **changed}, before=NOW, after=NOW + 1.5)
 
 
-def test_a_sound_host_has_nothing_to_do() -> None:
+def test_healthy_host_has_no_findings() -> None:
     found = host_findings("host", facts())
     assert [finding for finding in found if finding.state != "ok" or finding.todo] == []
 
 
-def test_a_host_without_a_deployment_is_told_that_alone() -> None:
+def test_host_without_a_deployment_has_one_problem() -> None:
     found = host_findings("host", facts(host=None, health=None, golden=None))
     assert has_problem(found)
     assert [each.name for each in found if each.state == "problem"] == ["deployment"]
 
 
-def test_a_host_of_which_nothing_is_known_is_judged_all_the_same() -> None:
+def test_host_without_any_facts_still_gets_findings() -> None:
     nothing = dict.fromkeys(SOUND) | {"startedAt": NOW, "endedAt": NOW, "host": {}}
     found = host_findings("host", HostFacts(nothing, NOW, NOW))
     assert all(finding.todo for finding in found if finding.state != "ok")
     assert has_problem(found)
 
 
-def test_a_host_that_ssh_does_not_reach_is_a_problem() -> None:
+def test_host_unreachable_over_ssh_is_a_problem() -> None:
     finding = unreachable_finding("host", DeployError("cannot be reached", "ssh host"))
     assert (finding.state, finding.found, finding.todo) == (
         "problem",
@@ -108,7 +108,7 @@ def test_a_host_that_ssh_does_not_reach_is_a_problem() -> None:
         ({"architecture": "aarch64"}, "problem"),
     ],
 )
-def test_the_system_is_one_that_hosts_are_deployed_to(changed: Any, state: str) -> None:
+def test_system_must_be_a_supported_distribution(changed: Any, state: str) -> None:
     assert system_finding("host", facts(**changed)).state == state
 
 
@@ -116,7 +116,7 @@ def test_the_system_is_one_that_hosts_are_deployed_to(changed: Any, state: str) 
     ("version", "state"),
     [([3, 9, 2], "problem"), ([3, 10, 0], "ok"), ([3, 13, 1], "ok"), ([3, 14, 0], "problem")],
 )
-def test_the_hosts_python_can_run_the_controller(version: list[int], state: str) -> None:
+def test_host_python_version_must_be_supported(version: list[int], state: str) -> None:
     assert python_finding("host", facts(python=version)).state == state
 
 
@@ -130,29 +130,29 @@ def test_the_hosts_python_can_run_the_controller(version: list[int], state: str)
         (3600.0, 3600.4, "problem", "3,599 s ahead of"),
     ],
 )
-def test_the_clock_is_judged_by_what_the_call_cannot_explain(
+def test_clock_difference_beyond_the_call_time_is_a_warning(
     started: float, ended: float, state: str, words: str
 ) -> None:
     finding = clock_finding("host", facts(startedAt=NOW + started, endedAt=NOW + ended))
     assert (finding.state, words in finding.found) == (state, True), finding
 
 
-def test_a_slow_call_does_not_make_a_clock_wrong() -> None:
+def test_slow_call_does_not_cause_a_clock_warning() -> None:
     slow = HostFacts({**SOUND, "startedAt": NOW + 30, "endedAt": NOW + 31}, NOW, NOW + 60)
     assert clock_finding("host", slow).state == "ok"
 
 
-def test_a_full_disk_is_named_by_what_lies_on_it() -> None:
+def test_full_disk_is_named_by_its_use() -> None:
     disks = {**SOUND["disks"], "/var/lib/microvm": {"size": 100 * GIB, "free": GIB}}
     found = space_findings("host", facts(disks=disks))
     assert [each.name for each in found if each.state == "problem"] == ["room for VMs"]
 
 
-def test_folders_that_come_with_a_deployment_are_not_missed_before_it() -> None:
+def test_folders_missing_before_a_deployment_are_ignored() -> None:
     assert len(space_findings("host", facts(disks={"/": DISK}))) == 1
 
 
-def test_each_check_of_the_gate_is_a_finding() -> None:
+def test_each_health_gate_check_is_a_finding() -> None:
     checks = [
         {"name": "units", "ok": False, "detail": "polydev-dns.service is failed"},
         {"name": "slots", "ok": True, "detail": "4 there"},
@@ -179,7 +179,7 @@ def test_each_check_of_the_gate_is_a_finding() -> None:
         ("release", {"error": "unread", "message": "no such file"}, "no such file"),
     ],
 )
-def test_what_the_host_tool_finds_changed_by_hand_is_a_problem(
+def test_drift_found_by_the_host_tool_is_a_problem(
     part: str, answer: Any, words: str | None
 ) -> None:
     (found,) = drift_findings("host", facts(look={part: answer}))
@@ -188,11 +188,11 @@ def test_what_the_host_tool_finds_changed_by_hand_is_a_problem(
     assert bool(found.todo) == bool(words)
 
 
-def test_an_earlier_host_tool_looks_at_less() -> None:
+def test_older_host_tool_gives_no_drift_findings() -> None:
     assert drift_findings("host", facts(look=None)) == []
 
 
-def test_a_host_tool_that_does_not_answer_is_a_problem() -> None:
+def test_silent_host_tool_is_a_problem() -> None:
     (finding,) = gate_findings("host", facts(health=None))
     assert finding.state == "problem"
 
@@ -206,7 +206,7 @@ def test_a_host_tool_that_does_not_answer_is_a_problem() -> None:
         (None, "problem"),
     ],
 )
-def test_the_controllers_own_words_count(report: Any, state: str) -> None:
+def test_controller_health_report_decides_the_state(report: Any, state: str) -> None:
     assert health_finding("host", facts(controller=report)).state == state
 
 
@@ -217,7 +217,7 @@ def test_the_controllers_own_words_count(report: Any, state: str) -> None:
         {"error": "unread", "message": "polydev-vm-2 may reboot"},
     ],
 )
-def test_rights_of_vms_users_by_polkit_are_a_problem(answer: Any) -> None:
+def test_polkit_rights_of_vm_users_are_a_problem(answer: Any) -> None:
     found = [each for each in host_findings("host", facts(look={"polkit": answer})) if each.todo]
     assert [(each.name, each.state) for each in found] == [("polkit", "problem")]
     assert "polydev-vm-2 may reboot" in found[0].found
@@ -232,7 +232,7 @@ def test_rights_of_vms_users_by_polkit_are_a_problem(answer: Any) -> None:
         ({"vm": None, "other": None}, "warning"),
     ],
 )
-def test_the_controller_may_start_vms_and_nothing_else(polkit: Any, state: str) -> None:
+def test_polkit_must_allow_vm_units_only(polkit: Any, state: str) -> None:
     assert polkit_finding("host", facts(polkit=polkit)).state == state
 
 
@@ -245,7 +245,7 @@ def test_the_controller_may_start_vms_and_nothing_else(polkit: Any, state: str) 
         (None, True),
     ],
 )
-def test_a_polkit_without_javascript_is_named(version: str | None, reads: bool) -> None:
+def test_polkit_without_javascript_rules_is_named(version: str | None, reads: bool) -> None:
     asked = facts(polkit={"vm": False, "other": False}, polkitVersion=version)
     found = polkit_finding("host", asked)
     assert found.state == "problem"
@@ -260,7 +260,7 @@ def test_a_polkit_without_javascript_is_named(version: str | None, reads: bool) 
         ({"accelerator": None}, "not tried"),
     ],
 )
-def test_a_host_without_kvm_is_warned_of(changed: Any, words: str) -> None:
+def test_host_without_kvm_is_a_warning(changed: Any, words: str) -> None:
     finding = kvm_finding("host", facts(**changed))
     assert finding.state == "warning"
     assert words in finding.found
@@ -271,14 +271,14 @@ def of_templates(**changed: Any) -> HostFacts:
 
 
 @pytest.mark.parametrize("socket", ["inactive", None])
-def test_templates_that_nobody_hands_out(socket: str | None) -> None:
+def test_inactive_template_holder_is_a_warning(socket: str | None) -> None:
     units = {**SOUND["units"], "polydev-templates.socket": socket}
     finding = templates_finding("host", facts(units=units))
     assert (finding.state, finding.todo) == ("warning", "./inv deploy")
     assert f"polydev-templates.socket is {socket or 'unknown'}" in finding.found
 
 
-def test_the_template_that_serves_is_named_with_the_disk_that_it_takes() -> None:
+def test_serving_template_is_named_with_its_disk_space() -> None:
     finding = templates_finding("host", facts())
     assert finding.found == "8f8f8f8f8f8f of the golden image serves; 1 takes 1.0 GiB of disk"
 
@@ -294,7 +294,7 @@ def test_the_template_that_serves_is_named_with_the_disk_that_it_takes() -> None
         ),
     ],
 )
-def test_the_pool_is_told_beside_its_template(pool: dict[str, Any], words: str | None) -> None:
+def test_pool_is_shown_with_its_template(pool: dict[str, Any], words: str | None) -> None:
     finding = templates_finding("host", of_templates(pool=pool))
     assert finding.state == "ok"
     assert (words or "of disk") in finding.found
@@ -324,7 +324,7 @@ OLDER = {"serving": "7e" * 32}
         ({**BOOTS, "enabled": False}, "ok", "off: each VM boots"),
     ],
 )
-def test_what_vms_start_from_instead_is_told(
+def test_fallback_for_a_missing_template_is_shown(
     changed: dict[str, Any], state: str, words: str
 ) -> None:
     finding = templates_finding("host", of_templates(**changed))
@@ -333,7 +333,7 @@ def test_what_vms_start_from_instead_is_told(
     assert (finding.todo is None) == (state == "ok")
 
 
-def test_a_release_that_knows_no_report_is_no_obstacle() -> None:
+def test_release_without_a_template_report_suggests_a_deployment() -> None:
     assert templates_finding("host", facts(templates=None)).todo == "./inv deploy"
 
 
@@ -347,7 +347,9 @@ def test_a_release_that_knows_no_report_is_no_obstacle() -> None:
         (GIB, "kvm", "problem"),
     ],
 )
-def test_all_slots_fit_into_the_memory(total: int, accelerator: str, state: str) -> None:
+def test_memory_must_suffice_for_all_slots_and_templates(
+    total: int, accelerator: str, state: str
+) -> None:
     said = facts(memoryBytes=total, accelerator={"accelerator": accelerator})
     assert memory_finding("host", said).state == state
 
@@ -361,7 +363,7 @@ def test_all_slots_fit_into_the_memory(total: int, accelerator: str, state: str)
         ({**BOOTS, "enabled": False}, "8.0 GiB of 16.0 GiB"),
     ],
 )
-def test_the_memory_of_templates_is_named(changed: dict[str, Any], words: str) -> None:
+def test_memory_finding_includes_templates(changed: dict[str, Any], words: str) -> None:
     assert memory_finding("host", of_templates(**changed)).found.endswith(words)
 
 
@@ -379,7 +381,7 @@ def test_failed_units_of_vms_are_named() -> None:
         (None, "problem"),
     ],
 )
-def test_a_golden_image_is_there_and_not_old(golden: Any, state: str) -> None:
+def test_golden_image_must_exist_and_be_recent(golden: Any, state: str) -> None:
     assert image_finding("host", facts(golden=golden)).state == state
 
 
@@ -392,18 +394,18 @@ def test_a_golden_image_is_there_and_not_old(golden: Any, state: str) -> None:
         ({}, "problem"),
     ],
 )
-def test_resolvers_that_do_not_answer_are_named(upstreams: Any, state: str) -> None:
+def test_silent_resolvers_are_named(upstreams: Any, state: str) -> None:
     finding = upstreams_finding("host", facts(upstreams=upstreams))
     assert finding.state == state
     assert all(address in finding.found for address, said in upstreams.items() if said != "ok")
 
 
-def test_a_configuration_that_cannot_be_read_is_no_obstacle() -> None:
+def test_unreadable_configuration_is_tolerated() -> None:
     assert facts(config="{").config == {}
     assert memory_finding("host", facts(config=None)).found.startswith("4 VMs")
 
 
-def test_a_long_finding_is_summed_up_for_people_and_whole_in_the_json() -> None:
+def test_long_finding_is_shortened_as_text_but_not_in_json() -> None:
     few, many = "; ".join("abcde"), "; ".join("abcdefg")
     assert DoctorFinding("h", "files", "problem", few).summary == few
     finding = DoctorFinding("h", "files", "problem", many)

@@ -44,7 +44,7 @@ SOUND = MachineFacts(
 ROOM = Room(least=2 * GIB, enough=8 * GIB)
 
 
-def test_a_sound_machine_has_nothing_to_do() -> None:
+def test_healthy_machine_has_no_findings() -> None:
     found = machine_findings(SOUND)
     assert {(finding.state, finding.todo) for finding in found} == {("ok", None)}
     assert not has_problem(found)
@@ -52,7 +52,7 @@ def test_a_sound_machine_has_nothing_to_do() -> None:
     assert [finding.name for finding in found] == names
 
 
-def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
+def test_every_finding_that_is_not_ok_has_a_todo() -> None:
     ill = MachineFacts(
         packages={"git": None},
         python=(3, 9, 2),
@@ -68,17 +68,17 @@ def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
     assert has_problem(found)
 
 
-def test_missing_packages_are_named_with_the_command_that_brings_them() -> None:
+def test_missing_packages_are_named_with_the_install_command() -> None:
     finding = packages_finding({"git": "1:2.39", "rsync": None, "kmod": None})
     assert (finding.state, finding.found) == ("problem", "missing: rsync, kmod")
     assert "apt-get install --no-install-recommends rsync kmod" in str(finding.todo)
 
 
-def test_a_machine_without_dpkg_is_no_place_for_this() -> None:
+def test_machine_without_dpkg_is_a_problem() -> None:
     assert packages_finding(None).state == "problem"
 
 
-def test_packages_are_read_without_their_reasons() -> None:
+def test_package_list_is_read_without_comments() -> None:
     text = "# what\n\ncpio      # packs\ngit\n"
     assert wanted_packages(text) == ["cpio", "git"]
 
@@ -88,7 +88,7 @@ def test_python_must_be_new_enough(version: tuple[int, int, int], state: str) ->
     assert python_finding(version).state == state
 
 
-def test_who_is_not_root_is_warned() -> None:
+def test_not_being_root_is_a_warning() -> None:
     assert rights_finding(is_root=False).state == "warning"
 
 
@@ -102,11 +102,11 @@ def test_who_is_not_root_is_warned() -> None:
         (None, "problem"),
     ],
 )
-def test_qemu_is_there_and_new_enough(said: str | None, state: str) -> None:
+def test_qemu_must_be_installed_and_new_enough(said: str | None, state: str) -> None:
     assert qemu_finding("here", said, "install it").state == state
 
 
-def test_a_version_is_the_first_that_is_said() -> None:
+def test_version_of_finds_the_first_version() -> None:
     assert version_of("QEMU emulator version 7.2.22 (Debian 1:7.2)") == (7, 2, 22)
     assert version_of("no digits. here") is None
 
@@ -119,7 +119,7 @@ def test_a_version_is_the_first_that_is_said() -> None:
         (True, None, "not tried yet"),
     ],
 )
-def test_kvm_counts_only_if_a_vm_boots_under_it(
+def test_kvm_is_ok_only_if_a_vm_booted_with_it(
     device: bool, accelerator: str | None, words: str
 ) -> None:
     facts = replace(SOUND, kvm_device=device, accelerator=accelerator)  # type: ignore[arg-type]
@@ -129,17 +129,17 @@ def test_kvm_counts_only_if_a_vm_boots_under_it(
 
 
 @pytest.mark.parametrize(("free", "state"), [(9, "ok"), (7, "warning"), (1, "problem")])
-def test_room_is_told_before_it_is_gone(free: int, state: str) -> None:
+def test_low_disk_space_is_a_warning_then_a_problem(free: int, state: str) -> None:
     finding = space_finding("here", "room", DiskSpace(100 * GIB, free * GIB), ROOM, "make room")
     assert finding.state == state
     assert finding.found.startswith(f"{free}.0 GiB of 100.0 GiB free")
 
 
-def test_a_disk_that_cannot_be_read_is_no_disk_with_room() -> None:
+def test_unreadable_disk_is_a_warning() -> None:
     assert space_finding("here", "room", None, ROOM, "make room").state == "warning"
 
 
-def test_a_finding_as_json_has_all_its_fields() -> None:
+def test_finding_as_dict_has_all_fields() -> None:
     finding = DoctorFinding("here", "what", "ok", "found")
     assert finding.as_dict() == {
         "where": "here",
@@ -150,7 +150,7 @@ def test_a_finding_as_json_has_all_its_fields() -> None:
     }
 
 
-def test_leftovers_are_named_with_what_ends_them(tmp_path: Path) -> None:
+def test_leftovers_are_named_with_commands_to_remove_them(tmp_path: Path) -> None:
     (finding,) = leftovers_findings([Orphan(7, ("qemu", "-m", "1"))], [tmp_path])
     assert finding.state == "warning"
     assert finding.found == (
@@ -161,7 +161,7 @@ def test_leftovers_are_named_with_what_ends_them(tmp_path: Path) -> None:
     assert leftovers_findings([], []) == []
 
 
-def test_temp_folder_is_abandoned_when_its_maker_is_gone(
+def test_temp_folder_of_an_ended_process_is_abandoned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -71,14 +71,14 @@ def row(path: str, **fields: Any) -> dict[str, Any]:
     return {"path": path, "type": "file", "mode": 0o644, "uid": 0, "gid": 0, **fields}
 
 
-def test_same_image_differs_in_nothing() -> None:
+def test_same_image_has_no_differences() -> None:
     same = record("a", [package("curl", "1")], {"base": "x"}, 5)
     found = diff(same, same)
     assert found.packages_added == found.packages_removed == found.packages_changed == []
     assert (found.content_change_bytes, found.layers_changed, found.files) == (0, [], None)
 
 
-def test_packages_are_told_apart_by_their_manager() -> None:
+def test_packages_are_compared_by_name_and_manager() -> None:
     found = diff(
         record("a", [package("curl", "1"), package("vim", "9"), package("pm2", "5", "npm")]),
         record("b", [package("pm2", "5", "deb"), package("curl", "2"), package("pm2", "5", "npm")]),
@@ -89,7 +89,7 @@ def test_packages_are_told_apart_by_their_manager() -> None:
     assert (found.old, found.new) == ("a" * 64, "b" * 64)
 
 
-def test_package_in_several_versions() -> None:
+def test_package_in_several_versions_is_compared() -> None:
     found = diff(
         record("a", [package("ws", "7", "npm"), package("ws", "8", "npm")]),
         record("b", [package("ws", "8", "npm"), package("ws", "9", "npm")]),
@@ -99,12 +99,12 @@ def test_package_in_several_versions() -> None:
     assert grown.packages_added == [changed("ws", None, "7"), changed("ws", None, "9")]
 
 
-def test_sizes_have_a_sign() -> None:
+def test_size_changes_are_signed() -> None:
     found = diff(record("a", size_bytes=10), record("b", size_bytes=7))
     assert (found.content_change_bytes, found.rootfs_allocated_change_bytes) == (-3, -6)
 
 
-def test_layers_that_are_new_gone_or_other() -> None:
+def test_new_removed_and_changed_layers_are_listed() -> None:
     found = diff(
         record("a", layers={"base": "1", "node": "2", "old": "3"}),
         record("b", layers={"base": "1", "node": "9", "tools": "4"}),
@@ -143,14 +143,14 @@ def test_files_added_removed_and_changed(tmp_path: Path) -> None:
     assert diff(record("a"), record("b"), found).files == found
 
 
-def test_time_alone_is_no_change(tmp_path: Path) -> None:
+def test_changed_time_alone_is_no_change(tmp_path: Path) -> None:
     old = listing(tmp_path / "old", [row("/a", mtime=1), row("/b", mtime=1, uid=0)])
     new = listing(tmp_path / "new", [row("/a", mtime=2), row("/b", mtime=2, uid=5)])
     found = tree_diff(old, new)
     assert found == TreeDiff(added=[], removed=[], changed=[FileChange(path="/b", fields=["uid"])])
 
 
-def test_path_that_is_no_text_is_written_out(tmp_path: Path) -> None:
+def test_path_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     new = listing(tmp_path / "new", [row("/caf\udce9")])
     found = tree_diff(listing(tmp_path / "old", []), new)
     assert found is not None
@@ -158,7 +158,7 @@ def test_path_that_is_no_text_is_written_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["old", "new"])
-def test_no_listing_is_no_difference_known(tmp_path: Path, missing: str) -> None:
+def test_missing_listing_gives_no_file_diff(tmp_path: Path, missing: str) -> None:
     for name in ("old", "new"):
         listing(tmp_path / name, [])
     (tmp_path / missing / TREE).unlink()
@@ -175,14 +175,16 @@ def test_no_listing_is_no_difference_known(tmp_path: Path, missing: str) -> None
     ],
     ids=["order", "twice", "no path", "no object"],
 )
-def test_malformed_listing_is_named(tmp_path: Path, rows: list[Any], line: int) -> None:
+def test_malformed_listing_is_refused_with_file_and_line(
+    tmp_path: Path, rows: list[Any], line: int
+) -> None:
     old, new = listing(tmp_path / "old", [row("/a")]), listing(tmp_path / "new", rows)
     with pytest.raises(ImageError, match=f"{new / TREE}, line {line}: "):
         tree_diff(old, new)
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "flipped"])
-def test_damaged_listing_is_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_listing_is_refused_with_its_file(tmp_path: Path, damage: str) -> None:
     folder = listing(tmp_path / "old", [row(f"/{number:03}") for number in range(200)])
     data = (folder / TREE).read_bytes()
     (folder / TREE).write_bytes(
@@ -201,7 +203,7 @@ TREES = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.in
 
 @settings(max_examples=100, deadline=None)
 @given(TREES, TREES)
-def test_merge_agrees_with_sets(old: dict[str, int], new: dict[str, int]) -> None:
+def test_tree_diff_agrees_with_sets(old: dict[str, int], new: dict[str, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = tree_diff(
             listing(Path(folder) / "old", [row(p, size=old[p]) for p in sorted(old)]),
@@ -215,7 +217,7 @@ def test_merge_agrees_with_sets(old: dict[str, int], new: dict[str, int]) -> Non
     )
 
 
-def test_as_text_has_a_line_for_each_change() -> None:
+def test_text_has_a_line_for_each_change() -> None:
     found = ImageDiff(
         old="a" * 64,
         new="b" * 64,

@@ -67,7 +67,7 @@ def test_listing_says_all_that_an_image_keeps_of_a_file(tmp_path: Path) -> None:
     ]
 
 
-def test_hard_links_are_listed_as_files_of_one_content(tmp_path: Path) -> None:
+def test_hard_links_are_listed_as_files_with_equal_content(tmp_path: Path) -> None:
     fill(tmp_path, "a")
     os.link(tmp_path / "a", tmp_path / "b")
     first, second = list_tree(tmp_path)
@@ -75,7 +75,7 @@ def test_hard_links_are_listed_as_files_of_one_content(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_overlay_marks_are_seen(tmp_path: Path) -> None:
+def test_whiteouts_and_opaque_folders_are_listed(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     try:
         os.mknod(tmp_path / "gone", 0o020644, os.makedev(0, 0))
@@ -87,7 +87,7 @@ def test_overlay_marks_are_seen(tmp_path: Path) -> None:
     assert listed["/folder"]["opaque"] is True
 
 
-def test_listing_has_the_same_bytes_whenever_it_is_written(tmp_path: Path) -> None:
+def test_listing_is_byte_identical_when_written_again(tmp_path: Path) -> None:
     entries = [entry("/a", mode=1), entry("/b")]
     write_listing(entries, tmp_path / "one")
     # The order of keys is no content either.
@@ -96,7 +96,7 @@ def test_listing_has_the_same_bytes_whenever_it_is_written(tmp_path: Path) -> No
     assert read_listing(tmp_path / "one") == entries
 
 
-def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / os.fsdecode(b"caf\xe9")).touch()
@@ -124,7 +124,7 @@ def test_whiteout_hides_a_file_and_a_whole_folder() -> None:
     assert paths(lower, [entry("/d", "whiteout")]) == ["/a", "/d.e"]
 
 
-def test_whiteout_of_nothing_shows_nothing() -> None:
+def test_whiteout_without_a_file_is_dropped() -> None:
     assert paths([entry("/a")], [entry("/b", "whiteout")]) == ["/a"]
 
 
@@ -132,7 +132,7 @@ def test_file_comes_back_above_its_whiteout() -> None:
     assert paths([entry("/a")], [entry("/a", "whiteout")], [entry("/a")]) == ["/a"]
 
 
-def test_opaque_folder_hides_what_lies_below_but_not_its_own() -> None:
+def test_opaque_folder_hides_lower_files_only() -> None:
     lower = [entry("/d", "dir"), entry("/d/old"), entry("/dd")]
     upper = [entry("/d", "dir", opaque=True), entry("/d/new")]
     merged = merge_listings([lower, upper])
@@ -141,15 +141,15 @@ def test_opaque_folder_hides_what_lies_below_but_not_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "symlink"])
-def test_folder_that_becomes_something_else_takes_its_files_along(kind: str) -> None:
+def test_folder_replaced_by_a_file_hides_its_files(kind: str) -> None:
     assert paths([entry("/d", "dir"), entry("/d/x")], [entry("/d", kind)]) == ["/d"]
 
 
-def test_file_that_becomes_a_folder() -> None:
+def test_file_replaced_by_a_folder() -> None:
     assert paths([entry("/d")], [entry("/d", "dir"), entry("/d/x")]) == ["/d", "/d/x"]
 
 
-def test_merged_listing_is_in_the_order_of_its_paths() -> None:
+def test_merged_listing_is_sorted_by_path() -> None:
     lower = [entry("/a", "dir"), entry("/a-b"), entry("/a/c")]
     assert paths(lower) == ["/a", "/a-b", "/a/c"]
 

@@ -35,11 +35,11 @@ def set_with_answers(folder: Path, late_answers: int) -> int:
 
 
 @pytest.mark.parametrize("late_answers", [0, 1, CLOCK_TRIES])
-def test_the_clock_is_set_until_it_is_right(tmp_path: Path, late_answers: int) -> None:
+def test_clock_is_set_until_it_is_right(tmp_path: Path, late_answers: int) -> None:
     assert set_with_answers(tmp_path, late_answers) == late_answers + 1
 
 
-def test_a_clock_that_stays_behind_is_told(tmp_path: Path) -> None:
+def test_clock_that_stays_wrong_is_reported(tmp_path: Path) -> None:
     words = f"the guest's clock is off by -1.* s after {CLOCK_TRIES} settings"
     with pytest.raises(VmError, match=words):
         set_with_answers(tmp_path, CLOCK_TRIES + 1)

@@ -75,7 +75,7 @@ def kernel_follow(tree: Path, path: str) -> str | int:
         os.close(root)
 
 
-def test_every_path_leads_where_the_kernel_says(tree: Path) -> None:
+def test_follow_agrees_with_the_kernel(tree: Path) -> None:
     at = on_disk(tree)
     reached = 0
     for parts in itertools.product(PARTS, repeat=3):
@@ -103,7 +103,7 @@ def test_every_path_leads_where_the_kernel_says(tree: Path) -> None:
         ("/", "", ""),
     ],
 )
-def test_path_with_and_without_its_last_link(
+def test_last_link_of_a_path_is_followed_or_kept(
     tree: Path, path: str, leads: str, itself: str
 ) -> None:
     assert follow(path, on_disk(tree)) == leads
@@ -153,7 +153,7 @@ def upper(**nodes: str) -> dict[str, Node]:
         ({"var/lock/a": "file", "run/lock/b": "file"}, {"var/lock/a": "run/lock/a"}),
     ],
 )
-def test_paths_land_where_the_links_below_lead(
+def test_landings_follow_links_of_the_tree_below(
     nodes: dict[str, str], moved: dict[str, str]
 ) -> None:
     tree = upper(**nodes)
@@ -181,13 +181,13 @@ def test_paths_land_where_the_links_below_lead(
         ({"devices/a": "file"}, "/devices/a (/dev/a in the image) lies where the guest mounts"),
     ],
 )
-def test_what_would_change_its_kind_is_a_clash(nodes: dict[str, str], words: str) -> None:
+def test_changed_kind_of_a_path_is_a_layer_conflict(nodes: dict[str, str], words: str) -> None:
     with pytest.raises(LayerConflict) as caught:
         landings(upper(**nodes), BELOW.get)
     assert words in str(caught.value)
 
 
-def test_what_a_layer_was_made_in_sight_of_it_replaces_on_purpose() -> None:
+def test_paths_seen_by_the_layer_are_replaced() -> None:
     nodes = upper(**{"lib/a": "file", "etc": "file"})
     landed = landings(nodes, BELOW.get, seen=lambda path: True)
     assert landed == {path: path for path in ("", *nodes)}
@@ -204,7 +204,7 @@ def machine(tmp_path: Path, tree: Path) -> Path:
     return machine
 
 
-def test_no_way_of_removing_leads_out_of_the_tree(tree: Path, machine: Path) -> None:
+def test_removal_never_leaves_the_tree(tree: Path, machine: Path) -> None:
     scrub(tree)
     for pattern in ("out/*", "*/canary.log", "**/canary.log", "var/log/**", "*/*/canary.log"):
         assert list(matches(tree, pattern)) == []
@@ -215,7 +215,7 @@ def test_no_way_of_removing_leads_out_of_the_tree(tree: Path, machine: Path) -> 
     assert list(machine.iterdir()) == [machine / "canary.log"]
 
 
-def test_what_lies_on_the_disk(tree: Path) -> None:
+def test_on_disk_returns_the_kind_of_a_path(tree: Path) -> None:
     paths = ("etc", "etc/plain", "abs", "none", "etc/plain/x")
     found = [FOLDER, Node("file"), Node("link", "/usr/lib"), None, None]
     assert [on_disk(tree)(path) for path in paths] == found
@@ -229,7 +229,7 @@ def test_folder_is_made_inside_the_tree(tree: Path, machine: Path) -> None:
         folder_inside(tree, "/file")
 
 
-def test_what_a_build_asks_for_inside(
+def test_sandbox_program_runs_known_actions_only(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sandbox_program.main(["folder", str(tree), "/new", "/etc"]) == 0
@@ -254,7 +254,7 @@ def test_root_and_mounts_are_not_removed(tree: Path, path: str) -> None:
         remove_inside(tree, path)
 
 
-def test_globs_name_the_same_as_pathlibs_where_there_are_no_links(tmp_path: Path) -> None:
+def test_globs_agree_with_pathlib_without_links(tmp_path: Path) -> None:
     for name in ("a/b/c.py", "a/d.py", "e.py", "a/.hidden", "f[1]/g"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -276,7 +276,7 @@ def test_globs_name_the_same_as_pathlibs_where_there_are_no_links(tmp_path: Path
         assert list(matches(tmp_path, pattern)) == expected, pattern
 
 
-def test_file_gets_a_second_name_and_on_another_filesystem_a_copy(
+def test_link_or_copy_copies_across_filesystems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def elsewhere(*_: object, **_how: object) -> None:

@@ -33,7 +33,7 @@ def line_of(status: int, stdout: bytes, stderr: bytes) -> bytes:
     return json.dumps([status, *both]).encode() + b"\n"
 
 
-def test_an_answer_has_all_that_the_command_left(ends: Ends) -> None:
+def test_result_has_status_and_output_of_the_command(ends: Ends) -> None:
     console, guest = ends
     guest.sendall(line_of(3, b"out\xff\n", b"err"))
     answer = console.run("false")
@@ -42,7 +42,7 @@ def test_an_answer_has_all_that_the_command_left(ends: Ends) -> None:
     assert guest.recv(100) == b'"false"\n'
 
 
-def test_answers_come_one_after_the_other(ends: Ends) -> None:
+def test_consecutive_commands_get_their_own_results(ends: Ends) -> None:
     console, guest = ends
     # The first one after an answer to a knock; a terminal ends its lines otherwise.
     guest.sendall(READY + line_of(0, b"1", b""))
@@ -50,34 +50,34 @@ def test_answers_come_one_after_the_other(ends: Ends) -> None:
     assert [console.run("x").stdout, console.run("y").stdout] == [b"1", b"2"]
 
 
-def test_a_garbled_answer_is_told(ends: Ends) -> None:
+def test_malformed_answer_is_reported(ends: Ends) -> None:
     console, guest = ends
     guest.sendall(b"[0, nonsense]\n")
     with pytest.raises(VmError, match="cannot read the console's answer to 'x'"):
         console.run("x")
 
 
-def test_a_guest_that_ends_is_told_at_once(ends: Ends) -> None:
+def test_ended_guest_is_reported_at_once(ends: Ends) -> None:
     console, guest = ends
     guest.shutdown(socket.SHUT_WR)
     with pytest.raises(VmError, match="closed: the VM ended"):
         console.run("x")
 
 
-def test_one_that_is_gone_is_told(ends: Ends) -> None:
+def test_closed_console_is_reported(ends: Ends) -> None:
     console, guest = ends
     guest.close()
     with pytest.raises(VmError, match="the test console was closed"):
         console.run("x")
 
 
-def test_one_that_is_silent_is_not_waited_for(ends: Ends) -> None:
+def test_silent_console_times_out(ends: Ends) -> None:
     console, _ = ends
     with pytest.raises(VmError, match=r"did not answer within 0\.02 s"):
         console.run("x", 0.02)
 
 
-def test_a_shell_is_knocked_at_until_it_answers(
+def test_opening_a_shell_is_retried_until_it_answers(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console, guest = ends
@@ -100,7 +100,7 @@ def test_a_shell_is_knocked_at_until_it_answers(
     assert len(knocks) == 4
 
 
-def test_there_may_be_no_console(tmp_path: Path) -> None:
+def test_missing_console_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
         VmError, match=f"cannot connect to the test console at {tmp_path}/none"
     ) as told:

@@ -157,7 +157,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path, monkeypatch)
 
 
-def test_all_is_well(host: Host) -> None:
+def test_all_checks_pass_on_a_healthy_host(host: Host) -> None:
     assert host.look() == {}
     names = [check.name for check in host.checks]
     network = ["sshd", "bridge", "kernel", "firewall", "slots"]
@@ -166,9 +166,7 @@ def test_all_is_well(host: Host) -> None:
     assert host.checks[5].detail == "2 as declared"
 
 
-def test_settings_of_sshd_that_are_not_declared_are_named(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_undeclared_sshd_settings_are_reported(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sshd, "effective", lambda _: {"passwordauthentication": "yes"})
     host.known["sshd"] = {"passwordauthentication": "no"}
     host.file.write_text(json.dumps(host.known))
@@ -177,20 +175,20 @@ def test_settings_of_sshd_that_are_not_declared_are_named(
     assert "/etc/ssh/sshd_config" in detail
 
 
-def test_a_bare_host_has_nothing_to_be_wrong(host: Host) -> None:
+def test_host_without_a_deployment_passes(host: Host) -> None:
     host.file.unlink()
     assert host.look() == {}
     assert [check.name for check in host.checks] == ["deployed"]
 
 
-def test_units_that_are_not_active_are_named(host: Host) -> None:
+def test_inactive_units_are_named(host: Host) -> None:
     host.systemd = Units(polydev_network="failed", master_controller="activating")
     assert host.look()["units"] == (
         "polydev-network.service is failed, master-controller.service is activating"
     )
 
 
-def test_before_the_first_release_the_controller_is_not_missed(host: Host) -> None:
+def test_controller_is_not_checked_before_the_first_release(host: Host) -> None:
     host.current.unlink()
     host.known["units"] = [*UNITS, "polydev-templates.service"]
     host.write()
@@ -200,7 +198,7 @@ def test_before_the_first_release_the_controller_is_not_missed(host: Host) -> No
     assert "controller" not in [check.name for check in host.checks]
 
 
-def test_every_part_of_the_network_is_named_with_its_differences(host: Host) -> None:
+def test_network_differences_are_reported_by_part(host: Host) -> None:
     host.differences = [
         Difference("slot-2", "vm-2 isolated", ("off",), ("on",), opens=True),
         Difference("bridge", "br-vm state", ("down",), ("up",), opens=False),
@@ -224,7 +222,7 @@ def test_every_part_of_the_network_is_named_with_its_differences(host: Host) -> 
         ("x", "cannot be read"),
     ],
 )
-def test_a_watch_that_does_not_report_is_named(
+def test_silent_network_watch_is_reported(
     host: Host, monkeypatch: pytest.MonkeyPatch, age: float | str | None, found: str | None
 ) -> None:
     """It may be there and hang, as by SIGSTOP."""
@@ -250,23 +248,23 @@ def test_a_watch_that_does_not_report_is_named(
     "error",
     [HostError("network-unread", "cannot read: no"), FileNotFoundError(2, "cannot read: no")],
 )
-def test_network_that_cannot_be_read_is_not_well(host: Host, error: Exception) -> None:
+def test_unreadable_network_fails(host: Host, error: Exception) -> None:
     host.unread = error
     assert "cannot read: no" in host.look()["bridge"]
 
 
 class TestImage:
-    def test_without_a_golden_one_a_host_is_well(self, host: Host) -> None:
+    def test_host_without_a_golden_image_passes(self, host: Host) -> None:
         (host.store / "golden-rootfs.ext4").unlink()
         assert host.look() == {}
 
-    def test_one_that_is_gone(self, host: Host) -> None:
+    def test_missing_golden_image_fails(self, host: Host) -> None:
         (host.store / "images" / DIGEST / "rootfs.ext4").unlink()
         assert host.look() == {"image": f"golden {DIGEST[:12]} is not there"}
 
 
-class TestNames:
-    def test_it_asks_the_hosts_own_cache_for_its_first_vm(self, host: Host) -> None:
+class TestDns:
+    def test_dns_check_asks_the_host_for_its_first_vm(self, host: Host) -> None:
         host.look()
         assert host.names.sent == [(question("vm-2.vm.internal"), ("192.168.100.1", 53))]
 
@@ -281,19 +279,19 @@ class TestNames:
             (b"\0\1\x81", "no answer: the DNS answer is cut short"),
         ],
     )
-    def test_every_other_answer_is_wrong(
+    def test_wrong_dns_answers_fail(
         self, host: Host, answer: bytes | Exception, detail: str
     ) -> None:
         host.names = Names(answer)
         assert host.look() == {"names": detail}
 
-    def test_a_host_without_names_is_not_asked(self, host: Host) -> None:
+    def test_dns_is_not_checked_without_dnsmasq(self, host: Host) -> None:
         host.known["units"] = ["polydev-network.service"]
         host.write()
         host.names = Names(TimeoutError("timed out"))
         assert host.look() == {}
 
-    def test_a_question_is_as_the_standard_says(self) -> None:
+    def test_dns_question_has_the_standard_format(self) -> None:
         assert question("vm-2.vm.internal") == (
             b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
             b"\x04vm-2\x02vm\x08internal\x00"
@@ -302,7 +300,7 @@ class TestNames:
 
 
 class TestController:
-    def test_it_is_asked_where_it_listens(self, host: Host) -> None:
+    def test_controller_is_asked_at_its_listen_address(self, host: Host) -> None:
         host.known["controllerAddress"], host.known["controllerPort"] = "10.0.0.7", 81
         host.write()
         host.look()
@@ -319,7 +317,7 @@ class TestController:
             (0, "", "no answer: .*Connection refused"),
         ],
     )
-    def test_anything_but_the_wanted_release_is_wrong(
+    def test_answer_of_another_release_fails(
         self, host: Host, status: int, body: str, words: str
     ) -> None:
         host.controller = Controller(status, body)
@@ -328,7 +326,7 @@ class TestController:
         with pytest.raises(ValueError, match=words):
             raise ValueError(wrong[1])
 
-    def test_what_it_says_is_shown_to_a_point(self, host: Host) -> None:
+    def test_controller_answer_is_shortened(self, host: Host) -> None:
         host.controller = Controller(503, "x" * 60000)
         assert len(host.look()["controller"]) < 1000
 
@@ -351,18 +349,18 @@ class TestWaiting:
         )
         return lambda: clock[0]
 
-    def test_it_ends_as_soon_as_all_is_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_waiting_ends_when_all_checks_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = self.seconds(monkeypatch, [False, False, True])
         found = health_gate.wait_until_healthy(Units(), 60)
         assert found == {"ok": True, "checks": [{"name": "x", "ok": True, "detail": "found"}]}
         assert clock() == 2 * health_gate.POLL_SECONDS
 
-    def test_it_ends_with_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_waiting_ends_after_its_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = self.seconds(monkeypatch, [False])
         assert health_gate.wait_until_healthy(Units(), 3)["ok"] is False
         assert 3 <= clock() <= 3 + health_gate.POLL_SECONDS
 
-    def test_without_time_it_looks_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_checks_run_once_without_waiting_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = self.seconds(monkeypatch, [False, True])
         assert health_gate.wait_until_healthy(Units(), 0)["ok"] is False
         assert clock() == 0

@@ -52,7 +52,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_history_has_the_starts_of_each_span(host: ApiHost) -> None:
+def test_history_contains_session_starts(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await fill(asked.services)
         await start(asked)
@@ -64,7 +64,7 @@ def test_history_has_the_starts_of_each_span(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_csv(host: ApiHost) -> None:
+def test_history_as_csv_file(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await fill(asked.services)
         answer = await asked.ask("GET", f"{PATH}.csv", "operator")
@@ -85,7 +85,7 @@ def test_csv(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_json_has_the_same_rows(host: ApiHost) -> None:
+def test_json_file_has_the_same_rows_as_csv(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await fill(asked.services)
         await start(asked)
@@ -105,7 +105,7 @@ def test_json_has_the_same_rows(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize(("form", "text"), [("json", "[]\n"), ("csv", "at,cpu_percent,")])
-def test_without_samples(host: ApiHost, form: str, text: str) -> None:
+def test_history_files_without_samples(host: ApiHost, form: str, text: str) -> None:
     async def scenario(asked: Served) -> None:
         answer = await asked.ask("GET", f"{PATH}.{form}?hours=1", "operator")
         assert answer.text.startswith(text)

@@ -55,13 +55,13 @@ def damage(root: Path) -> list[str]:
     return found["damage"]
 
 
-def test_a_release_as_it_was_installed_is_whole(root: Path) -> None:
+def test_unchanged_release_has_no_damage(root: Path) -> None:
     (root / "current/venv/bin/__pycache__").mkdir()
     (root / "current/venv/bin/__pycache__/x.cpython-311.pyc").touch()
     assert damage(root) == []
 
 
-def test_a_host_without_a_release_has_none_that_is_damaged(tmp_path: Path) -> None:
+def test_host_without_a_release_has_no_damage(tmp_path: Path) -> None:
     assert current_damage(tmp_path) == {"release": None, "damage": []}
 
 
@@ -76,9 +76,7 @@ def edit_in_secret(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_files_that_nobody_wrote_to_are_not_read_for_each_plan(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unchanged_files_are_not_hashed_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def counted(path: Path) -> str:
@@ -103,7 +101,7 @@ def test_files_that_nobody_wrote_to_are_not_read_for_each_plan(
         (lambda release: (release / FILES).unlink(), "is missing"),
     ],
 )
-def test_each_change_of_a_release_is_named(
+def test_each_change_of_a_release_is_found(
     root: Path, change: Callable[[Path], object], said: str
 ) -> None:
     change(root / "releases" / ID)
@@ -111,7 +109,7 @@ def test_each_change_of_a_release_is_named(
     assert said in line
 
 
-def test_a_release_of_an_earlier_tool_is_measured_by_its_list(root: Path) -> None:
+def test_release_without_a_known_sum_is_checked_by_its_list(root: Path) -> None:
     file = root / "current/release.json"
     known = json.loads(file.read_bytes())
     del known["files"]
@@ -134,7 +132,7 @@ def planned(found: list[str]) -> list[str]:
         return [command for commands in host.planned.values() for command in commands]
 
 
-def test_a_damaged_release_is_made_anew_under_another_name() -> None:
+def test_damaged_release_is_replaced_under_a_new_id() -> None:
     made = planned(["x has sha256 1"])
     assert any("release create --id 20250201_120000-abcd" in command for command in made)
     assert made[-1].endswith("handover --release 20250201_120000-abcd")
@@ -151,9 +149,7 @@ class TestImages:
         golden_link.make_golden(A, store)
         return store
 
-    def test_a_link_that_leads_elsewhere_is_no_golden_image_and_is_made_anew(
-        self, store: Path
-    ) -> None:
+    def test_wrong_promotion_link_is_replaced(self, store: Path) -> None:
         link = store / "promotions/000001"
         link.unlink()
         link.symlink_to(f"../images/{B}")
@@ -162,7 +158,7 @@ class TestImages:
         assert store_of.listing(store)["golden"] == A
         assert not golden_link.make_golden(A, store)["changed"]
 
-    def test_one_that_is_not_whole_is_sent_again(self, store: Path) -> None:
+    def test_damaged_image_is_sent_again(self, store: Path) -> None:
         with (store / "images" / A / "rootfs.ext4").open("r+") as file:
             file.truncate(3)
         found = store_of.listing(store)
@@ -176,7 +172,7 @@ class TestImages:
         assert store_of.listing(store)["images"] == [B, A]
 
 
-def test_a_release_without_a_known_list_is_taken_as_it_is(root: Path) -> None:
+def test_release_without_a_list_needs_only_its_program(root: Path) -> None:
     """A backup of an earlier host tool knows no sum; the program must be there all the same."""
     place = root / "releases" / ID
     (place / "venv/bin/more").write_text("changed")

@@ -67,14 +67,14 @@ class TestStatus:
         ("percent", "status"),
         [(0, "healthy"), (69.9, "healthy"), (70, "warning"), (90, "warning"), (90.1, "critical")],
     )
-    def test_of_a_percentage(self, percent: float, status: str) -> None:
+    def test_status_of_a_percentage(self, percent: float, status: str) -> None:
         assert status_of_percent(percent, LIMITS) == status
 
-    def test_limits_are_the_settings(self) -> None:
+    def test_limits_come_from_the_settings(self) -> None:
         limits = AlertSettings(warning_percent=40, critical_percent=45)
         assert status_of_percent(50, limits) == "critical"
 
-    def test_worst(self) -> None:
+    def test_worst_status_is_chosen(self) -> None:
         assert worst(["healthy", "critical", "warning"]) == "critical"
         assert worst(["healthy", "unknown"]) == "unknown"
         assert worst(["unknown", "warning"]) == "warning"
@@ -82,15 +82,15 @@ class TestStatus:
 
 
 class TestCpu:
-    def test_waiting_for_a_disk_is_no_work_and_a_guest_is_not_counted_twice(self) -> None:
+    def test_cpu_usage_excludes_iowait_and_counts_guests_once(self) -> None:
         before = CpuTimes(100, 100, 100, 100, 50)
         assert cpu_usage(before, CpuTimes(125, 125, 125, 125, 75)) == 50.0
 
-    def test_no_time_between(self) -> None:
+    def test_cpu_usage_without_elapsed_time_is_zero(self) -> None:
         same = CpuTimes(1, 1, 1, 1, 1)
         assert cpu_usage(same, same) == 0.0
 
-    def test_a_count_that_went_back_stays_within_bounds(self) -> None:
+    def test_cpu_usage_with_a_decreased_counter_is_bounded(self) -> None:
         assert cpu_usage(CpuTimes(0, 0, 10, 0, 0), CpuTimes(20, 0, 5, 0, 0)) == 100.0
 
     @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ class TestCpu:
             ("processor : 0\n\nModel : A board: rev 2\n", "A board: rev 2"),
         ],
     )
-    def test_model(self, cpuinfo: str, model: str) -> None:
+    def test_cpu_model_is_read_from_cpuinfo(self, cpuinfo: str, model: str) -> None:
         assert cpu_model(cpuinfo) == model
 
-    def test_model_of_a_machine_that_names_none(self) -> None:
+    def test_cpu_model_has_a_fallback(self) -> None:
         assert cpu_model("")
 
 
 class TestMemory:
-    def test_used_and_free_are_the_whole(self) -> None:
+    def test_used_and_free_memory_add_up_to_total(self) -> None:
         told = memory_figures(SimpleNamespace(total=1000, available=250), LIMITS)
         assert (told.used, told.free, told.percent, told.status) == (750, 250, 75.0, "warning")
 
 
 class TestDisks:
-    def test_one_for_each_device_by_its_shortest_mount(self) -> None:
+    def test_each_device_is_listed_once_by_its_shortest_mount(self) -> None:
         physical = [
             partition("/dev/vda1", "/var/lib/microvm"),
             partition("/dev/vda1", "/"),
@@ -126,11 +126,11 @@ class TestDisks:
         ]
         assert [each.mountpoint for each in real_filesystems(physical, physical)] == ["/", "/data"]
 
-    def test_the_root_counts_also_where_it_is_an_overlay(self) -> None:
+    def test_overlay_root_is_listed(self) -> None:
         everything = [partition("overlay", "/", "overlay"), partition("proc", "/proc", "proc")]
         assert [each.mountpoint for each in real_filesystems([], everything)] == ["/"]
 
-    def test_percent_is_of_what_others_than_root_can_have(self) -> None:
+    def test_disk_percent_excludes_space_reserved_for_root(self) -> None:
         usage = SimpleNamespace(total=1000, used=900, free=50)
         told = disk_figures(partition("/dev/vda", "/"), usage, LIMITS)
         assert told.model_dump() == {
@@ -145,7 +145,7 @@ class TestDisks:
 
 
 class TestNetwork:
-    def test_interfaces(self) -> None:
+    def test_interfaces_are_listed_with_state_and_bytes(self) -> None:
         told = network_figures(
             {"lo": UP, "eth0": UP, "vm-2": DOWN},
             {
@@ -159,7 +159,7 @@ class TestNetwork:
         found = [(each.name, each.status, each.rx_bytes, each.tx_bytes) for each in told.interfaces]
         assert found == [("eth0", "up", 3, 4), ("lo", "up", 5, 5), ("vm-2", "down", 1, 2)]
 
-    def test_rates_since_the_measurement_before(self) -> None:
+    def test_network_rates_since_the_previous_measurement(self) -> None:
         stats = {"eth0": UP, "new": UP}
         before = network_figures(stats, {"eth0": counted(100, 50)})
         after = network_figures(stats, {"eth0": counted(300, 40), "new": counted(5, 5)})
@@ -167,7 +167,7 @@ class TestNetwork:
         assert (eth0.rx_bytes_per_second, eth0.tx_bytes_per_second) == (20.0, None)
         assert (new.rx_bytes_per_second, new.tx_bytes_per_second) == (None, None)
 
-    def test_only_the_loopback_is_up(self) -> None:
+    def test_network_is_critical_with_only_loopback_up(self) -> None:
         stats = {"lo": UP, "eth0": DOWN}
         told = network_figures(stats, dict.fromkeys(stats, counted(0, 0)))
         assert told.status == "critical"
@@ -175,7 +175,7 @@ class TestNetwork:
 
 
 class TestTemperature:
-    def test_the_processors_comes_before_a_disks(self) -> None:
+    def test_cpu_sensor_takes_precedence_over_a_disk_sensor(self) -> None:
         told = temperature_figures(
             {"nvme": [sensor(80.0, 84.0)], "coretemp": [sensor(50.0, 100.0), sensor(61.0, 100.0)]}
         )
@@ -192,19 +192,21 @@ class TestTemperature:
             (80, "critical"),
         ],
     )
-    def test_it_is_judged_by_its_critical_value(self, celsius: float, status: str) -> None:
+    def test_temperature_status_follows_the_critical_value(
+        self, celsius: float, status: str
+    ) -> None:
         told = temperature_figures({"coretemp": [sensor(celsius, 80.0)]})
         assert told is not None
         assert (told.status, told.detail) == (status, None)
 
-    def test_a_critical_value_that_cannot_be_one_is_none(self) -> None:
+    def test_implausible_critical_temperature_is_ignored(self) -> None:
         told = temperature_figures({"acpitz": [sensor(99.0, 65261.85)]})
         assert told is not None
         assert (told.critical, told.status) == (None, "healthy")
         assert told.detail == NO_CRITICAL_VALUE
 
     @pytest.mark.parametrize("sensors", [{}, {"coretemp": []}, {"coretemp": [sensor(None)]}])
-    def test_no_sensor(self, sensors: dict[str, list[Any]]) -> None:
+    def test_no_temperature_without_a_sensor(self, sensors: dict[str, list[Any]]) -> None:
         assert temperature_figures(sensors) is None
 
 
@@ -246,7 +248,7 @@ def system() -> SystemStatus:
 
 
 class TestSystem:
-    def test_its_members_are_the_designs(self, machine: dict[str, Any]) -> None:
+    def test_system_status_fields(self, machine: dict[str, Any]) -> None:
         told = system().model_dump(mode="json")
         assert set(told) == {
             "status",
@@ -266,9 +268,7 @@ class TestSystem:
         assert told["load_average"] == [0.1, 0.2, 0.3]
         assert told["status"] == "healthy"
 
-    def test_without_a_sensor_there_is_no_temperature_and_nothing_amiss(
-        self, machine: dict[str, Any]
-    ) -> None:
+    def test_host_without_a_sensor_is_healthy(self, machine: dict[str, Any]) -> None:
         machine["sensors_temperatures"] = {}
         told = system()
         assert "temperature" not in told.model_dump()
@@ -290,7 +290,7 @@ class TestSystem:
             ("getloadavg", "load_average"),
         ],
     )
-    def test_a_part_that_fails_says_so_and_the_others_go_on(
+    def test_failed_part_is_reported_and_others_are_measured(
         self, machine: dict[str, Any], broken: str, part: str
     ) -> None:
         machine[broken] = OSError(5, "Input/output error")
@@ -299,7 +299,7 @@ class TestSystem:
         for other in {"cpu", "memory", "network"} - {part}:
             assert getattr(told, other).status == "healthy"
 
-    def test_the_status_is_the_worst(self, machine: dict[str, Any]) -> None:
+    def test_system_status_is_the_worst_of_its_parts(self, machine: dict[str, Any]) -> None:
         machine["disk_usage"] = lambda mount: SimpleNamespace(
             total=100, used=95 if mount == "/data" else 5, free=5
         )
@@ -307,9 +307,7 @@ class TestSystem:
         assert told.status == "critical"
         assert {each.mount: each.status for each in told.disk}["/data"] == "critical"
 
-    def test_a_disk_that_hangs_hides_no_other_and_takes_one_thread(
-        self, machine: dict[str, Any]
-    ) -> None:
+    def test_hanging_disk_does_not_block_the_others(self, machine: dict[str, Any]) -> None:
         let_go, asked = threading.Event(), []
 
         def usage(mount: str) -> Any:
@@ -333,7 +331,7 @@ class TestSystem:
             assert by_mount["/data"].status == "unknown"
             assert by_mount["/data"].detail == "no answer within 0.05 s"
 
-    def test_cpu_usage_is_that_since_it_was_last_asked(self, machine: dict[str, Any]) -> None:
+    def test_cpu_usage_is_measured_since_the_last_call(self, machine: dict[str, Any]) -> None:
         async def ask() -> list[float | None]:
             host = SystemMonitor(LIMITS)
             found = []
@@ -344,7 +342,7 @@ class TestSystem:
 
         assert asyncio.run(ask()) == [0.0, 23.1, 100.0]
 
-    def test_network_rates_are_those_since_it_was_last_asked(self, machine: dict[str, Any]) -> None:
+    def test_network_rates_are_measured_since_the_last_call(self, machine: dict[str, Any]) -> None:
         async def ask() -> list[float | None]:
             host, found = SystemMonitor(LIMITS), []
             for received in (0, 1000, 500):
@@ -359,8 +357,8 @@ class TestSystem:
         assert second > 0
 
 
-class TestProbe:
-    def test_who_asks_meanwhile_gets_the_same_answer(self) -> None:
+class TestBlockingCall:
+    def test_concurrent_callers_share_one_answer(self) -> None:
         let_go, asked = threading.Event(), []
 
         def ask() -> int:
@@ -379,7 +377,7 @@ class TestProbe:
         assert asyncio.run(both()) == [7, 7]
         assert len(asked) == 1
 
-    def test_whoever_gives_up_takes_nothing_from_the_others(self) -> None:
+    def test_cancelled_caller_does_not_affect_others(self) -> None:
         let_go = threading.Event()
 
         async def both() -> bool:
@@ -393,7 +391,7 @@ class TestProbe:
 
         assert asyncio.run(both())
 
-    def test_a_failure_is_told_in_words(self) -> None:
+    def test_failure_without_a_message_names_its_type(self) -> None:
         def fail() -> None:
             raise KeyError
 
@@ -409,24 +407,24 @@ class TestNetworkHealth:
         return SimpleNamespace(family=socket.AF_INET, address=text)
 
     @pytest.mark.parametrize("state", [UP, NO_CARRIER])
-    def test_bridge(self, state: Any) -> None:
+    def test_bridge_that_is_up_is_healthy(self, state: Any) -> None:
         right = {"br-vm": [self.address("192.168.100.1")]}
         assert bridge_check({"br-vm": state}, right, NETWORK).status == "healthy"
 
-    def test_bridge_that_is_down(self) -> None:
+    def test_bridge_that_is_down_is_critical(self) -> None:
         told = bridge_check({"br-vm": DOWN}, {"br-vm": [self.address("192.168.100.1")]}, NETWORK)
         assert told.status == "critical"
         assert "br-vm is down" in told.detail
         assert told.hint
 
     @pytest.mark.parametrize("addresses", [{}, {"br-vm": []}, {"br-vm": ["10.0.0.1"]}])
-    def test_bridge_without_its_address(self, addresses: dict[str, list[str]]) -> None:
+    def test_bridge_without_its_address_is_critical(self, addresses: dict[str, list[str]]) -> None:
         given = {name: [self.address(each) for each in some] for name, some in addresses.items()}
         told = bridge_check({"br-vm": UP}, given, NETWORK)
         assert told.status == "critical"
         assert told.hint
 
-    def test_no_bridge(self) -> None:
+    def test_missing_bridge_is_critical(self) -> None:
         told = bridge_check({}, {}, NETWORK)
         assert told.status == "critical"
         assert told.hint
@@ -441,12 +439,14 @@ class TestNetworkHealth:
             ({"vm-2": DOWN}, "critical", "of 2 slots 3 are missing and 2 are down"),
         ],
     )
-    def test_slots(self, stats: dict[str, Any], status: str, detail: str) -> None:
+    def test_missing_slots_are_a_warning(
+        self, stats: dict[str, Any], status: str, detail: str
+    ) -> None:
         told = slots_check(stats, (2, 3))
         assert (told.status, told.detail) == (status, detail)
         assert (told.hint is None) == (status == "healthy")
 
-    def test_a_host_without_slots(self) -> None:
+    def test_host_without_slots_is_a_warning(self) -> None:
         assert slots_check({}, ()).status == "warning"
 
     @pytest.mark.parametrize(
@@ -463,10 +463,12 @@ class TestNetworkHealth:
             ),
         ],
     )
-    def test_default_routes(self, routes: str, routes_v6: str, interfaces: list[str]) -> None:
+    def test_default_routes_are_parsed(
+        self, routes: str, routes_v6: str, interfaces: list[str]
+    ) -> None:
         assert default_routes(routes, routes_v6) == interfaces
 
-    def test_no_default_route(self) -> None:
+    def test_missing_default_route_is_critical(self) -> None:
         assert route_check(["eth0"]).status == "healthy"
         assert route_check([]).status == "critical"
 
@@ -479,12 +481,12 @@ class TestNetworkHealth:
             (NoAnswer("no answer within 5 s"), "critical"),
         ],
     )
-    def test_names(self, error: Exception | None, status: str) -> None:
+    def test_dns_check_status(self, error: Exception | None, status: str) -> None:
         told = dns_check(error)
         assert told.status == status
         assert (told.hint is None) == (error is None)
 
-    def test_the_report_has_each_check_and_goes_on_where_one_cannot_be_made(
+    def test_network_report_continues_after_a_failed_check(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         def broken() -> Any:
@@ -505,7 +507,7 @@ class TestNetworkHealth:
         assert told.status == "critical"
 
 
-def test_nothing_blocks_the_loop(machine: dict[str, Any]) -> None:
+def test_measurements_run_outside_the_event_loop(machine: dict[str, Any]) -> None:
     seen: list[int] = []
 
     def times() -> Any:

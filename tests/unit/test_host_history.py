@@ -27,7 +27,7 @@ def start(seconds: float, took: float, how: StartKind = "pool") -> SessionStart:
 
 
 class TestStarts:
-    def test_a_start_belongs_to_the_sample_that_ends_its_span(self) -> None:
+    def test_start_belongs_to_the_sample_at_the_end_of_its_span(self) -> None:
         spans = starts_by_span([at(0), at(10), at(20)], [start(0, 1), start(10, 2), start(10.1, 3)])
         assert [{how: found.max_seconds for how, found in span.items()} for span in spans] == [
             {"pool": 1},
@@ -35,7 +35,7 @@ class TestStarts:
             {"pool": 3},
         ]
 
-    def test_median_and_longest_of_each_kind(self) -> None:
+    def test_starts_have_median_and_maximum_by_kind(self) -> None:
         some = [start(1, 0.2), start(2, 0.4), start(3, 3.0), start(4, 30, "boot")]
         (span,) = starts_by_span([at(10)], some)
         assert {how: found.model_dump() for how, found in span.items()} == {
@@ -43,10 +43,10 @@ class TestStarts:
             "boot": {"count": 1, "median_seconds": 30.0, "max_seconds": 30.0},
         }
 
-    def test_what_came_after_the_last_sample_waits_for_the_next(self) -> None:
+    def test_starts_after_the_last_sample_are_not_counted_yet(self) -> None:
         assert starts_by_span([at(10)], [start(11, 1)]) == [{}]
 
-    def test_samples_that_were_thinned_out_lose_no_start(self) -> None:
+    def test_thinned_samples_keep_all_starts(self) -> None:
         some = [start(seconds, 1) for seconds in range(1, 61)]
         thinned = starts_by_span([at(0), at(60)], some)
         assert thinned[1]["pool"].count == 60
@@ -63,12 +63,12 @@ class TestRates:
             (5, 1, 0, None),
         ],
     )
-    def test_of_a_counter(
+    def test_rate_of_a_counter(
         self, value: int, earlier: int | None, seconds: float, expected: float | None
     ) -> None:
         assert rate(value, earlier, seconds) == expected
 
-    def test_in_rows(self) -> None:
+    def test_rates_in_rows(self) -> None:
         samples = [
             (at(0), Sample(rx_bytes={"eth0": 1000}, tx_bytes={"eth0": 1})),
             (at(10), Sample(rx_bytes={"eth0": 3000}, tx_bytes={"eth0": 0})),
@@ -91,7 +91,7 @@ class TestRows:
         unavailable={"temperature": "broken"},
     )
 
-    def test_one_value_for_each_column(self) -> None:
+    def test_row_has_a_value_for_each_column(self) -> None:
         (row,) = rows([(at(0), self.SAMPLE)], [start(-1, 0.5)])
         assert row["at"] == "2026-11-21T10:00:00Z"
         assert (row["cpu_percent"], row["disk_percent[/]"]) == (12.5, 41.0)
@@ -101,17 +101,17 @@ class TestRows:
         assert (row["starts_boot"], row["start_max_seconds[boot]"]) == (0, None)
         assert row["unavailable"] == "temperature: broken"
 
-    def test_a_sample_of_an_older_release(self) -> None:
+    def test_row_of_a_sample_from_an_older_release(self) -> None:
         kept: dict[str, Any] = {"cpu": 1.0, "slots": {"total": 8, "held": 3}, "memory": 2.0}
         (row,) = rows([(at(0), Sample(**kept))], ())
         assert (row["pool_vms"], row["pool_primed_vms"]) == (0, 0)
         assert row["temperature_celsius"] is None
 
-    def test_columns_of_one_kind_stand_together(self) -> None:
+    def test_columns_of_one_kind_are_adjacent(self) -> None:
         found = [{"at": 1, "disk[/]": 1, "net[a]": 1}, {"at": 1, "disk[/b]": 1, "net[a]": 1}]
         assert columns_of(found) == ["at", "disk[/]", "disk[/b]", "net[a]"]
 
-    def test_slim_leaves_out_vms_and_their_interfaces(self) -> None:
+    def test_without_vms_removes_vms_and_their_interfaces(self) -> None:
         vm = VmSample(
             vm_id="1",
             slot=2,
@@ -130,14 +130,14 @@ class TestRows:
 
 class TestCsv:
     @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
-    def test_no_text_is_a_formula(self, text: str) -> None:
+    def test_csv_text_is_never_a_formula(self, text: str) -> None:
         ((cell,),) = csv.reader(io.StringIO(csv_line([text]), newline=""))
         assert cell == "'" + text
 
-    def test_numbers_and_names_stay_as_they_are(self) -> None:
+    def test_csv_numbers_and_names_are_unchanged(self) -> None:
         line = csv_line(["disk_percent[/=1]", -1.5, None, 'a "word", more'])
         assert line == 'disk_percent[/=1],-1.5,,"a ""word"", more"\r\n'
 
-    def test_file_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_file_name_has_host_and_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("socket.gethostname", lambda: 'h"o/st;1')
         assert file_name(START, "csv") == "polydev-history-h_o_st_1-20261121T100000Z.csv"

@@ -41,7 +41,7 @@ def have_template(store: Path, digest: str) -> None:
 
 
 class TestAdd:
-    def test_it_is_on_the_disk_before_it_has_its_name(
+    def test_image_is_synced_before_its_rename(
         self, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arrive(store, A)
@@ -51,19 +51,19 @@ class TestAdd:
         assert work.renames == 1
         assert work.faults() == []
 
-    def test_a_whole_image_gets_its_place_at_once(self, store: Path) -> None:
+    def test_complete_image_is_moved_into_place(self, store: Path) -> None:
         arrive(store, A)
         assert add(A, store) == {"digest": A, "added": True}
         assert (store / "images" / A / "rootfs.ext4").read_text() == f"rootfs.ext4 of {A}"
         assert (store / "images" / A / "in-use.lock").exists()
         assert list((store / "incoming").iterdir()) == []
 
-    def test_a_second_time_changes_nothing(self, store: Path) -> None:
+    def test_adding_again_changes_nothing(self, store: Path) -> None:
         have(store, A)
         assert add(A, store) == {"digest": A, "added": False}
 
     @pytest.mark.parametrize("name", BOOT_FILES)
-    def test_a_damaged_file_is_named_and_what_arrived_stays(self, store: Path, name: str) -> None:
+    def test_damaged_file_is_refused_and_the_upload_stays(self, store: Path, name: str) -> None:
         folder = arrive(store, A)
         (folder / name).write_text("else")
         with pytest.raises(HostError, match=f"damaged: {name}$") as failure:
@@ -73,25 +73,25 @@ class TestAdd:
         assert not (store / "images").exists()
 
     @pytest.mark.parametrize("name", [*BOOT_FILES, "record.json"])
-    def test_one_that_is_not_whole(self, store: Path, name: str) -> None:
+    def test_incomplete_image_is_refused(self, store: Path, name: str) -> None:
         (arrive(store, A) / name).unlink()
         with pytest.raises(HostError, match="arrived incomplete"):
             add(A, store)
         assert not (store / "images").exists()
 
-    def test_another_ones_record(self, store: Path) -> None:
+    def test_record_of_another_image_is_refused(self, store: Path) -> None:
         folder = arrive(store, A)
         folder.rename(store / "incoming" / B)
         with pytest.raises(HostError, match="its record"):
             add(B, store)
 
     @pytest.mark.parametrize("text", ["", "{", "{}", '{"files": {}}'])
-    def test_a_record_that_says_nothing(self, store: Path, text: str) -> None:
+    def test_malformed_record_is_refused(self, store: Path, text: str) -> None:
         (arrive(store, A) / "record.json").write_text(text)
         with pytest.raises(HostError, match="arrived incomplete"):
             add(A, store)
 
-    def test_once_it_is_mended_it_is_taken(self, store: Path) -> None:
+    def test_repaired_upload_is_accepted(self, store: Path) -> None:
         folder = arrive(store, A)
         (folder / "vmlinux").write_text("else")
         with pytest.raises(HostError):
@@ -99,40 +99,40 @@ class TestAdd:
         (folder / "vmlinux").write_text(f"vmlinux of {A}")
         assert add(A, store)["added"]
 
-    def test_nothing_arrived(self, store: Path) -> None:
+    def test_missing_upload_is_refused(self, store: Path) -> None:
         with pytest.raises(HostError) as failure:
             add(A, store)
         assert failure.value.code == "image-damaged"
 
 
 class TestGolden:
-    def test_the_first_one(self, store: Path) -> None:
+    def test_first_promotion_makes_the_golden_link(self, store: Path) -> None:
         have(store, A)
         assert make_golden(A, store) == {"golden": A, "was": None, "changed": True}
         assert os.readlink(store / GOLDEN_LINK) == "promotions/000001/rootfs.ext4"
         assert (store / GOLDEN_LINK).read_text() == f"rootfs.ext4 of {A}"
         assert golden_digest(store) == A
 
-    def test_the_next_one_knows_the_one_before(self, store: Path) -> None:
+    def test_next_promotion_records_the_previous_one(self, store: Path) -> None:
         have(store, A, B)
         make_golden(A, store)
         assert make_golden(B, store)["was"] == A
         entry = json.loads((store / "promotions" / "000002.json").read_text())
         assert (entry["digest"], entry["previous"]) == (B, 1)
 
-    def test_a_second_time_changes_nothing(self, store: Path) -> None:
+    def test_promoting_again_changes_nothing(self, store: Path) -> None:
         have(store, A)
         make_golden(A, store)
         assert make_golden(A, store) == {"golden": A, "was": A, "changed": False}
         assert len(list((store / "promotions").iterdir())) == 2
 
-    def test_back_again_is_a_promotion_of_its_own(self, store: Path) -> None:
+    def test_going_back_is_a_new_promotion(self, store: Path) -> None:
         have(store, A, B)
         for digest in (A, B, A):
             make_golden(digest, store)
         assert os.readlink(store / GOLDEN_LINK) == "promotions/000003/rootfs.ext4"
 
-    def test_what_a_kill_left_is_stepped_over(self, store: Path) -> None:
+    def test_incomplete_promotion_is_skipped(self, store: Path) -> None:
         have(store, A, B)
         make_golden(A, store)
         (store / "promotions" / "000002.json").write_text('{"digest": "half"}')
@@ -140,19 +140,19 @@ class TestGolden:
         make_golden(B, store)
         assert golden_digest(store) == B
 
-    def test_an_unknown_one_is_refused(self, store: Path) -> None:
+    def test_unknown_image_is_refused(self, store: Path) -> None:
         with pytest.raises(HostError, match="no image") as failure:
             make_golden(A, store)
         assert failure.value.code == "no-image"
         assert not (store / GOLDEN_LINK).is_symlink()
 
     @pytest.mark.parametrize("target", ["elsewhere", "promotions/x/rootfs.ext4", "../rootfs.ext4"])
-    def test_a_link_that_is_not_ours_names_nothing(self, store: Path, target: str) -> None:
+    def test_foreign_golden_link_is_ignored(self, store: Path, target: str) -> None:
         store.mkdir()
         (store / GOLDEN_LINK).symlink_to(target)
         assert golden_digest(store) is None
 
-    def test_a_backup_reads_the_same_from_it(self, store: Path) -> None:
+    def test_backup_reads_the_same_golden_image(self, store: Path) -> None:
         have(store, A)
         make_golden(A, store)
         kept = golden_of(store)
@@ -161,10 +161,10 @@ class TestGolden:
 
 
 class TestListing:
-    def test_nothing(self, store: Path) -> None:
+    def test_listing_of_an_empty_store(self, store: Path) -> None:
         assert listing(store) == {"images": [], "golden": None}
 
-    def test_whole_ones_oldest_first(self, store: Path) -> None:
+    def test_listing_has_complete_images_oldest_first(self, store: Path) -> None:
         have(store, C, A, B)
         (store / "images" / ("d" * 64)).mkdir()
         arrive(store, "e" * 64)
@@ -172,7 +172,7 @@ class TestListing:
         assert listing(store) == {"images": [C, A, B], "golden": A}
 
     @pytest.mark.parametrize("name", BOOT_FILES)
-    def test_one_with_a_byte_changed_is_not_whole(self, store: Path, name: str) -> None:
+    def test_image_with_a_changed_byte_is_not_listed(self, store: Path, name: str) -> None:
         have(store, A, B)
         with (store / "images" / A / name).open("r+b") as file:
             file.write(b"X")
@@ -180,13 +180,13 @@ class TestListing:
         assert listing(store)["images"] == [B]
 
     @pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": {"cmdline": {}}}'])
-    def test_one_without_a_record_is_not_whole(self, store: Path, text: str) -> None:
+    def test_image_without_a_valid_record_is_not_listed(self, store: Path, text: str) -> None:
         have(store, A)
         (store / "images" / A / CHECKED).unlink()
         (store / "images" / A / "record.json").write_text(text)
         assert listing(store)["images"] == []
 
-    def test_checksums_are_made_once_and_again_after_a_change(
+    def test_checksums_are_cached_until_a_file_changes(
         self, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         have(store, A, B)
@@ -209,7 +209,7 @@ class TestListing:
 
 
 class TestPrune:
-    def test_what_nothing_needs_goes(
+    def test_prune_removes_unused_images(
         self, store: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         have(store, A, B)
@@ -221,7 +221,7 @@ class TestPrune:
         assert listing(store)["images"] == [B]
         assert not list((store / "incoming").iterdir())
 
-    def test_what_a_backup_names_stays(self, store: Path, paths: Paths) -> None:
+    def test_prune_keeps_images_named_by_a_backup(self, store: Path, paths: Paths) -> None:
         have(store, A, B)
         make_golden(B, store)
         manifest = paths.backups / "20250131_120000-abcd" / "backup.json"
@@ -229,7 +229,7 @@ class TestPrune:
         manifest.write_text(json.dumps({"golden": {"target": "x", "image": A}}))
         assert prune(paths, store) == {"removed": []}
 
-    def test_an_older_image_stays_while_the_golden_one_has_no_template(
+    def test_prune_keeps_the_older_image_until_golden_has_a_template(
         self, store: Path, paths: Paths
     ) -> None:
         have(store, A, B, C)
@@ -240,7 +240,7 @@ class TestPrune:
         assert prune(paths, store) == {"removed": [B]}
 
     @pytest.mark.parametrize("text", ["", "[]", '{"of": "another release"}'])
-    def test_a_template_that_says_nothing_keeps_no_image(
+    def test_malformed_template_record_keeps_no_image(
         self, store: Path, paths: Paths, text: str
     ) -> None:
         have(store, A, B)
@@ -249,7 +249,7 @@ class TestPrune:
         (store / "templates" / "x" / "record.json").write_text(text)
         assert prune(paths, store) == {"removed": [A]}
 
-    def test_what_a_vm_runs_from_stays(self, store: Path, paths: Paths) -> None:
+    def test_prune_keeps_images_in_use(self, store: Path, paths: Paths) -> None:
         have(store, A, B)
         make_golden(B, store)
         with (store / "images" / A / "in-use.lock").open() as lock:
@@ -257,7 +257,7 @@ class TestPrune:
             assert prune(paths, store) == {"removed": []}
         assert prune(paths, store) == {"removed": [A]}
 
-    def test_nobody_can_begin_to_hold_what_goes(
+    def test_prune_locks_an_image_before_its_removal(
         self, store: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A VM that starts between the look and the removal would lose its image."""
@@ -275,18 +275,18 @@ class TestPrune:
         prune(paths, store)
         assert refused == [A]
 
-    def test_what_broke_off_on_its_way_goes(self, store: Path, paths: Paths) -> None:
+    def test_prune_removes_incomplete_uploads(self, store: Path, paths: Paths) -> None:
         have(store, A)
         make_golden(A, store)
         arrive(store, B)
         prune(paths, store)
         assert not (store / "incoming" / B).exists()
 
-    def test_an_empty_store(self, store: Path, paths: Paths) -> None:
+    def test_prune_of_an_empty_store(self, store: Path, paths: Paths) -> None:
         assert prune(paths, store) == {"removed": []}
 
 
-def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_file_is_hashed_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"x" * 100)
     monkeypatch.setattr(file_metadata, "CHUNK_BYTES", 7)

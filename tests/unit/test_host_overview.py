@@ -63,7 +63,7 @@ def only(found: Overview) -> HealthFinding:
     return finding
 
 
-def test_all_is_well() -> None:
+def test_healthy_host_has_no_findings() -> None:
     assert overview() == Overview("healthy", ())
 
 
@@ -90,52 +90,54 @@ def test_all_is_well() -> None:
         ),
     ],
 )
-def test_parts_of_the_host(changed: dict[str, Any], part: str, detail: str) -> None:
+def test_each_bad_part_of_the_host_is_a_finding(
+    changed: dict[str, Any], part: str, detail: str
+) -> None:
     finding = only(overview(changed))
     assert (finding.part, finding.detail) == (part, detail)
     assert finding.hint
 
 
-def test_a_disk_is_named_in_what_to_do() -> None:
+def test_disk_hint_names_the_mount() -> None:
     full = DiskStatus(status="critical", filesystem="d", mount="/data", percent=95)
     finding = only(overview({"disk": [full]}))
     assert (finding.subject, finding.detail) == ("/data", "disk /data is at 95 %")
     assert "du -xhd1 /data" in finding.hint
 
 
-def test_checks_of_the_network_keep_their_own_hint() -> None:
+def test_network_checks_keep_their_own_hint() -> None:
     check = NetworkCheck(
         name="bridge", status="critical", detail="it is down", hint="ip link set up"
     )
     assert only(overview(checks=[check])).hint == "ip link set up"
 
 
-def test_what_the_controller_depends_on() -> None:
+def test_degraded_component_is_a_warning() -> None:
     degraded = Component(status="degraded", detail="no golden image")
     finding = only(overview(components={"image_store": degraded}))
     assert (finding.part, finding.status) == ("image_store", "warning")
 
 
 class TestAlerts:
-    def test_one_that_nothing_measures(self) -> None:
+    def test_alert_without_a_measurement_is_a_finding(self) -> None:
         finding = only(overview(standing=[alert("deploy_failed", "20261121_101500-07af4b7")]))
         assert finding.subject == "20261121_101500-07af4b7"
         assert "./inv deployments" in finding.hint
 
-    def test_one_that_is_measured_as_bad_now_is_told_once(self) -> None:
+    def test_measured_alert_is_reported_once(self) -> None:
         busy = {"cpu": CpuStatus(status="warning", usage=80)}
         found = overview(busy, standing=[alert("cpu", severity="critical")])
         assert only(found).detail == "CPU is at 80 %"
 
-    def test_one_of_another_disk_is_told_too(self) -> None:
+    def test_alert_of_another_disk_is_reported_too(self) -> None:
         full = DiskStatus(status="critical", filesystem="d", mount="/data", percent=95)
         found = overview({"disk": [full]}, standing=[alert("disk", "/")])
         assert [each.subject for each in found.findings] == ["/data", "/"]
 
-    def test_one_that_stands_on_though_it_is_better(self) -> None:
+    def test_standing_alert_of_a_healthy_part_is_reported(self) -> None:
         assert only(overview(standing=[alert("memory")])).detail == "memory of host"
 
-    def test_the_network_of_vms_is_told_by_its_check(self) -> None:
+    def test_vm_network_is_reported_by_its_check_only(self) -> None:
         check = NetworkCheck(
             name="vm_network", status="critical", detail="slot 2 is open", hint="mend"
         )
@@ -144,7 +146,7 @@ class TestAlerts:
         )
         assert only(found).detail == "slot 2 is open"
 
-    def test_every_rule_says_what_to_do(self) -> None:
+    def test_every_rule_has_a_hint(self) -> None:
         assert set(get_args(Rule)) <= set(HINTS)
 
 
@@ -153,11 +155,11 @@ class TestTemplatesAndPool:
         "b" * 64, "8f" * 32, Origin("b" * 64, because="x"), (), failure="its clone is not ready"
     )
 
-    def test_a_template_that_could_not_be_made_is_told_once(self) -> None:
+    def test_failed_template_is_reported_once(self) -> None:
         found = overview(templates=self.MISSING, standing=[alert("template_missing")])
         assert "its clone is not ready" in only(found).detail
 
-    def test_one_that_is_being_made_is_no_trouble(self) -> None:
+    def test_template_in_progress_is_no_finding(self) -> None:
         made = TemplatesReport(
             "b" * 64, "8f" * 32, Origin("b" * 64, because="x"), (), step="boot stage network"
         )
@@ -172,12 +174,14 @@ class TestTemplatesAndPool:
             (2, Origin("4f" * 32, because="x"), PoolStep("wait", "there is no template"), False),
         ],
     )
-    def test_an_empty_pool(self, size: int, origin: Origin, step: PoolStep, is_told: bool) -> None:
+    def test_empty_pool_is_a_finding_only_if_it_stays_empty(
+        self, size: int, origin: Origin, step: PoolStep, is_told: bool
+    ) -> None:
         found = overview(pool=PoolState(size, (), origin, step)).findings
         assert [each.part for each in found] == (["pool"] if is_told else [])
 
 
-def test_the_worst_stands_first() -> None:
+def test_worst_finding_comes_first() -> None:
     found = overview(
         {
             "cpu": CpuStatus(status="unknown", detail="x"),

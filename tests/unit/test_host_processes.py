@@ -42,23 +42,23 @@ def measured(at: float, *found: ProcessTimes) -> ProcessTable:
 
 class TestReading:
     @pytest.mark.parametrize("name", ["qemu-system-x86", "a b) S 1", "<script>", "(sd-pam)"])
-    def test_a_name_may_hold_anything(self, name: str) -> None:
+    def test_process_name_may_contain_any_character(self, name: str) -> None:
         assert process_times(stat(7, name, 30, 500, 2), 4096) == ProcessTimes(
             7, name, 30, 500, 8192
         )
 
-    def test_what_cannot_be_shown_is_replaced(self) -> None:
+    def test_unprintable_characters_in_names_are_replaced(self) -> None:
         assert (
             process_times(stat(7, "a\x1b[31m\n"), 1).name
             == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}"
         )
 
     @pytest.mark.parametrize("text", ["", "7", "7 (x) S 1"])
-    def test_another_text(self, text: str) -> None:
+    def test_malformed_stat_is_refused(self, text: str) -> None:
         with pytest.raises((ValueError, IndexError)):
             process_times(text, 1)
 
-    def test_this_process(self) -> None:
+    def test_own_process_is_read(self) -> None:
         found = [each for each in read_processes().processes.values() if each.pid == OWN_PID]
         assert len(found) == 1
         assert found[0].memory_bytes > 1 << 20
@@ -69,7 +69,7 @@ class TestReading:
         with pytest.raises(FileNotFoundError):
             read_processes(tmp_path)
 
-    def test_one_that_ended_meanwhile_is_left_out(self, tmp_path: Path) -> None:
+    def test_ended_process_is_skipped(self, tmp_path: Path) -> None:
         for pid in (1, 2):
             (tmp_path / str(pid)).mkdir()
         (tmp_path / "1/stat").write_text(stat(1, "init"))
@@ -77,14 +77,14 @@ class TestReading:
 
 
 class TestCpu:
-    def test_the_share_is_of_all_cores(self) -> None:
+    def test_cpu_percent_is_relative_to_all_cores(self) -> None:
         before, after = measured(0, times(1, 100)), measured(10, times(1, 600))
         assert cpu_percents(before, after, 100, 4) == {(1, 100): 12.5}
 
-    def test_one_that_began_in_between(self) -> None:
+    def test_cpu_percent_of_a_new_process(self) -> None:
         assert cpu_percents(measured(0), measured(10, times(5, 500)), 100, 1) == {(5, 100): 50.0}
 
-    def test_a_pid_that_was_given_again_is_another_process(self) -> None:
+    def test_reused_pid_is_another_process(self) -> None:
         before = measured(0, times(5, 900, started=1))
         after = measured(10, times(5, 100, started=950))
         assert cpu_percents(before, after, 100, 1) == {(5, 950): 10.0}
@@ -118,23 +118,25 @@ class TestCpu:
         ("nonsense", None, "other", None),
     ],
 )
-def test_whose_it_is(cgroup: str, unit: str | None, kind: str, slot: int | None) -> None:
+def test_process_belongs_to_vm_controller_or_other(
+    cgroup: str, unit: str | None, kind: str, slot: int | None
+) -> None:
     assert unit_of(cgroup) == unit
     assert belonging(unit, 7, OWN_PID) == (kind, slot)
 
 
-def test_this_process_is_the_controllers_whatever_its_unit() -> None:
+def test_own_process_belongs_to_the_controller() -> None:
     assert belonging(None, OWN_PID, OWN_PID) == ("controller", None)
 
 
-def test_users() -> None:
+def test_user_name_of_an_id() -> None:
     assert user_name(0) == "root"
     assert user_name(65534) is None, "it stands for all who are not in a user namespace"
     assert user_name(4_000_000_000) == "4000000000"
 
 
 class TestProcesses:
-    def test_the_most_demanding_first(
+    def test_processes_are_sorted_by_cpu_or_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(processes, "SHORTEST_SPAN_SECONDS", 0.0)
@@ -151,7 +153,7 @@ class TestProcesses:
 
         assert asyncio.run(ask()) == [[2, 3], [3, 2, 1]]
 
-    def test_hidden_ones(self, tmp_path: Path) -> None:
+    def test_hidden_processes_raise_no_answer(self, tmp_path: Path) -> None:
         with pytest.raises(NoAnswer):
             asyncio.run(Processes(tmp_path).most("cpu", 1))
 
@@ -161,7 +163,7 @@ class TestEndpoint:
     def host(self, migrated: Path, tmp_path: Path) -> ApiHost:
         return api_host(migrated, tmp_path, slots=(2, 3))
 
-    def test_no_command_line_is_told(self, host: ApiHost) -> None:
+    def test_answer_has_no_command_lines(self, host: ApiHost) -> None:
         async def scenario(asked: Served) -> None:
             for by in ("cpu", "memory"):
                 answer = await asked.ask(
@@ -185,7 +187,7 @@ class TestEndpoint:
 
         host.run(scenario)
 
-    def test_a_vm_is_named(self, host: ApiHost, tmp_path: Path) -> None:
+    def test_process_of_a_vm_has_its_slot_and_id(self, host: ApiHost, tmp_path: Path) -> None:
         async def scenario(asked: Served) -> None:
             session = await asked.start()
             vm = await asked.services.vms.get(session["vmId"])
@@ -202,7 +204,7 @@ class TestEndpoint:
 
         host.run(scenario)
 
-    def test_where_others_are_hidden_the_answer_says_why(
+    def test_hidden_processes_are_explained_in_the_answer(
         self, host: ApiHost, tmp_path: Path
     ) -> None:
         async def scenario(asked: Served) -> None:
@@ -214,7 +216,7 @@ class TestEndpoint:
         host.run(scenario)
 
     @pytest.mark.parametrize("query", ["by=name", "limit=0", "limit=101"])
-    def test_questions_are_checked(self, host: ApiHost, query: str) -> None:
+    def test_invalid_query_is_422(self, host: ApiHost, query: str) -> None:
         async def scenario(asked: Served) -> None:
             answer = await asked.ask("GET", f"/api/admin/processes?{query}", "operator")
             assert answer.status_code == 422
@@ -222,7 +224,7 @@ class TestEndpoint:
         host.run(scenario)
 
 
-def test_the_overview_of_a_host_that_is_not_well(migrated: Path, tmp_path: Path) -> None:
+def test_overview_shows_a_failed_deployment(migrated: Path, tmp_path: Path) -> None:
     async def scenario(asked: Served) -> None:
         await asked.services.alerts.raise_("deploy_failed", "7", "critical", "it broke", None)
         told = (await asked.ask("GET", "/api/admin/overview", "operator")).json()

@@ -40,35 +40,33 @@ def there(root: Path) -> list[str]:
 
 
 class TestPrune:
-    def test_the_newest_stay(self, root: Path, paths: Paths) -> None:
+    def test_prune_keeps_the_newest_releases(self, root: Path, paths: Paths) -> None:
         install(root, *IDS, current=IDS[5])
         assert prune(2, paths, root) == {"removed": IDS[:4], "wheels": []}
         assert there(root) == IDS[4:]
 
-    def test_the_current_one_stays_however_old(self, root: Path, paths: Paths) -> None:
+    def test_prune_keeps_the_current_release(self, root: Path, paths: Paths) -> None:
         install(root, *IDS, current=IDS[0])
         prune(1, paths, root)
         assert there(root) == [IDS[0], IDS[5]]
 
-    def test_what_a_backup_needs_stays(self, root: Path, paths: Paths) -> None:
+    def test_prune_keeps_releases_named_by_a_backup(self, root: Path, paths: Paths) -> None:
         install(root, *IDS, current=IDS[5])
         back_up(paths, IDS[3], json.dumps({"release": IDS[1]}))
         back_up(paths, IDS[4], json.dumps({"release": None}))
         prune(1, paths, root)
         assert there(root) == [IDS[1], IDS[5]]
 
-    def test_to_keep_none_of_the_newest_keeps_what_is_needed(
-        self, root: Path, paths: Paths
-    ) -> None:
+    def test_prune_with_keep_0_keeps_the_current_release(self, root: Path, paths: Paths) -> None:
         install(root, *IDS, current=IDS[2])
         prune(0, paths, root)
         assert there(root) == [IDS[2]]
 
-    def test_nothing_to_do(self, root: Path, paths: Paths) -> None:
+    def test_prune_without_surplus_removes_nothing(self, root: Path, paths: Paths) -> None:
         install(root, *IDS[:2], current=IDS[1])
         assert prune(5, paths, root) == {"removed": [], "wheels": []}
 
-    def test_wheels_that_no_release_is_made_of_go(self, root: Path, paths: Paths) -> None:
+    def test_prune_removes_unused_wheels(self, root: Path, paths: Paths) -> None:
         install(root, *IDS[:1], current=IDS[0])
         pins = "typing-extensions==4.1 --hash=sha256:0\nours==1.0+ab --hash=sha256:0\n"
         (root / "releases" / IDS[0] / "requirements.txt").write_text(pins)
@@ -81,7 +79,7 @@ class TestPrune:
         assert prune(5, paths, root) == {"removed": [], "wheels": gone}
         assert sorted(path.name for path in wheels.iterdir()) == stay
 
-    def test_before_the_first(self, root: Path, paths: Paths) -> None:
+    def test_prune_without_releases(self, root: Path, paths: Paths) -> None:
         assert prune(5, paths, root) == {"removed": [], "wheels": []}
 
 
@@ -122,7 +120,7 @@ class TestListing:
             },
         ]
 
-    def test_who_checks_a_release_reads_it(self, venv: Path) -> None:
+    def test_release_damage_checks_the_file_list(self, venv: Path) -> None:
         write_file_list(venv.parent)
         listed = file_sha256(venv.parent / FILES)
         assert release_damage(venv.parent, listed) == []
@@ -131,7 +129,7 @@ class TestListing:
 
 
 class TestCreate:
-    def test_an_id_that_is_a_path_is_refused(self, root: Path, paths: Paths) -> None:
+    def test_release_id_with_a_path_is_refused(self, root: Path, paths: Paths) -> None:
         with pytest.raises(HostError) as failure:
             create("../../etc", "a" * 64, "abcd", paths, root)
         assert failure.value.code == "bad-id"

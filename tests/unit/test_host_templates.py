@@ -76,7 +76,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(tmp_path / "store")
 
 
-def test_a_host_with_another_cpu_wants_another_template(
+def test_template_key_depends_on_the_cpu_model(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     keys = set()
@@ -88,7 +88,7 @@ def test_a_host_with_another_cpu_wants_another_template(
     assert len(keys) == 2
 
 
-def test_the_golden_images_own_template_comes_first(store: Store) -> None:
+def test_template_of_the_golden_image_takes_precedence(store: Store) -> None:
     for digest in (A, B):
         store.golden(digest)
         store.make_template(digest)
@@ -99,7 +99,7 @@ def test_the_golden_images_own_template_comes_first(store: Store) -> None:
     assert (report.step, report.failure) == (None, None)
 
 
-def test_the_image_before_serves_until_the_new_one_has_its_template(store: Store) -> None:
+def test_previous_image_serves_until_the_new_template_is_made(store: Store) -> None:
     for digest in (A, B):
         store.golden(digest)
         store.make_template(digest)
@@ -109,7 +109,7 @@ def test_the_image_before_serves_until_the_new_one_has_its_template(store: Store
     assert store.now(being_made=True).origin == Origin(C, store.key(C))
 
 
-def test_an_image_that_a_rollback_left_behind_does_not_serve(store: Store) -> None:
+def test_image_newer_than_the_golden_one_does_not_serve(store: Store) -> None:
     store.golden(A)
     store.golden(B)
     store.make_template(B)
@@ -119,7 +119,7 @@ def test_an_image_that_a_rollback_left_behind_does_not_serve(store: Store) -> No
 
 
 @pytest.mark.parametrize("gone", ["its image", "its size", "its QEMU"])
-def test_a_template_that_fits_no_more_does_not_serve(
+def test_outdated_template_does_not_serve(
     store: Store, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.golden(A)
@@ -134,7 +134,7 @@ def test_a_template_that_fits_no_more_does_not_serve(
     assert store.now().origin == Origin(B, because="its image has no template")
 
 
-def test_a_first_template_that_is_being_made_is_waited_for_by_nobody(store: Store) -> None:
+def test_vms_boot_while_the_first_template_is_made(store: Store) -> None:
     store.golden(A)
     store.build(A)
     report = store.now(being_made=True)
@@ -160,7 +160,7 @@ def test_a_first_template_that_is_being_made_is_waited_for_by_nobody(store: Stor
         ({"key": "another"}, "the unit failed: exit-code 1", "the unit failed: exit-code 1"),
     ],
 )
-def test_why_there_is_none(
+def test_missing_template_is_reported_with_its_failure(
     store: Store, build: dict[str, object], ended: str, failure: str
 ) -> None:
     store.golden(A)
@@ -176,7 +176,7 @@ def test_why_there_is_none(
     assert (report.origin, report.failure) == (Origin(A, store.key(A)), failure)
 
 
-def test_one_that_could_not_be_made_anew_serves_on(store: Store) -> None:
+def test_template_serves_after_a_failed_rebuild(store: Store) -> None:
     store.golden(A)
     store.make_template(A)
     store.build(A, error="a clone of the template ended", ended_at=2.0)
@@ -193,7 +193,7 @@ def test_one_that_could_not_be_made_anew_serves_on(store: Store) -> None:
     assert store.now(ended="the unit failed: signal 9").failure is None
 
 
-def test_the_making_of_another_one_says_nothing_of_this(store: Store) -> None:
+def test_failure_of_another_template_is_ignored(store: Store) -> None:
     store.golden(A)
     store.build(B, error="a clone of the template ended", ended_at=2.0)
     report = store.now()
@@ -222,7 +222,7 @@ class Bus(SystemdBus):
         (UnitActivity("inactive"), None, "its build was interrupted while saving memory"),
     ],
 )
-def test_systemd_knows_whether_one_is_being_made(
+def test_unit_state_shows_whether_a_template_is_being_made(
     store: Store, maker: UnitActivity, step: str | None, failure: str | None
 ) -> None:
     store.golden(A)
@@ -233,7 +233,7 @@ def test_systemd_knows_whether_one_is_being_made(
     assert (report.step, report.failure) == (step, failure)
 
 
-def test_a_record_that_is_not_this_templates_makes_none(store: Store) -> None:
+def test_template_with_a_wrong_record_is_not_found(store: Store) -> None:
     store.make_template(A)
     mine, sums = vars(store.record(A)), dict.fromkeys(FILES, "0" * 64)
     place = store.templates.place(mine["key"]) / "record.json"
@@ -255,12 +255,12 @@ def test_a_record_that_is_not_this_templates_makes_none(store: Store) -> None:
     assert store.templates.find(mine["key"]) == store.record(A)
 
 
-def test_without_a_golden_image_there_is_nothing_to_start(store: Store) -> None:
+def test_no_origin_without_a_golden_image(store: Store) -> None:
     with pytest.raises(ImageError, match="no golden image"):
         store.now()
 
 
-def test_two_never_make_one_at_a_time(tmp_path: Path) -> None:
+def test_template_builds_are_exclusive(tmp_path: Path) -> None:
     templates, waits = TemplateStore(tmp_path / "templates"), threading.Event()
     order: list[str] = []
 
@@ -278,7 +278,7 @@ def test_two_never_make_one_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "templates" / ".lock").stat().st_mode & 0o077 == 0
 
 
-def test_one_that_is_there_is_made_anew_once_somebody_asks(
+def test_existing_template_is_rebuilt_on_request(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def makes(*words: object) -> Template:
@@ -292,7 +292,7 @@ def test_one_that_is_there_is_made_anew_once_somebody_asks(
     assert made == [True, False]
 
 
-def test_a_failure_is_written_down(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_build_is_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*words: object) -> Template:
         words[-1]("trying a clone")  # type: ignore[operator]
         raise VmError("a clone of the template ended")
@@ -337,21 +337,21 @@ def cpu_of_a_clone(seconds: float) -> CpuWatch:
     return CpuWatch(lambda: CpuSample(next(clock), {1: ThreadTimes()}, cpus=2))
 
 
-def test_a_clone_may_take_its_time_to_be_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_clone_may_be_ready_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_maker, "POLL_SECONDS", 0)
     agent = AgentOfAClone("failed", "starting", "ready")
     found = template_maker.ready_clone(lambda: True, cpu_of_a_clone(1), agent)
     assert asyncio.run(found).status == "ready"
 
 
-def test_a_clone_that_does_not_become_ready_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_clone_that_is_never_ready_fails_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_maker, "POLL_SECONDS", 0)
     never = template_maker.ready_clone(lambda: True, cpu_of_a_clone(10), AgentOfAClone("failed"))
     with pytest.raises(VmError, match="a clone of the template is not ready: novnc"):
         asyncio.run(never)
 
 
-def test_a_clone_that_ends_is_told() -> None:
+def test_trial_clone_that_ends_fails_the_build() -> None:
     ended = template_maker.ready_clone(lambda: False, cpu_of_a_clone(1), AgentOfAClone("ready"))
     with pytest.raises(VmError, match="a clone of the template ended"):
         asyncio.run(ended)

@@ -52,7 +52,7 @@ def receipt(**changes: str | None) -> bytes:
     return " ".join(["identity", *shown]).encode() + b"\n"
 
 
-def test_the_guest_gets_what_the_host_gives() -> None:
+def test_guest_receives_the_identity_of_the_host() -> None:
     found = receipt_from(receipt(), IDENTITY)
     assert (found.vm_id, found.session_id) == (IDENTITY.vm_id, "s-9")
     assert (found.hostname, found.machine_id) == (IDENTITY.hostname, IDENTITY.machine_id)
@@ -61,7 +61,7 @@ def test_the_guest_gets_what_the_host_gives() -> None:
     assert IDENTITY.secret not in repr(found)
 
 
-def test_a_vm_may_have_no_session() -> None:
+def test_identity_without_a_session() -> None:
     nobodys = replace(IDENTITY, session_id=None)
     line = answer(PlainGuest(), identity_line(nobodys, 1.0).decode(), 0.0)
     assert receipt_from(line.encode(), nobodys).session_id is None
@@ -77,19 +77,19 @@ def test_a_receipt_of_another_identity_is_refused(name: str, value: str | None) 
 @pytest.mark.parametrize(
     "words", [{"time": None}, {"time": "noon"}, {"random": None}, {"random": "xy"}]
 )
-def test_a_receipt_that_lacks_something_is_refused(words: Mapping[str, str | None]) -> None:
+def test_incomplete_receipt_is_refused(words: Mapping[str, str | None]) -> None:
     with pytest.raises(VmError, match="receipt is not complete"):
         receipt_from(receipt(**words), IDENTITY)
 
 
 @pytest.mark.parametrize("line", [b"\n", b"", b"refused OSError: \x1b[2J\xff\n", b"clock time=1\n"])
-def test_what_is_no_receipt_is_refused_in_words_that_can_be_shown(line: bytes) -> None:
+def test_malformed_receipt_is_refused_with_a_printable_message(line: bytes) -> None:
     with pytest.raises(VmError, match="the guest refused the") as caught:
         receipt_from(line, IDENTITY)
     assert caught.value.message.isprintable()
 
 
-def test_answers_to_the_questions_of_a_controller_that_ended_are_passed_over(
+def test_late_answers_to_an_earlier_controller_are_skipped(
     tmp_path: Path,
 ) -> None:
     earlier = new_identity(IDENTITY.vm_id, "s-9")
@@ -109,7 +109,7 @@ def test_answers_to_the_questions_of_a_controller_that_ended_are_passed_over(
     assert asyncio.run(story()).boot_id == IDENTITY.boot_id
 
 
-def test_identities_differ() -> None:
+def test_new_identities_differ() -> None:
     first, second = new_identity("one", "s"), new_identity("two", "s")
     for name in ("hostname", "machine_id", "boot_id", "secret"):
         assert getattr(first, name) != getattr(second, name)
@@ -117,20 +117,20 @@ def test_identities_differ() -> None:
     assert new_identity("one", "s").secret != first.secret
 
 
-def test_names_suit_the_systems_that_read_them() -> None:
+def test_identity_names_have_valid_formats() -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", IDENTITY.machine_id)
     assert re.fullmatch(r"[a-z][a-z0-9-]{0,62}", IDENTITY.hostname)
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", IDENTITY.boot_id)
 
 
-def test_entropy_is_new_in_each_line() -> None:
+def test_each_identity_line_has_new_entropy() -> None:
     lines = [identity_line(IDENTITY, 1.0).decode() for _ in range(2)]
     first, second = (words_of(line)["entropy"] for line in lines)
     assert first != second
     assert len(bytes.fromhex(first)) == 64
 
 
-def test_the_clock_is_set_again() -> None:
+def test_clock_line_sets_the_clock() -> None:
     line = answer(PlainGuest(), clock_line(99.25).decode(), 0.0)
     assert guest_time_from(line.encode()) == 99.25
     with pytest.raises(VmError, match="did not set its clock"):
@@ -138,7 +138,7 @@ def test_the_clock_is_set_again() -> None:
 
 
 @pytest.mark.parametrize("line", ["", "reboot now=1", "identity", "identity entropy=xyz", "clock"])
-def test_the_guest_refuses_what_it_does_not_know(line: str) -> None:
+def test_guest_refuses_malformed_lines(line: str) -> None:
     said = answer(Guest("/nowhere/"), line, 0.0)
     assert said.startswith("refused ")
     assert said.count("\n") == 1
@@ -166,7 +166,7 @@ def port() -> Iterator[socket.socket]:
         process.wait()
 
 
-def test_lines_may_come_in_pieces_and_together(port: socket.socket) -> None:
+def test_lines_are_read_in_any_chunks(port: socket.socket) -> None:
     line = identity_line(IDENTITY, 7.0)
     port.sendall(line[:20])
     port.sendall(line[20:] + clock_line(8.0))
@@ -175,7 +175,7 @@ def test_lines_may_come_in_pieces_and_together(port: socket.socket) -> None:
         assert guest_time_from(answers.readline()) == 8.0
 
 
-def test_a_line_without_an_end_is_not_kept_for_ever(port: socket.socket) -> None:
+def test_endless_line_is_discarded(port: socket.socket) -> None:
     for _ in range(64):
         port.sendall(b"x" * 4096)
     port.sendall(b"\n" + clock_line(8.0))
@@ -185,7 +185,7 @@ def test_a_line_without_an_end_is_not_kept_for_ever(port: socket.socket) -> None
 
 
 @pytest.mark.parametrize("has_group", [True, False])
-def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path, has_group: bool) -> None:
+def test_only_processes_with_the_given_mark_are_ended(tmp_path: Path, has_group: bool) -> None:
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
     marked, other, elsewhere = (spawn(["sleep", "60"]) for _ in range(3))
     group = tmp_path / "cgroup.procs"
@@ -209,12 +209,12 @@ def test_the_processes_of_that_name_end_and_no_other(tmp_path: Path, has_group: 
             process.wait()
 
 
-def test_an_identity_is_never_shown_with_its_secret() -> None:
+def test_identity_repr_has_no_secret() -> None:
     assert isinstance(IDENTITY, Identity)
     assert IDENTITY.secret not in repr(IDENTITY)
 
 
-def test_a_service_asks_to_be_woken_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_requests_sigio_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a host that connects in between would not be heard."""
     calls: list[object] = []
 

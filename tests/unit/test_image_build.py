@@ -27,7 +27,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "golden" / "recipe.yaml"
     ("verified", "is_damaged", "is_taken"),
     [(None, True, True), (True, True, True), (False, False, True), (False, True, False)],
 )
-def test_build_takes_an_image_that_is_there_unless_it_was_refused_for_damage(
+def test_known_image_is_reused_unless_it_is_damaged(
     tmp_path: Path, verified: bool | None, is_damaged: bool, is_taken: bool
 ) -> None:
     store, cache = ImageStore(tmp_path / "store"), tmp_path / "cache"
@@ -57,7 +57,7 @@ def test_build_takes_an_image_that_is_there_unless_it_was_refused_for_damage(
         CommandError(["apt-get"], 100, "E: You don't have enough free space in /x"),
     ],
 )
-def test_full_disk_is_told_as_such(tmp_path: Path, error: Exception) -> None:
+def test_full_disk_is_reported_with_a_hint(tmp_path: Path, error: Exception) -> None:
     with (
         pytest.raises(BuildError, match=f"no space left while building below {tmp_path}") as told,
         _space_errors(tmp_path),
@@ -67,7 +67,7 @@ def test_full_disk_is_told_as_such(tmp_path: Path, error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), BuildError("layer web: no")])
-def test_other_failures_of_a_build_are_told_as_they_are(tmp_path: Path, error: Exception) -> None:
+def test_other_build_errors_are_raised_unchanged(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as told, _space_errors(tmp_path):
         raise error
     assert told.value is error
@@ -101,7 +101,7 @@ class TestRun:
         made.record = record
         return made
 
-    def test_all_of_it(self, builder: Any) -> None:
+    def test_build_makes_layers_and_image_and_records_the_assembly(self, builder: Any) -> None:
         builder.scratch.mkdir()
         (builder.scratch / "of a build that was killed").touch()
         assert builder.run() == (builder.record, ("web",))
@@ -111,7 +111,7 @@ class TestRun:
         assert assembly.read_text() == builder.record.digest
         assert assembly.name == builder._assembly_id([])
 
-    def test_an_image_that_is_known_is_not_made(self, builder: Any) -> None:
+    def test_known_image_is_not_built_again(self, builder: Any) -> None:
         builder.known = record_of("b")
         assert builder.run() == (builder.known, None)
         assert builder.log == ["refresh False"]
@@ -119,7 +119,7 @@ class TestRun:
         assert builder.run() == (builder.record, ("web",))
         assert builder.log[1:] == ["refresh True", "layers", "image"]
 
-    def test_without_a_network(self, builder: Any) -> None:
+    def test_offline_build_needs_package_lists(self, builder: Any) -> None:
         builder.options = BuildOptions(offline=True)
         with pytest.raises(BuildError, match="--offline needs the package lists"):
             builder.run()
@@ -129,7 +129,7 @@ class TestRun:
         builder.run()
         assert builder.log == ["layers", "image"]
 
-    def test_what_goes_into_an_image_is_in_its_assembly(self, builder: Any) -> None:
+    def test_assembly_id_covers_all_inputs(self, builder: Any) -> None:
         plan: Any = SimpleNamespace(id="abc")
         ids = {builder._assembly_id([]), builder._assembly_id([plan])}
         kernel = builder.recipe.kernel
@@ -140,7 +140,7 @@ class TestRun:
         assert len(ids) == 4
 
 
-def test_a_build_is_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     places = Settings(store=tmp_path, cache=tmp_path, state=tmp_path)
     with pytest.raises(ConfigError, match="must run as root"):
@@ -150,7 +150,7 @@ def test_a_build_is_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_build_has_the_usual_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_runs_with_umask_022(monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.umask(0o077)
     try:
         with build_module._usual_modes():

@@ -9,7 +9,7 @@ from polydev.image.store import ImageStore
 from tests.images import add_image, contents
 
 
-def test_it_boots_from_the_images_own_files(tmp_path: Path) -> None:
+def test_vm_config_uses_the_files_of_the_image(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "store")
     image = store.path(add_image(store, "a").digest)
     config = vm_config(image, "vm-a", tmp_path, "tcg")

@@ -81,7 +81,7 @@ class TestImages:
     def found(self, host: ApiHost) -> Found:
         return Found(ImageStore(host.settings.image_store))
 
-    def test_all_are_listed_newest_first_and_a_damaged_one_as_such(
+    def test_images_are_listed_newest_first_with_damaged_ones(
         self, host: ApiHost, found: Found
     ) -> None:
         (answer,) = told(host, IMAGES)
@@ -95,7 +95,7 @@ class TestImages:
         assert damaged["recipe"] is None
         assert "is missing" in damaged["problem"]
 
-    def test_lists_come_in_pages(self, host: ApiHost, found: Found) -> None:
+    def test_images_are_paged(self, host: ApiHost, found: Found) -> None:
         (whole,) = told(host, IMAGES)
         digests, path = [], f"{IMAGES}?limit=1"
         while path:
@@ -105,27 +105,25 @@ class TestImages:
         assert digests == [each["digest"] for each in whole["images"]]
         told(host, f"{IMAGES}?before={NOBODYS}", status=404)
 
-    def test_one_has_its_record_with_all_specs(self, host: ApiHost, found: Found) -> None:
+    def test_image_answer_contains_its_record(self, host: ApiHost, found: Found) -> None:
         (answer,) = told(host, f"{IMAGES}/{found.new.digest}")
         assert ImageRecord.model_validate(answer["record"]) == found.new
         (damaged,) = told(host, f"{IMAGES}/{found.damaged}")
         assert damaged["record"] is None
 
-    def test_the_bill_of_materials_is_the_images_own(self, host: ApiHost, found: Found) -> None:
+    def test_sbom_lists_the_packages_of_the_image(self, host: ApiHost, found: Found) -> None:
         (bill,) = told(host, f"{IMAGES}/{found.old.digest}/sbom")
         assert bill["bomFormat"] == "CycloneDX"
         assert {each["name"] for each in bill["components"]} == {"curl", "jq"}
         told(host, f"{IMAGES}/{found.damaged}/sbom", status=404)
 
-    def test_another_images_bill_is_refused(self, host: ApiHost, found: Found) -> None:
+    def test_sbom_of_another_image_is_refused(self, host: ApiHost, found: Found) -> None:
         store = ImageStore(host.settings.image_store)
         (store.path(found.old.digest) / SBOM).write_text(sbom_json(found.new, "bookworm"))
         (problem,) = told(host, f"{IMAGES}/{found.old.digest}/sbom", status=500)
         assert problem["type"] == "urn:polydev:error:image-unreadable"
 
-    def test_what_differs_goes_from_the_first_to_the_second(
-        self, host: ApiHost, found: Found
-    ) -> None:
+    def test_image_diff_goes_from_old_to_new(self, host: ApiHost, found: Found) -> None:
         (answer,) = told(host, f"{IMAGES}/{found.old.digest}/diff/{found.new.digest}")
         assert answer["packagesChanged"] == [
             {"kind": "deb", "name": "curl", "old": "1", "new": "2"}
@@ -138,9 +136,7 @@ class TestImages:
     @pytest.mark.parametrize(
         "name", ["..", "%2e%2e", "..%2f..%2fetc", "a" * 63, "A" * 64, f"{'a' * 64}%00", "a" * 65]
     )
-    def test_no_name_but_a_digest_reaches_the_file_system(
-        self, host: ApiHost, found: Found, name: str
-    ) -> None:
+    def test_malformed_digests_are_refused(self, host: ApiHost, found: Found, name: str) -> None:
         async def scenario(asked: Served) -> None:
             for path in (f"{IMAGES}/{name}", f"{IMAGES}/{name}/sbom"):
                 answer = await asked.ask("GET", path, "operator")
@@ -181,7 +177,7 @@ class TestDeployments:
         host_records.write(self.paths, record)
         return name
 
-    def test_all_are_listed_newest_first_and_an_unreadable_one_as_such(
+    def test_deployments_are_listed_newest_first_with_unreadable_ones(
         self, host: ApiHost, folder: Path
     ) -> None:
         first = self.write(1)
@@ -202,7 +198,7 @@ class TestDeployments:
         assert "not valid JSON" in found[2]["problem"]
         assert told(host, f"{DEPLOYMENTS}/20261119_000000-dead")[0]["wayBack"]["command"] is None
 
-    def test_lists_come_in_pages(self, host: ApiHost, folder: Path) -> None:
+    def test_deployments_are_paged(self, host: ApiHost, folder: Path) -> None:
         names = [self.write(number) for number in range(1, 6)]
         (page,) = told(host, f"{DEPLOYMENTS}?limit=3")
         (rest,) = told(host, f"{DEPLOYMENTS}?limit=3&before={page['next']}")
@@ -210,9 +206,7 @@ class TestDeployments:
         assert listed == names[::-1]
         assert rest["next"] is None
 
-    def test_the_way_back_is_the_line_that_an_operator_types(
-        self, host: ApiHost, folder: Path
-    ) -> None:
+    def test_way_back_is_the_rollback_command(self, host: ApiHost, folder: Path) -> None:
         first = self.write(1)
         second = self.write(2, previous=first)
         third = self.write(3, previous=second)
@@ -225,7 +219,7 @@ class TestDeployments:
         assert "nothing was deployed" in answers[2]["wayBack"]["reason"]
         assert answers[0]["record"]["operations"] == ["release", "handover"]
 
-    def test_there_is_no_way_back_to_what_is_or_has_no_backup(
+    def test_no_way_back_to_the_current_state_or_without_a_backup(
         self, host: ApiHost, folder: Path
     ) -> None:
         first = self.write(1)
@@ -235,7 +229,9 @@ class TestDeployments:
         assert answers[0]["wayBack"]["reason"] == "the host already has that state"
         assert "is gone" in answers[1]["wayBack"]["reason"]
 
-    def test_a_lab_is_gone_back_to_without_naming_it(self, host: ApiHost, folder: Path) -> None:
+    def test_rollback_command_for_a_lab_has_no_host_options(
+        self, host: ApiHost, folder: Path
+    ) -> None:
         first = self.write(1, host="lab-dev")
         second = self.write(2, previous=first, host="lab-dev")
         (answer,) = told(host, f"{DEPLOYMENTS}/{second}")
@@ -244,7 +240,7 @@ class TestDeployments:
     @pytest.mark.parametrize(
         "name", ["..", "%2e%2e%2fsequence", "20261121_101500-0001%2f..", "20261121_101500"]
     )
-    def test_no_name_but_an_id_reaches_the_file_system(
+    def test_malformed_deployment_ids_are_refused(
         self, host: ApiHost, folder: Path, name: str
     ) -> None:
         (folder.parent / "sequence.json").write_text(json.dumps({"last": 1}))
@@ -255,6 +251,6 @@ class TestDeployments:
 
         host.run(scenario)
 
-    def test_an_unknown_one_is_not_found(self, host: ApiHost, folder: Path) -> None:
+    def test_unknown_deployment_is_404(self, host: ApiHost, folder: Path) -> None:
         (problem,) = told(host, f"{DEPLOYMENTS}/20261121_101500-abcd", status=404)
         assert problem["type"] == "urn:polydev:error:deployment-not-found"

@@ -59,19 +59,21 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, 
         ),
     ],
 )
-def test_what_is_wrong_and_what_to_do(
+def test_usage_errors_have_a_message_and_a_hint(
     capsys: pytest.CaptureFixture[str], words: str, error: str, hint: str
 ) -> None:
     assert refused(capsys, *words.split()) == ("", error, hint)
 
 
 @pytest.mark.parametrize("asked", ["--json", "-j"])
-def test_programs_get_json(capsys: pytest.CaptureFixture[str], asked: str) -> None:
+def test_usage_error_is_json_with_the_json_option(
+    capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
     out, error, hint = refused(capsys, "sessions", asked, "--nonsense")
     assert json.loads(out) == {"error": "config", "message": error, "hint": hint}
 
 
-def test_what_is_right_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_command_line_runs_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     Verbs(namespace=Collection(console, sessions)).run(["inv", "console", "abcd"], exit=False)
     assert capsys.readouterr().out == "abcd 100\n"
 
@@ -86,14 +88,14 @@ def test_what_is_right_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("deployments", " "),
     ],
 )
-def test_a_word_that_may_be_left_out(
+def test_optional_positional_argument(
     capsys: pytest.CaptureFixture[str], words: str, out: str
 ) -> None:
     Verbs(namespace=Collection(deployments)).run(["inv", *words.split()], exit=False)
     assert capsys.readouterr().out == f"{out}\n"
 
 
-def test_one_word_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+def test_surplus_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     program = Verbs(namespace=Collection(deployments), binary="./inv")
     with pytest.raises(SystemExit):
         program.run(["inv", "deployments", "1", "2"])

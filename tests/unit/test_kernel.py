@@ -32,11 +32,11 @@ def bz_image(*parts: bytes) -> bytes:
     return SETUP_CODE + b"".join(parts) + b"\0" * 64
 
 
-def test_kernel_is_unpacked() -> None:
+def test_xz_packed_kernel_is_extracted() -> None:
     assert extract_vmlinux(bz_image(lzma.compress(ELF))) == ELF
 
 
-def test_other_xz_data_before_the_kernel_is_passed_over() -> None:
+def test_xz_data_before_the_kernel_is_skipped() -> None:
     image = bz_image(XZ_MAGIC, b"no xz at all", lzma.compress(b"no ELF"), lzma.compress(ELF))
     assert extract_vmlinux(image) == ELF
 
@@ -55,7 +55,7 @@ def test_image_without_a_packed_kernel_is_refused(image: bytes) -> None:
         extract_vmlinux(image)
 
 
-def test_modules_have_the_names_that_modprobe_knows() -> None:
+def test_module_names_are_those_of_modprobe() -> None:
     table = parse_modules_dep(MODULES_DEP)
     assert table["virtio_rng"] == (
         "kernel/drivers/char/hw_random/virtio-rng.ko",
@@ -66,12 +66,12 @@ def test_modules_have_the_names_that_modprobe_knows() -> None:
 
 
 @pytest.mark.parametrize("name", ["virtio-rng", "virtio_rng"])
-def test_dashes_and_underscores_are_one(name: str) -> None:
+def test_dashes_and_underscores_in_module_names_are_equal(name: str) -> None:
     loaded = load_order(parse_modules_dep(MODULES_DEP), [name])
     assert [path.rpartition("/")[2] for path in loaded] == ["rng-core.ko", "virtio-rng.ko"]
 
 
-def test_module_comes_after_what_it_needs_and_once() -> None:
+def test_load_order_puts_dependencies_first_and_once() -> None:
     loaded = load_order(parse_modules_dep(MODULES_DEP), ["jbd2", "ext4", "crc16", "ext4"])
     assert [path.rpartition("/")[2] for path in loaded] == [
         "jbd2.ko",
@@ -87,7 +87,7 @@ def test_unknown_module_is_named() -> None:
     assert "kernel.initrd_modules" in str(caught.value.hint)
 
 
-def test_other_modules_and_empty_folders_go(
+def test_keep_modules_removes_other_modules_and_empty_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = tmp_path / "usr/lib/modules/6.1"
@@ -104,7 +104,7 @@ def test_other_modules_and_empty_folders_go(
     assert not (release / "kernel/lib").exists()
 
 
-def test_an_initrd_has_what_the_root_needs_and_no_more(
+def test_initrd_contains_only_the_needed_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch, release = tmp_path / "scratch", tmp_path / "6.1"

@@ -49,31 +49,31 @@ def own_settings(tmp_path: Path) -> Settings:
 
 class TestName:
     @pytest.mark.parametrize("name", ["a", "dev", "a1-b", "abcdefghijk"])
-    def test_accepted(self, name: str) -> None:
+    def test_valid_lab_names(self, name: str) -> None:
         assert checked_name(name) == name
 
     @pytest.mark.parametrize(
         "name", ["", "A", "1a", "-a", "a-", "a_b", "a/b", "..", "abcdefghijkl", "a\n"]
     )
-    def test_refused(self, name: str) -> None:
+    def test_invalid_lab_names(self, name: str) -> None:
         with pytest.raises(ConfigError, match="is not a valid name of a lab"):
             checked_name(name)
 
-    def test_longest_one_still_names_an_interface(self, lab: Lab) -> None:
+    def test_longest_name_fits_an_interface_name(self, lab: Lab) -> None:
         longest = lab.model_copy(update={"name": checked_name("abcdefghijk")})
         assert len(longest.veth) <= INTERFACE_NAME_CHARACTERS
 
-    def test_no_path_leads_out_of_the_folder_of_labs(self, own_settings: Settings) -> None:
+    def test_lab_folder_refuses_paths(self, own_settings: Settings) -> None:
         with pytest.raises(ConfigError):
             lab_folder("../x", own_settings)
 
 
 class TestAllot:
-    def test_first_link_of_an_unused_pool(self) -> None:
+    def test_first_link_of_an_unused_pool_is_allotted(self) -> None:
         assert [str(end) for end in allot([])] == ["198.51.100.1", "198.51.100.2"]
 
     @given(count=st.integers(0, 63))
-    def test_links_never_overlap(self, count: int) -> None:
+    def test_allotted_links_never_overlap(self, count: int) -> None:
         taken: list[IPv4Network] = []
         for _ in range(count):
             ours, theirs = allot(taken)
@@ -83,15 +83,15 @@ class TestAllot:
             assert not any(link.overlaps(each) for each in taken)
             taken.append(link)
 
-    def test_a_single_address_in_use_takes_its_link(self) -> None:
+    def test_link_with_an_address_in_use_is_skipped(self) -> None:
         _, theirs = allot([IPv4Network("198.51.100.3/32")])
         assert str(theirs) == "198.51.100.6"
 
-    def test_a_full_pool_is_told(self) -> None:
+    def test_full_address_pool_is_reported(self) -> None:
         with pytest.raises(LabError, match="no addresses are left"):
             allot([IPv4Network("198.51.0.0/16")])
 
-    def test_routes_of_the_machine(self) -> None:
+    def test_routed_networks_are_parsed(self) -> None:
         routes = (
             '[{"dst": "default", "gateway": "192.0.2.1"}, {"dst": "10.0.0.0/8"},'
             ' {"type": "local", "dst": "10.1.2.3", "table": "local"}]'
@@ -101,20 +101,20 @@ class TestAllot:
 
 
 class TestRecord:
-    def test_read_back_as_written(self, lab: Lab, own_settings: Settings) -> None:
+    def test_record_is_read_back_as_written(self, lab: Lab, own_settings: Settings) -> None:
         lab.write()
         assert read_lab(lab.folder) == lab
         assert recorded_labs(own_settings) == [lab]
 
-    def test_half_written_is_none(self, lab: Lab, own_settings: Settings) -> None:
+    def test_incomplete_record_is_ignored(self, lab: Lab, own_settings: Settings) -> None:
         (lab.folder / "lab.json").write_text('{"name": "one"')
         assert read_lab(lab.folder) is None
         assert recorded_labs(own_settings) == []
 
-    def test_no_folder_is_no_lab(self, own_settings: Settings) -> None:
+    def test_missing_state_folder_gives_no_labs(self, own_settings: Settings) -> None:
         assert recorded_labs(replace(own_settings, state=Path("/nowhere"))) == []
 
-    def test_one_that_is_powered_off_shows_its_console(
+    def test_logs_of_a_powered_off_lab_show_its_console(
         self,
         lab: Lab,
         own_settings: Settings,
@@ -130,13 +130,13 @@ class TestRecord:
             logs(Context(), name="two")
         assert capsys.readouterr().err.startswith("error: there is no lab two\n")
 
-    def test_made_before_there_was_a_choice_it_has_bookworm(self, lab: Lab) -> None:
+    def test_record_without_a_suite_means_bookworm(self, lab: Lab) -> None:
         record = json.loads(lab.model_dump_json())
         del record["suite"]
         (lab.folder / "lab.json").write_text(json.dumps(record))
         assert read_lab(lab.folder) == lab
 
-    def test_one_of_another_suite_is_not_taken(self, lab: Lab, own_settings: Settings) -> None:
+    def test_up_refuses_a_lab_of_another_suite(self, lab: Lab, own_settings: Settings) -> None:
         lab.write()
         with pytest.raises(ConfigError, match="lab one has Debian 12, not Debian 13") as refused:
             up("one", own_settings, Steps(), "trixie")
@@ -144,7 +144,7 @@ class TestRecord:
         assert todo in str(refused.value.hint)
         assert read_lab(lab.folder) == lab
 
-    def test_one_that_lets_nobody_in_is_ended(
+    def test_lab_that_refuses_login_is_ended(
         self, lab: Lab, own_settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def shut(lab: Lab) -> None:
@@ -160,7 +160,7 @@ class TestRecord:
             lifecycle._boot("one", lambda: lab, own_settings, Steps())
         assert ended == [lab]
 
-    def test_never_started_does_not_run(self, lab: Lab) -> None:
+    def test_lab_that_never_started_does_not_run(self, lab: Lab) -> None:
         assert not lab.running()
 
 
@@ -179,16 +179,16 @@ class TestRoot:
     )
     ARGV = mmdebstrap_argv(Path("/t"), "bookworm", [])
 
-    def test_sources_are_debians_own_of_this_suite(self) -> None:
+    def test_package_sources_are_those_of_the_suite(self) -> None:
         assert places("bookworm", self.TARGETS) == [
             "http://a.example/debian bookworm main",
             "http://a.example/debian-security bookworm-security main",
         ]
 
-    def test_a_suite_that_apt_knows_comes_from_where_apt_has_it(self) -> None:
+    def test_package_sources_of_a_suite_known_to_apt(self) -> None:
         assert places("trixie", self.TARGETS) == ["http://a.example/debian trixie main"]
 
-    def test_another_suite_comes_from_the_mirrors_of_the_one_that_apt_knows(self) -> None:
+    def test_package_sources_of_another_suite_use_the_same_mirrors(self) -> None:
         known = self.TARGETS.replace("|trixie|", "|bookworm-backports|")
         assert places("trixie", known) == [
             "http://a.example/debian trixie main",
@@ -196,31 +196,29 @@ class TestRoot:
         ]
 
     @pytest.mark.parametrize("suite", SUITES)
-    def test_a_machine_that_knows_none_leaves_it_to_mmdebstrap(self, suite: str) -> None:
+    def test_no_package_sources_are_left_to_mmdebstrap(self, suite: str) -> None:
         assert package_sources(suite, "") == []
         assert mmdebstrap_argv(Path("/t"), suite, [])[-2:] == [suite, "/t"]
 
-    def test_other_sources_and_other_suites_make_another_root(self) -> None:
+    def test_root_id_depends_on_sources_and_suite(self) -> None:
         assert root_id("bookworm", []) != root_id("bookworm", ["deb x"])
         assert root_id("bookworm", ["deb x"]) == root_id("bookworm", ["deb x"])
         assert root_id("bookworm", []) != root_id("trixie", [])
 
-    def test_an_unknown_suite_is_refused_with_those_that_there_are(
-        self, own_settings: Settings
-    ) -> None:
+    def test_unknown_suite_is_refused_with_the_known_ones(self, own_settings: Settings) -> None:
         with pytest.raises(ConfigError, match="cannot have the suite 'sid'") as refused:
             up("one", own_settings, Steps(), "sid")
         assert refused.value.hint == "choose one: bookworm (Debian 12), trixie (Debian 13)"
 
-    def test_what_a_deploy_brings_is_not_there(self) -> None:
+    def test_lab_base_lacks_packages_that_a_deployment_installs(self) -> None:
         include = next(word for word in self.ARGV if word.startswith("--include="))
         packages = include.removeprefix("--include=").split(",")
         assert not {"qemu-system-x86", "nftables", "dnsmasq", "dnsmasq-base"} & set(packages)
 
-    def test_private_files_are_among_the_files(self) -> None:
+    def test_private_files_are_part_of_files(self) -> None:
         assert set(FILES) >= PRIVATE
 
-    def test_one_that_cannot_be_made_is_told(
+    def test_failed_mmdebstrap_is_reported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         argv = ["sh", "-c", "echo 'E: no such mirror' >&2; exit 1"]
@@ -230,13 +228,13 @@ class TestRoot:
             debian_base._make(tmp_path, "bookworm", sources, lambda _: None)
         assert "http://a/debian/dists/bookworm" in str(told.value.hint)
 
-    def test_killed_it_leaves_no_mount(self) -> None:
+    def test_mmdebstrap_runs_in_its_own_mount_namespace(self) -> None:
         assert self.ARGV.index("unshare") < self.ARGV.index("mmdebstrap")
         assert {"--mount", "--kill-child"} < set(self.ARGV)
 
 
 class TestFiles:
-    def test_mode_and_owner_of_folders_are_the_roots(self, lab: Lab) -> None:
+    def test_folders_keep_the_mode_of_the_lower_root(self, lab: Lab) -> None:
         (lab.root / "home" / "deploy").mkdir(parents=True)
         (lab.root / "home" / "deploy").chmod(0o750)
         lab.upper.mkdir()
@@ -244,7 +242,7 @@ class TestFiles:
         assert (lab.upper / "home/deploy").stat().st_mode & 0o777 == 0o750
         assert (lab.upper / "home/deploy/.profile").stat().st_mode & 0o777 == 0o600
 
-    def test_network_is_this_labs(self, lab: Lab) -> None:
+    def test_network_files_have_the_addresses_of_the_lab(self, lab: Lab) -> None:
         files = network_files(lab)
         assert files["etc/hostname"] == "one\n"
         assert set(files) == {
@@ -254,7 +252,7 @@ class TestFiles:
         host0 = files["etc/systemd/network/10-host0.network"]
         assert f"Address=198.51.100.2/{LINK_PREFIX}\n" in host0
 
-    def test_packages_are_shared_once(self, tmp_path: Path) -> None:
+    def test_share_packages_copies_new_packages_only(self, tmp_path: Path) -> None:
         source, target = tmp_path / "a", tmp_path / "b"
         (source / "partial").mkdir(parents=True)
         target.mkdir()
@@ -269,32 +267,32 @@ class TestFiles:
             "y_1_all.deb": b"ours",
         }
 
-    def test_a_lab_that_downloaded_nothing_shares_nothing(self, tmp_path: Path) -> None:
+    def test_share_packages_from_a_missing_folder_does_nothing(self, tmp_path: Path) -> None:
         share_packages(tmp_path / "nowhere", tmp_path)
         assert list(tmp_path.iterdir()) == []
 
 
 class TestArgv:
-    def test_ssh_knows_only_this_labs_keys(self, lab: Lab) -> None:
+    def test_ssh_checks_the_host_keys_of_the_lab(self, lab: Lab) -> None:
         words = ssh_argv(lab, ["echo", "a b"])
         assert words[-3:] == ["deploy@198.51.100.2", "--", "echo 'a b'"]
         assert f"UserKnownHostsFile={lab.known_hosts}" in words
         assert "StrictHostKeyChecking=yes" in words
         assert ssh_argv(lab, ["true"], user="root")[-3] == "root@198.51.100.2"
 
-    def test_the_folder_marks_the_first_process(self, lab: Lab) -> None:
+    def test_container_command_line_contains_the_lab_folder(self, lab: Lab) -> None:
         assert str(lab.folder) in container_argv(lab, Path("/cgroup"), kvm=False)
 
-    def test_kvm_only_where_there_is_one(self, lab: Lab) -> None:
+    def test_kvm_is_bound_only_if_available(self, lab: Lab) -> None:
         assert not [word for word in nspawn_argv(lab, kvm=False) if word.endswith(":/dev/kvm")]
         assert [word for word in nspawn_argv(lab, kvm=True) if word.endswith(":/dev/kvm")]
 
-    def test_the_machines_environment_stays_outside(self) -> None:
+    def test_inside_argv_has_a_clean_environment(self) -> None:
         words = inside_argv(7)
         assert words[words.index("--target") + 1] == "7"
         assert words[words.index("env") :][:3] == ["env", "--chdir=/", "-i"]
 
-    def test_a_machine_without_control_groups_is_told(
+    def test_machine_without_cgroup2_is_refused(
         self, lab: Lab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mounts = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"
@@ -304,6 +302,6 @@ class TestArgv:
         with pytest.raises(LabError, match="has no cgroup2 hierarchy"):
             cgroup_of(lab)
 
-    def test_pid_in_its_own_namespace(self) -> None:
+    def test_innermost_pid_is_read(self) -> None:
         assert innermost_pid("Name:\tsystemd\nNSpid:\t4242\t9\t1\n") == 1
         assert innermost_pid("NSpid:\t4242\n") == 4242

@@ -141,7 +141,7 @@ COURSES: list[tuple[str, Callable[[Machine], object], bool, bool, list[str]]] = 
     [row[1:] for row in COURSES],
     ids=[row[0] for row in COURSES],
 )
-def test_course(
+def test_steps_of_each_verb_run_in_order(
     do: Callable[[Machine], object], is_made: bool, runs: bool, course: list[str], machine: Machine
 ) -> None:
     if is_made:
@@ -152,12 +152,14 @@ def test_course(
 
 
 @pytest.mark.parametrize("verb", [lifecycle.restart, lifecycle.save, lifecycle.reset])
-def test_there_must_be_a_lab(verb: Callable[[str, Settings], object], machine: Machine) -> None:
+def test_verbs_without_a_lab_are_refused(
+    verb: Callable[[str, Settings], object], machine: Machine
+) -> None:
     with pytest.raises(LabError, match="there is no lab one"):
         verb(NAME, machine.settings)
 
 
-def test_what_is_saved_is_what_a_reset_returns_to(machine: Machine) -> None:
+def test_reset_returns_to_the_saved_files(machine: Machine) -> None:
     lab = machine.lab()
     with pytest.raises(LabError, match="no files of lab one were saved"):
         lifecycle.reset(NAME, machine.settings)
@@ -176,14 +178,14 @@ def test_what_is_saved_is_what_a_reset_returns_to(machine: Machine) -> None:
     assert (lab.saved / "written").exists()
 
 
-def test_an_end_leaves_nothing(machine: Machine) -> None:
+def test_down_removes_the_lab(machine: Machine) -> None:
     machine.lab()
     assert lifecycle.down(NAME, machine.settings) is True
     assert not machine.folder.exists()
     assert lifecycle.down(NAME, machine.settings) is False
 
 
-def test_a_new_one_that_lets_nobody_in_leaves_nothing(machine: Machine) -> None:
+def test_new_lab_that_refuses_login_is_removed(machine: Machine) -> None:
     machine.lets_in = False
     with pytest.raises(LabError, match="nobody is let in"):
         up(machine)
@@ -191,7 +193,7 @@ def test_a_new_one_that_lets_nobody_in_leaves_nothing(machine: Machine) -> None:
     assert not machine.folder.exists()
 
 
-def test_an_old_one_that_lets_nobody_in_is_ended_and_keeps_its_files(machine: Machine) -> None:
+def test_existing_lab_that_refuses_login_keeps_its_files(machine: Machine) -> None:
     lab, machine.lets_in = machine.lab(), False
     with pytest.raises(LabError, match="nobody is let in"):
         up(machine)
@@ -199,7 +201,7 @@ def test_an_old_one_that_lets_nobody_in_is_ended_and_keeps_its_files(machine: Ma
     assert (lab.upper / "written").exists()
 
 
-def test_a_link_of_another_lab_is_left_alone(machine: Machine) -> None:
+def test_network_link_of_another_lab_is_not_taken(machine: Machine) -> None:
     machine.lab()
     machine.link_is_of = "/elsewhere/one"
     with pytest.raises(LabError, match="another lab one runs on this machine: /elsewhere/one"):
@@ -210,14 +212,14 @@ def test_a_link_of_another_lab_is_left_alone(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("owner", [None, "", "own"])
-def test_a_link_of_its_own_is_taken(owner: str | None, machine: Machine) -> None:
+def test_own_network_link_is_reused(owner: str | None, machine: Machine) -> None:
     machine.lab()
     machine.link_is_of = str(machine.folder) if owner == "own" else owner
     up(machine)
     assert "start" in machine.log
 
 
-def test_addresses_that_are_in_use_by_now_are_refused(
+def test_addresses_used_by_other_networks_are_refused(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = machine.lab()
@@ -227,7 +229,7 @@ def test_addresses_that_are_in_use_by_now_are_refused(
     assert "start" not in machine.log
 
 
-def test_a_root_that_is_gone_is_told(machine: Machine) -> None:
+def test_missing_root_is_reported(machine: Machine) -> None:
     machine.lab()
     machine.root.rmdir()
     with pytest.raises(LabError, match="is missing"):
@@ -235,7 +237,7 @@ def test_a_root_that_is_gone_is_told(machine: Machine) -> None:
     assert "start" not in machine.log
 
 
-def test_a_new_one_has_addresses_that_no_other_has(machine: Machine) -> None:
+def test_new_lab_gets_unused_addresses(machine: Machine) -> None:
     up(machine)
     made = read_lab(machine.folder)
     assert made is not None
@@ -245,7 +247,7 @@ def test_a_new_one_has_addresses_that_no_other_has(machine: Machine) -> None:
     assert link_of(second.address) != link_of(made.address)
 
 
-def test_only_one_that_runs_is_found(machine: Machine) -> None:
+def test_find_returns_running_labs_only(machine: Machine) -> None:
     assert lifecycle.find(NAME, machine.settings) is None
     lab = machine.lab()
     assert lifecycle.find(NAME, machine.settings) is None
@@ -253,7 +255,7 @@ def test_only_one_that_runs_is_found(machine: Machine) -> None:
     assert lifecycle.find(NAME, machine.settings) == lab
 
 
-def test_a_lock_is_held_as_long_as_the_work_takes(tmp_path: Path) -> None:
+def test_lock_is_held_during_the_work(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with file.open("w") as another:
         with lifecycle._locked(file), pytest.raises(BlockingIOError):
@@ -261,7 +263,7 @@ def test_a_lock_is_held_as_long_as_the_work_takes(tmp_path: Path) -> None:
         fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "nsenter" else name)
     with pytest.raises(ConfigError, match=r"labs need are missing: nsenter$"):
         lifecycle._check_programs()
@@ -272,7 +274,7 @@ def test_programs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "program", ["systemd-nspawn", "slirp4netns", "mmdebstrap", "ssh", "nsenter", "unshare"]
 )
-def test_each_program_is_needed(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_program_is_required(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == program else name)
     with pytest.raises(ConfigError, match=f"labs need are missing: {program}"):
         lifecycle._check_programs()

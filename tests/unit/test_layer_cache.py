@@ -22,7 +22,7 @@ from polydev.image.sandbox_program import REFUSED
 RECIPE = Path(__file__).resolve().parents[2] / "golden" / "recipe.yaml"
 
 
-def test_apt_installs_into_the_tree_and_not_into_this_machine(tmp_path: Path) -> None:
+def test_apt_installs_into_the_tree_only(tmp_path: Path) -> None:
     recipe = load_recipe(RECIPE)
     archive = recipe_archive(tmp_path / "apt", recipe)
     argv = LayerCache(tmp_path / "layers", archive, recipe)._install_argv(tmp_path, ["chromium"])
@@ -80,7 +80,7 @@ def building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Building:
 NAMED = ["sync --file-system", "layer becomes abc", "sync layers"]
 
 
-def test_a_layer_has_its_name_once_the_disk_has_it(building: Building) -> None:
+def test_layer_is_synced_before_its_rename(building: Building) -> None:
     assert building.cache.find(building.plan) is None
     made = building.build()
     assert building.log == NAMED
@@ -94,7 +94,7 @@ def test_a_layer_has_its_name_once_the_disk_has_it(building: Building) -> None:
     assert [each["path"] for each in read_listing(found.folder / "tree.jsonl.gz")]
 
 
-def test_one_that_is_made_anew_leaves_nothing_of_the_old(building: Building) -> None:
+def test_rebuilt_layer_replaces_the_old_one(building: Building) -> None:
     first = building.build()
     (first.tree / "old").touch()
     building.log.clear()
@@ -105,7 +105,7 @@ def test_one_that_is_made_anew_leaves_nothing_of_the_old(building: Building) -> 
     assert [path.name for path in building.cache.folder.iterdir()] == ["abc"]
 
 
-def test_a_removal_that_was_killed_is_finished_by_the_next(building: Building) -> None:
+def test_interrupted_removal_is_completed_by_the_next(building: Building) -> None:
     made = building.build()
     left = made.folder.with_name(".abc.gone")
     left.mkdir()
@@ -128,9 +128,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(building: Building) -
         ),
     ],
 )
-def test_one_that_cannot_be_made_has_no_name(
-    error: Exception, said: str, building: Building
-) -> None:
+def test_failed_layer_is_not_in_the_cache(error: Exception, said: str, building: Building) -> None:
     def fail(_: Path) -> None:
         raise error
 
@@ -142,7 +140,7 @@ def test_one_that_cannot_be_made_has_no_name(
     assert building.cache.find(building.plan) is None
 
 
-def test_what_its_commands_said_is_of_the_last_time(building: Building) -> None:
+def test_log_of_an_earlier_build_is_removed(building: Building) -> None:
     log = building.cache.log_file(building.plan)
     log.parent.mkdir()
     log.write_text("of an earlier one")

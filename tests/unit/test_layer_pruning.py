@@ -36,7 +36,7 @@ def layers_in(cache: Path) -> list[str]:
     return sorted(path.name for path in (cache / "layers").iterdir())
 
 
-def test_layers_of_other_stores_stay(cache: Path, tmp_path: Path) -> None:
+def test_layers_of_other_stores_are_kept(cache: Path, tmp_path: Path) -> None:
     mine, theirs = (store_with(tmp_path / name, "shared", name) for name in ("mine", "theirs"))
     for store in (theirs, mine, theirs):
         remember_store(cache, store)
@@ -47,7 +47,7 @@ def test_layers_of_other_stores_stay(cache: Path, tmp_path: Path) -> None:
     assert prune_cache(cache, ImageStore(tmp_path / "new")) == ([], 0)
 
 
-def test_a_store_that_is_gone_needs_no_layers(cache: Path, tmp_path: Path) -> None:
+def test_layers_of_a_removed_store_are_pruned(cache: Path, tmp_path: Path) -> None:
     mine, theirs = (store_with(tmp_path / name, "shared", name) for name in ("mine", "theirs"))
     remember_store(cache, theirs)
     remember_store(cache, mine)
@@ -57,7 +57,7 @@ def test_a_store_that_is_gone_needs_no_layers(cache: Path, tmp_path: Path) -> No
     assert (cache / "stores").read_text() == f"{mine.root}\n"
 
 
-def test_the_same_store_by_another_path_is_one(cache: Path, tmp_path: Path) -> None:
+def test_store_by_another_path_is_the_same_store(cache: Path, tmp_path: Path) -> None:
     mine = store_with(tmp_path / "mine", "mine")
     remember_store(cache, mine)
     (tmp_path / "link").symlink_to(mine.root)
@@ -65,7 +65,7 @@ def test_the_same_store_by_another_path_is_one(cache: Path, tmp_path: Path) -> N
     assert "mine" in prune_cache(cache, by_link, going=mine.digests())[0]
 
 
-def test_a_dry_run_tells_the_layers_of_images_that_would_go(cache: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_layers_of_images_to_be_removed(cache: Path, tmp_path: Path) -> None:
     mine = store_with(tmp_path / "mine", "mine")
     would = mine.prune(keep=0, dry_run=True).removed
     told = prune_cache(cache, mine, going=would, dry_run=True)
@@ -74,7 +74,7 @@ def test_a_dry_run_tells_the_layers_of_images_that_would_go(cache: Path, tmp_pat
     assert prune_cache(cache, mine, going=would) == told
 
 
-def test_nothing_goes_while_another_store_cannot_be_read(cache: Path, tmp_path: Path) -> None:
+def test_nothing_is_pruned_if_another_store_is_unreadable(cache: Path, tmp_path: Path) -> None:
     mine, theirs = (store_with(tmp_path / name, name) for name in ("mine", "theirs"))
     remember_store(cache, theirs)
     (theirs.path(theirs.digests()[0]) / RECORD).write_text("torn")
@@ -83,7 +83,7 @@ def test_nothing_goes_while_another_store_cannot_be_read(cache: Path, tmp_path: 
     assert "theirs" in layers_in(cache)
 
 
-def test_nothing_goes_while_a_build_runs(cache: Path, tmp_path: Path) -> None:
+def test_nothing_is_pruned_during_a_build(cache: Path, tmp_path: Path) -> None:
     with (cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BuildError, match="a build is running"):

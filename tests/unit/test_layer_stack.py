@@ -35,19 +35,19 @@ def seen(stack: Stack) -> set[str]:
     return {path for path, owner in stack.owners.items() if owner == "seen"}
 
 
-def test_a_folder_hides_on_purpose_what_its_layer_saw(below: Stack) -> None:
+def test_replaced_folder_hides_files_known_to_its_layer(below: Stack) -> None:
     known = seen(below) | {"/opt/app/new"}
     assert _revealed({"opt/app"}, below, known) == frozenset()
 
 
-def test_it_hides_no_file_that_its_layer_did_not_know(below: Stack) -> None:
+def test_replaced_folder_reveals_files_unknown_to_its_layer(below: Stack) -> None:
     assert _revealed({"srv"}, below, seen(below)) == {"srv"}
     # An empty folder is nobody's loss.
     assert _revealed({"opt/other"}, below, seen(below)) == frozenset()
     assert _revealed(set(), below, seen(below)) == frozenset()
 
 
-def test_one_that_does_both_is_refused(below: Stack) -> None:
+def test_replaced_folder_with_known_and_unknown_files_is_refused(below: Stack) -> None:
     with pytest.raises(LayerConflict, match="/opt/app was replaced by the layer"):
         _revealed({"opt/app", "srv"}, below, seen(below))
 
@@ -61,7 +61,7 @@ def folder(path: str, mode: int, owner: int, mtime: int) -> dict[str, Any]:
     }
 
 
-def test_folders_on_the_way_are_as_they_are_below(tmp_path: Path) -> None:
+def test_parent_folders_keep_their_state_from_below(tmp_path: Path) -> None:
     """A link led a layer's files elsewhere: the folders there keep what the image gave them."""
     source, to = tmp_path / "source", tmp_path / "to"
     (source / "own").mkdir(parents=True)

@@ -177,7 +177,7 @@ def test_same_inputs_give_the_same_ids(folder: Path, tmp_path: Path) -> None:
         (replace_in("agent/notes.txt", "not", "never"), set()),
     ],
 )
-def test_a_change_reaches_the_layers_that_it_must_and_no_other(
+def test_change_affects_only_dependent_layers(
     folder: Path, change: Callable[[Path], None], changed: set[str]
 ) -> None:
     before = ids(folder)
@@ -197,19 +197,19 @@ def test_a_change_reaches_the_layers_that_it_must_and_no_other(
         ("unrelated", set()),
     ],
 )
-def test_a_version_reaches_the_layers_that_have_the_package(
+def test_package_version_affects_layers_with_the_package(
     folder: Path, package: str, changed: set[str]
 ) -> None:
     assert differing(ids(folder), ids(folder, **{package: "2.0"})) == changed
 
 
-def test_version_of_a_tool_reaches_all(folder: Path) -> None:
+def test_tool_version_affects_all_layers(folder: Path) -> None:
     recipe = load_recipe(folder / "recipe.yaml")
     newer = plan_layers(recipe, PinnedArchive({}), TOOLS | {"cpio": "3"})
     assert differing(ids(folder), {plan.name: plan.id for plan in newer}) == set(NAMES)
 
 
-def test_what_a_checkout_does_not_keep_is_no_input(folder: Path) -> None:
+def test_untracked_modes_and_caches_are_no_inputs(folder: Path) -> None:
     before = ids(folder)
     (folder / "settings/etc/plain.conf").chmod(0o600)
     (folder / "agent/__pycache__").mkdir()
@@ -217,26 +217,26 @@ def test_what_a_checkout_does_not_keep_is_no_input(folder: Path) -> None:
     assert ids(folder) == before
 
 
-def test_order_of_a_layers_commands_counts(folder: Path) -> None:
+def test_order_of_commands_affects_the_id(folder: Path) -> None:
     in_recipe('run: ["true"]', 'run: ["true", "false"]')(folder)
     before = ids(folder)
     in_recipe('run: ["true", "false"]', 'run: ["false", "true"]')(folder)
     assert differing(before, ids(folder)) == {"base", "desktop", "agent"}
 
 
-def test_layer_above_another_names_only_the_packages_that_it_adds(folder: Path) -> None:
+def test_layer_lists_only_the_packages_it_adds(folder: Path) -> None:
     by_name = {plan.name: plan for plan in plans(folder)}
     assert {deb.name for deb in by_name["desktop"].debs} == {"tigervnc", "libx11"}
     assert [plan.name for plan in by_name["agent"].below] == ["base", "desktop"]
     assert by_name["settings"].below == ()
 
 
-def test_kernel_is_what_its_meta_package_pulls_in(folder: Path) -> None:
+def test_kernel_layer_has_the_packages_of_its_meta_package(folder: Path) -> None:
     kernel = plans(folder)[1]
     assert [deb.name for deb in kernel.unpacked] == ["linux-image-6.1", "tiny-initramfs-core"]
 
 
-def test_files_of_a_layer(folder: Path) -> None:
+def test_guest_files_of_a_layer(folder: Path) -> None:
     recipe = load_recipe(folder / "recipe.yaml")
     settings, agent = recipe.layers[2], recipe.layers[4]
     assert list(guest_files(settings, recipe.variables())) == [
@@ -248,7 +248,7 @@ def test_files_of_a_layer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{{ netwrok.dns }}", "{% if %}"])
-def test_template_that_cannot_be_filled_in_is_named(folder: Path, text: str) -> None:
+def test_broken_template_is_refused_with_its_file(folder: Path, text: str) -> None:
     path = folder / "settings/etc/resolv.conf.j2"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -256,7 +256,7 @@ def test_template_that_cannot_be_filled_in_is_named(folder: Path, text: str) -> 
     assert caught.value.file == path
 
 
-def test_staging_has_the_files_as_the_guest_will(tmp_path: Path) -> None:
+def test_staging_has_files_with_guest_modes(tmp_path: Path) -> None:
     files = [
         GuestFile("etc/a.conf", 0o644, b"a"),
         GuestFile("etc/b.conf", 0o777, target="a.conf"),
@@ -269,7 +269,7 @@ def test_staging_has_the_files_as_the_guest_will(tmp_path: Path) -> None:
     assert (staging / "usr/bin").stat().st_mode & 0o777 == 0o755
 
 
-def test_what_globs_name_is_dropped(tmp_path: Path) -> None:
+def test_drop_matches_removes_globbed_paths(tmp_path: Path) -> None:
     for name in ("keep/file", "docs/a/b", "docs.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -288,18 +288,18 @@ def test_script_of_a_layer_installs_then_copies_then_runs(folder: Path) -> None:
     assert lines[-1].endswith("systemctl --quiet enable vnc.service")
 
 
-def test_script_without_packages_leaves_service_starts_alone(folder: Path) -> None:
+def test_script_without_packages_has_no_policy_rc_d(folder: Path) -> None:
     layer = load_recipe(folder / "recipe.yaml").layers[4]
     assert "policy-rc.d" not in chroot_script(layer, [])
 
 
-def test_recipe_of_these_tests_has_all_kinds_of_layers() -> None:
+def test_recipe_has_all_kinds_of_layers() -> None:
     layers = yaml.safe_load(RECIPE)["layers"]
     keys = {key for layer in layers for key in layer}
     assert keys == {"name", "packages", "files", "run", "unpack", "enable", "mask", "npm", "copy"}
 
 
-def test_no_part_of_a_removed_layer_is_ever_found(
+def test_removed_layer_is_renamed_before_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = tmp_path / "0123-web"

@@ -22,7 +22,7 @@ STRANGER = Listener("127.0.0.1", 4000, 12, "nginx", "nginx.service")
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (10, "::1")])
-def test_a_socket_of_this_process_is_found_with_its_address(family: int, address: str) -> None:
+def test_listening_socket_of_this_process_is_found(family: int, address: str) -> None:
     def there() -> list[Listener]:  # others may have the same port at other addresses
         return [each for each in listeners() if (each.address, each.port) == (address, port)]
 
@@ -48,7 +48,7 @@ def test_a_socket_of_this_process_is_found_with_its_address(family: int, address
         ("", set()),
     ],
 )
-def test_what_systemd_says_that_a_unit_declares(text: str, expected: set[tuple[str, int]]) -> None:
+def test_declared_addresses_are_parsed(text: str, expected: set[tuple[str, int]]) -> None:
     assert declared_addresses(text) == expected
 
 
@@ -64,7 +64,7 @@ def test_what_systemd_says_that_a_unit_declares(text: str, expected: set[tuple[s
         ("::1", "127.0.0.1", False),
     ],
 )
-def test_addresses_that_are_in_each_others_way(one: str, other: str, expected: bool) -> None:
+def test_overlapping_listen_addresses(one: str, other: str, expected: bool) -> None:
     assert overlap(one, other) is overlap(other, one) is expected
 
 
@@ -80,12 +80,12 @@ def test_addresses_that_are_in_each_others_way(one: str, other: str, expected: b
         (Listener("127.0.0.1", 4000, 1, "systemd", "init.scope"), True),
     ],
 )
-def test_who_keeps_the_controller_from_listening(listener: Listener, is_other: bool) -> None:
+def test_foreign_listeners_of_the_controller_address(listener: Listener, is_other: bool) -> None:
     own = {("0.0.0.0", 4000)}
     assert foreign_listeners([listener], own, "127.0.0.1", 4000) == ([listener] if is_other else [])
 
 
-def test_an_address_of_another_machine_is_none_of_this_one() -> None:
+def test_has_address_finds_own_addresses_only() -> None:
     assert host_listeners.has_address("127.0.0.1")
     assert host_listeners.has_address("0.0.0.0")
     assert not host_listeners.has_address("192.0.2.7")
@@ -108,12 +108,12 @@ class SystemdThatForgot:
 
 
 class TestGate:
-    def test_systemd_that_listens_is_well(self) -> None:
+    def test_socket_check_passes_if_systemd_listens(self) -> None:
         check = health_gate.socket_check(SystemdThatForgot(holds=True))  # type: ignore[arg-type]
         assert (check.name, check.ok) == ("socket", True)
         assert "127.0.0.1 port 4000" in check.detail
 
-    def test_a_service_that_listens_by_itself_is_named(self) -> None:
+    def test_socket_check_names_a_process_that_listens_itself(self) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as server:
             systemd = SystemdThatForgot(False, server.getsockname())
             check = health_gate.socket_check(systemd)  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ class TestGate:
         assert f"{SOCKET} has no socket" in check.detail
         assert f"pid {os.getpid()}" in check.detail
 
-    def test_nobody_is_said_to_be_nobody(self) -> None:
+    def test_socket_check_reports_that_no_process_listens(self) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as server:
             place = server.getsockname()
         check = health_gate.socket_check(SystemdThatForgot(False, place))  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ class TestGate:
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_a_deployment_is_told_of_a_lost_socket_and_of_others(holds: bool) -> None:
+def test_socket_state_reports_lost_socket_and_other_listeners(holds: bool) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
         systemd: Any = SystemdThatForgot(holds)

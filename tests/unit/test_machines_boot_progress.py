@@ -36,7 +36,7 @@ BOOT = "".join(MARKS.values()).encode()
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 9999])
-def test_marks_are_seen_in_pieces_of_any_size(size: int) -> None:
+def test_stages_are_parsed_from_chunks_of_any_size(size: int) -> None:
     follower = ConsoleParser()
     for start in range(0, len(BOOT), size):
         follower.feed(BOOT[start : start + size])
@@ -44,7 +44,7 @@ def test_marks_are_seen_in_pieces_of_any_size(size: int) -> None:
     assert follower.boot_error is None
 
 
-def test_what_was_seen_stays_when_its_text_is_gone() -> None:
+def test_seen_stages_stay_after_their_text_is_dropped() -> None:
     follower = ConsoleParser()
     follower.feed(BOOT + b"[FAILED] Failed to start filler.service - Takes all.\n")
     follower.feed(b"x" * KEPT_CHARACTERS + b"\n")
@@ -53,7 +53,7 @@ def test_what_was_seen_stays_when_its_text_is_gone() -> None:
     assert len(follower.tail) <= 15 * 401
 
 
-def test_a_console_without_an_end_costs_no_memory() -> None:
+def test_endless_console_output_uses_bounded_memory() -> None:
     follower = ConsoleParser()
     follower.feed(BOOT)
     tracemalloc.start()
@@ -66,7 +66,7 @@ def test_a_console_without_an_end_costs_no_memory() -> None:
     assert kept < 10 * KEPT_CHARACTERS
 
 
-def test_panic_in_two_pieces() -> None:
+def test_kernel_panic_is_parsed_across_chunks() -> None:
     follower = ConsoleParser()
     follower.feed(PANIC[:30].encode())
     assert follower.boot_error is None
@@ -74,21 +74,21 @@ def test_panic_in_two_pieces() -> None:
     assert follower.boot_error == "kernel panic: Attempted to kill init!"
 
 
-def test_failed_units_do_not_grow_without_end() -> None:
+def test_number_of_failed_units_is_limited() -> None:
     follower = ConsoleParser()
     for number in range(99):
         follower.feed(f"[FAILED] Failed to start a{number}.service - It.\n".encode())
     assert len(follower.failed_units) == 20
 
 
-def test_stages_are_told_once_and_in_order() -> None:
+def test_new_stages_are_returned_once_and_in_order() -> None:
     vm = replace(VM, stage="network", timings={"kernel": 1.0, "network": 2.0})
     assert new_stages(vm, {"services", "init", "network", "none"}) == ["init", "services"]
     # That a VM is ready is for its agent to say.
     assert new_stages(vm, {"ready", "kernel"}) == []
 
 
-def test_last_stage_is_awaited_until_it_is_noted() -> None:
+def test_next_stage_of_a_boot() -> None:
     assert next_stage("none") == "kernel"
     assert next_stage("services") == "ready"
     assert next_stage("ready") == "ready"
@@ -102,14 +102,14 @@ def test_last_stage_is_awaited_until_it_is_noted() -> None:
         ("services", 300, "stage ready was not reached within 300 s; the last stage was services"),
     ],
 )
-def test_overdue(stage: Stage, seconds: float, words: str) -> None:
+def test_overdue_stage_is_reported(stage: Stage, seconds: float, words: str) -> None:
     vm = replace(VM, stage=stage)
     deadlines = BootDeadlines()
     assert overdue(vm, deadlines, AT + timedelta(seconds=seconds - 0.1)) is None
     assert overdue(vm, deadlines, AT + timedelta(seconds=seconds)) == words
 
 
-def test_deadlines_count_from_the_start_and_then_from_the_last_stage() -> None:
+def test_deadlines_start_at_the_boot_or_the_last_stage() -> None:
     later = AT + timedelta(seconds=100)
     assert overdue(replace(VM, started_at=later), BootDeadlines(), later) is None
     vm = replace(VM, stage="kernel", stage_at=later, started_at=AT)
@@ -126,9 +126,7 @@ def test_deadlines_count_from_the_start_and_then_from_the_last_stage() -> None:
         (240, CpuWait(10, 9), "the machine is too busy: the VM waited 216 s of 240 s for a CPU; "),
     ],
 )
-def test_what_a_vm_waited_for_a_cpu_does_not_count(
-    seconds: float, wait: CpuWait, words: str | None
-) -> None:
+def test_cpu_wait_extends_the_deadline(seconds: float, wait: CpuWait, words: str | None) -> None:
     vm = replace(VM, stage="kernel", stage_at=AT)
     late = overdue(vm, BootDeadlines(init=60), AT + timedelta(seconds=seconds), wait)
     if words is None:
@@ -139,7 +137,7 @@ def test_what_a_vm_waited_for_a_cpu_does_not_count(
         assert "for a CPU" in (late or "")
 
 
-def test_log_is_read_as_it_grows(tmp_path: Path) -> None:
+def test_log_reader_returns_new_text(tmp_path: Path) -> None:
     file = tmp_path / "serial.log"
     reader = LogReader(file)
     assert reader.read() == b""
@@ -153,7 +151,7 @@ def test_log_is_read_as_it_grows(tmp_path: Path) -> None:
     assert reader.read() == b"new"
 
 
-def test_long_log_is_read_at_its_ends(tmp_path: Path) -> None:
+def test_log_reader_skips_the_middle_of_a_long_log(tmp_path: Path) -> None:
     file = tmp_path / "serial.log"
     file.write_bytes(b"begin" + b"x" * 3 * MAX_BACKLOG_BYTES + b"end")
     reader = LogReader(file)
@@ -165,7 +163,7 @@ def test_long_log_is_read_at_its_ends(tmp_path: Path) -> None:
     assert len(rest) == LAST_BYTES
 
 
-def test_logs_lead_nowhere_else(tmp_path: Path) -> None:
+def test_log_reader_does_not_follow_links(tmp_path: Path) -> None:
     secret, link = tmp_path / "secret", tmp_path / "serial.log"
     secret.write_text("a secret")
     link.symlink_to(secret)
@@ -174,7 +172,7 @@ def test_logs_lead_nowhere_else(tmp_path: Path) -> None:
     assert last_line(tmp_path) == ""
 
 
-def test_last_line_is_the_last_that_says_something(tmp_path: Path) -> None:
+def test_last_line_skips_empty_lines(tmp_path: Path) -> None:
     file = tmp_path / "qemu.log"
     file.write_bytes(b"first\nqemu: no disk\n\n\x1b[0m\n")
     assert last_line(file) == "qemu: no disk"
@@ -182,7 +180,7 @@ def test_last_line_is_the_last_that_says_something(tmp_path: Path) -> None:
     assert last_line(file) == ""
 
 
-def test_one_leads_at_a_time(tmp_path: Path) -> None:
+def test_leader_lock_is_exclusive(tmp_path: Path) -> None:
     first, second = LeaderLock(tmp_path / "lead.lock"), LeaderLock(tmp_path / "lead.lock")
     assert first.take()
     assert first.take()
@@ -192,7 +190,7 @@ def test_one_leads_at_a_time(tmp_path: Path) -> None:
     second.release()
 
 
-def test_lock_lies_with_the_database_where_that_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leader_lock_file_is_beside_a_sqlite_database(monkeypatch: pytest.MonkeyPatch) -> None:
     file = ControllerSettings(database_url="sqlite+aiosqlite:////var/lib/x/controller.sqlite3")
     server = ControllerSettings(
         database_url="postgresql+psycopg://host/db", vm_root=Path("/var/lib/vms")

@@ -57,14 +57,14 @@ def held(words: str) -> list[Vm]:
         ("ready", {"free_memory_mib": 999.0}, "wait: the host has 999 MiB"),
     ],
 )
-def test_step(vms: str, host: dict[str, Any], expected: str) -> None:
+def test_pool_step_for_vms_and_resources(vms: str, host: dict[str, Any], expected: str) -> None:
     there: dict[str, Any] = {"slots": 4, "template": "new", "free_memory_mib": 8000.0} | host
     step = pool_step(held(vms), POOL, **there)
     named = f" {step.vm.id}" if step.vm else ""
     assert f"{step.action}{named}: {step.why}".startswith(expected)
 
 
-def test_a_pool_of_none_ends_all() -> None:
+def test_pool_of_size_0_ends_all_vms() -> None:
     none = PoolSettings(size=0)
     host: dict[str, Any] = {"slots": 4, "template": None, "free_memory_mib": 8000.0}
     assert pool_step(held("ready primed"), none, **host).action == "end"

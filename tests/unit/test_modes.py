@@ -47,7 +47,7 @@ def usual_umask() -> Iterator[None]:
     ],
     ids=["write_new", "copy_new"],
 )
-def test_what_is_being_written_is_its_writers_alone(
+def test_file_being_written_is_private(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes: list[int] = []
@@ -72,7 +72,7 @@ def test_what_is_being_written_is_its_writers_alone(
     ],
     ids=["write_new", "copy_new", "access"],
 )
-def test_a_link_that_somebody_puts_there_meanwhile_is_not_followed(
+def test_link_created_meanwhile_is_not_followed(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = tmp_path / "victim"
@@ -88,7 +88,7 @@ def test_a_link_that_somebody_puts_there_meanwhile_is_not_followed(
 @pytest.mark.parametrize(
     "write", [durable.write_new, lambda path, data: durable.copy_new(FILE, path)]
 )
-def test_a_link_in_the_place_of_a_new_file_is_not_followed(write: Any, tmp_path: Path) -> None:
+def test_existing_link_is_replaced_and_not_followed(write: Any, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("as it was")
     (tmp_path / "file").symlink_to(victim)
@@ -143,7 +143,7 @@ def test_modes_on_a_host(make: Callable[[Host], list[Path]], expected: int, host
     assert found
 
 
-def test_modes_of_folders_that_are_made_on_the_way(tmp_path: Path) -> None:
+def test_modes_of_created_parent_folders(tmp_path: Path) -> None:
     os.umask(0o077)
     durable.make_folder(tmp_path / "a/b")
     durable.make_folder(tmp_path / "c/d", 0o700)
@@ -151,9 +151,7 @@ def test_modes_of_folders_that_are_made_on_the_way(tmp_path: Path) -> None:
     assert modes == {"a": 0o755, "a/b": 0o755, "c": 0o755, "c/d": 0o700}
 
 
-def test_the_report_of_the_network_is_everybodys_to_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_network_report_is_world_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.umask(0o077)
     monkeypatch.setattr(network_state, "REPORT", tmp_path / "run/network.json")
     network_state._write({"ok": True})
@@ -161,7 +159,7 @@ def test_the_report_of_the_network_is_everybodys_to_read(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["network.json"]
 
 
-def test_files_of_a_lab_s_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modes_of_the_files_of_a_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.umask(0o077)
 
     def make(argv: object, say: object) -> None:
@@ -176,17 +174,17 @@ def test_files_of_a_lab_s_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "etc/sudoers.d/deploy").read_text() == "deploy ALL=(ALL:ALL) NOPASSWD: ALL\n"
 
 
-def test_the_lock_of_an_image_is_everybodys_to_read(tmp_path: Path) -> None:
+def test_image_lock_is_world_readable(tmp_path: Path) -> None:
     hold(tmp_path).close()
     assert mode(tmp_path / IN_USE) == 0o644
 
 
-def test_the_lock_of_a_store_is_its_users_alone_to_write(tmp_path: Path) -> None:
+def test_store_lock_is_writable_by_its_user_only(tmp_path: Path) -> None:
     with store_lock(tmp_path, "test"):
         assert mode(tmp_path / STORE_LOCK) == 0o644
 
 
-def test_templates_are_everybodys_to_read_and_their_lock_is_not(tmp_path: Path) -> None:
+def test_templates_are_world_readable_but_their_lock_is_private(tmp_path: Path) -> None:
     os.umask(0o077)
     made = template_store.TemplateStore(tmp_path / "templates")
     with made.building(lambda: None):
@@ -205,7 +203,7 @@ def test_templates_are_everybodys_to_read_and_their_lock_is_not(tmp_path: Path) 
     assert mode(made.folder / template_store.BUILD) == 0o644
 
 
-def test_what_is_sealed_cannot_be_changed(tmp_path: Path) -> None:
+def test_sealed_memory_cannot_be_changed(tmp_path: Path) -> None:
     (tmp_path / "memory").write_bytes(b"as it is")
     descriptor = template.sealed(tmp_path / "memory")
     try:
@@ -223,7 +221,7 @@ def test_what_is_sealed_cannot_be_changed(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def test_a_permission_is_whole_or_not_there(host: Host) -> None:
+def test_permission_file_is_written_atomically(host: Host) -> None:
     deployment_slice.permit(host.paths, host.systemd, FIRST)
     assert host.paths.permission.read_text() == FIRST
     assert [
@@ -231,7 +229,7 @@ def test_a_permission_is_whole_or_not_there(host: Host) -> None:
     ] == []
 
 
-def test_the_name_of_who_has_the_host_is_whole(tmp_path: Path) -> None:
+def test_busy_file_has_the_complete_name_of_the_holder(tmp_path: Path) -> None:
     paths = Paths.below(tmp_path)
     with verb_lock.lock_host(paths, "a verb with a long name, such as database restore"):
         pass

@@ -136,7 +136,7 @@ def found_in_slot(live: KernelState, links: list[dict[str, Any]] | None = None) 
     return network_facts.differences("slot-2", network_facts.declared_slot(SLOT, RULES), facts)
 
 
-def test_as_declared() -> None:
+def test_no_differences_for_a_network_as_declared() -> None:
     assert found_on_host(of_host()) == []
     assert found_in_slot(of_slot()) == []
     assert (
@@ -314,7 +314,7 @@ SLOTS: list[tuple[str, bool, Change]] = [
 @pytest.mark.parametrize(
     ("text", "opens", "change"), [pytest.param(*row, id=row[0]) for row in HOSTS]
 )
-def test_a_change_of_the_bridge(text: str, opens: bool, change: Change) -> None:
+def test_each_bridge_change_is_found(text: str, opens: bool, change: Change) -> None:
     live = of_host()
     change(live)
     assert [(each.text, each.opens) for each in found_on_host(live)] == [(f"bridge: {text}", opens)]
@@ -323,20 +323,20 @@ def test_a_change_of_the_bridge(text: str, opens: bool, change: Change) -> None:
 @pytest.mark.parametrize(
     ("text", "opens", "change"), [pytest.param(*row, id=row[0]) for row in SLOTS]
 )
-def test_a_change_inside_a_slot(text: str, opens: bool, change: Change) -> None:
+def test_each_slot_change_is_found(text: str, opens: bool, change: Change) -> None:
     live = of_slot()
     change(live)
     assert [(each.text, each.opens) for each in found_in_slot(live)] == [(f"slot-2: {text}", opens)]
 
 
-def test_other_rules_of_a_slot_open_it_whatever_they_are() -> None:
+def test_any_other_slot_rules_count_as_open() -> None:
     for rules in ((), RULES[:1], (*RULES, "accept")):
         (found,) = found_in_slot(replace(of_slot(), rules=rules))
         assert (found.what, found.opens) == ("nftables rules", True)
 
 
 @pytest.mark.parametrize("flag", PORT_FLAGS)
-def test_a_flag_of_a_port(flag: str) -> None:
+def test_changed_port_flag_is_found(flag: str) -> None:
     host = of_host()
     data = link(host, "vm-2")["linkinfo"]["info_slave_data"]
     data[flag] = not data[flag]
@@ -361,7 +361,7 @@ def test_a_flag_of_a_port(flag: str) -> None:
         ("forwarding", [], UP, ["down"]),
     ],
 )
-def test_what_a_port_does(
+def test_port_that_is_up_but_not_forwarding_is_found(
     state: str, flags: list[str], bridge_flags: list[str], said: list[str]
 ) -> None:
     host = of_host()
@@ -381,9 +381,7 @@ def test_what_a_port_does(
         (9000, [], "9000"),
     ],
 )
-def test_the_kernel_makes_a_bridge_as_small_as_its_ports(
-    mtu: int, of_ports: list[int], said: str
-) -> None:
+def test_bridge_mtu_follows_its_smallest_port(mtu: int, of_ports: list[int], said: str) -> None:
     bridge = {**bridge_link(), "mtu": mtu}
     ports = [{**port_link(), "mtu": each} for each in of_ports]
     other = {"ifname": "eth0", "mtu": mtu, "flags": UP}
@@ -407,7 +405,7 @@ def test_the_kernel_makes_a_bridge_as_small_as_its_ports(
         ({"not": None, "src": "10.0.0.0", "srclen": 8}, True),
     ],
 )
-def test_rules_about_vms_packets(rule: dict[str, Any], is_about: bool) -> None:
+def test_routing_rules_about_vm_packets(rule: dict[str, Any], is_about: bool) -> None:
     assert network_facts._is_about(rule, IPv4Network(NETWORK), BRIDGE) is is_about
 
 
@@ -428,11 +426,11 @@ def test_rules_about_vms_packets(rule: dict[str, Any], is_about: bool) -> None:
         ),
     ],
 )
-def test_a_rule_as_it_is_deleted(rule: dict[str, Any], words: str) -> None:
+def test_rule_words_match_ip_rule_arguments(rule: dict[str, Any], words: str) -> None:
     assert network_facts.rule_words(rule) == words
 
 
-def test_a_rule_that_leads_nowhere_near_is_nobodys_business() -> None:
+def test_rule_to_an_unrelated_table_is_ignored() -> None:
     live = of_host()
     live.policy.insert(1, {"priority": 9, "src": "all", "table": "77"})
     assert network_facts.rules_before_main(HOST, live) == []
@@ -446,13 +444,13 @@ def test_a_rule_that_leads_nowhere_near_is_nobodys_business() -> None:
     assert network_facts.rules_before_main(HOST, live) == []
 
 
-def test_what_is_foreign_is_named_for_who_takes_it_away() -> None:
+def test_foreign_ports_and_links_are_listed() -> None:
     facts: Any = {"port x": {}, "interface y": {}, BRIDGE: {}}
     assert network_facts.foreign_ports(facts) == ["x"]
     assert network_facts.foreign_links(facts) == ["y"]
 
 
-def test_long_differences_are_short_and_their_diff_is_not() -> None:
+def test_long_difference_is_shortened_as_text_but_not_in_the_diff() -> None:
     lines = tuple(f"rule {number}" for number in range(5))
     found = Difference("slot-2", "nftables rules", (*lines, "}"), ("drop", "}"), opens=True)
     assert found.text == (

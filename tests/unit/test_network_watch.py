@@ -37,7 +37,7 @@ def written(folder: Path, **words: Any) -> Path:
 
 
 class TestReading:
-    def test_differences(self, tmp_path: Path) -> None:
+    def test_report_differences_are_read(self, tmp_path: Path) -> None:
         said = [{"part": e.part, "text": e.text, "opens": e.opens} for e in (OPEN, SHUT)]
         file = written(tmp_path, differences=said)
         assert read_report(file, lambda: NOW) == (OPEN, SHUT)
@@ -53,19 +53,19 @@ class TestReading:
             ({"at": "soon"}, "is not a valid report"),
         ],
     )
-    def test_report_that_says_nothing_of_now(
+    def test_outdated_or_failed_report_is_refused(
         self, tmp_path: Path, words: dict[str, Any], why: str
     ) -> None:
         with pytest.raises(NoWatchReport, match=why):
             read_report(written(tmp_path, **words), lambda: NOW)
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
-    def test_file_that_is_no_report(self, tmp_path: Path, text: str) -> None:
+    def test_malformed_report_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "network.json").write_text(text)
         with pytest.raises(NoWatchReport, match="is not a valid report"):
             read_report(tmp_path / "network.json", lambda: NOW)
 
-    def test_no_report_at_all(self, tmp_path: Path) -> None:
+    def test_missing_report_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             read_report(tmp_path / "network.json")
 
@@ -80,7 +80,7 @@ class TestHealth:
             ((DOWN,), "critical"),
         ],
     )
-    def test_every_difference_is_named(
+    def test_check_lists_every_difference(
         self, found: tuple[NetworkDifference, ...], status: str
     ) -> None:
         check = declared_check(found)
@@ -88,7 +88,7 @@ class TestHealth:
         assert all(each.text in check.detail for each in found)
         assert (check.hint is None) == (status == "healthy")
 
-    def test_without_a_report_nothing_is_called_healthy(self) -> None:
+    def test_missing_report_makes_the_check_unknown(self) -> None:
         check = unread_check("no such file")
         assert check.status == "unknown"
         assert "no such file" in check.detail
@@ -96,7 +96,7 @@ class TestHealth:
 
 
 class TestAlerts:
-    def test_open_wall_is_critical_and_apart_from_what_is_only_broken(self) -> None:
+    def test_open_isolation_is_critical_and_separate_from_breakage(self) -> None:
         seen = observe_network((OPEN, SHUT, DOWN))
         walls, broken = seen["vm_isolation"], seen["vm_network"]
         assert not isinstance(walls, Unknown)
@@ -109,16 +109,16 @@ class TestAlerts:
             ("bridge", "critical"),
         ]
 
-    def test_open_wall_is_told_within_30_s(self) -> None:
+    def test_open_isolation_is_reported_within_30_s(self) -> None:
         """It is compared, then sampled, and then counts without having lasted."""
         assert "vm_isolation" not in LASTING
         # The rest is for the comparison itself and for the message.
         assert network_state.EVERY_SECONDS + Sampling().every_seconds <= 20
 
-    def test_without_differences_what_stands_is_cleared(self) -> None:
+    def test_no_differences_clear_standing_alerts(self) -> None:
         assert observe_network(()) == {"vm_isolation": [], "vm_network": []}
 
-    def test_watch_that_has_ended_is_told_and_clears_no_open_wall(self) -> None:
+    def test_missing_report_raises_an_alert_and_keeps_vm_isolation(self) -> None:
         seen = observe_no_network_report("it is 90 s old")
         assert seen["vm_isolation"] == Unknown("it is 90 s old")
         assert not isinstance(seen["vm_network"], Unknown)

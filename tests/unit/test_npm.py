@@ -30,7 +30,7 @@ npm warn Unknown user config "nodedir".
 
 
 @pytest.mark.parametrize("mark", ["npm error", "npm ERR!"])
-def test_its_help_hides_no_cause(mark: str) -> None:
+def test_cause_of_finds_the_cause_before_the_help_text(mark: str) -> None:
     assert cause_of(OUT_OF_SYNC.format(mark).splitlines()) == (
         "code EUSAGE\n"
         "`npm ci` can only install packages when your package.json and package-lock.json are in "
@@ -39,7 +39,7 @@ def test_its_help_hides_no_cause(mark: str) -> None:
     )
 
 
-def test_it_is_short_and_may_be_unknown() -> None:
+def test_cause_of_is_short_and_may_be_empty() -> None:
     assert len(cause_of([f"npm error Missing: {n}" for n in range(99)]).splitlines()) == MOST_LINES
     assert cause_of(["npm warn old", "Segmentation fault"]) == ""
 
@@ -59,7 +59,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_lock_is_what_is_installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_uses_the_lock_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     to, step = project / "opt/to", Step()
 
     def ci(_: object, on_line: Any, *, cwd: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_lock_is_what_is_installed(project: Path, monkeypatch: pytest.Monkey
         ("nonsense", "the end", "npm ping"),
     ],
 )
-def test_a_failure_says_what_to_do(
+def test_failed_install_has_a_cause_and_a_hint(
     line: str, cause: str, hint: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(argv: list[str], on_line: Any, **_: object) -> None:
@@ -98,7 +98,7 @@ def test_a_failure_says_what_to_do(
     assert hint in str(told.value.hint)
 
 
-def test_packages_are_found_wherever_they_lie(tmp_path: Path) -> None:
+def test_installed_packages_are_found_in_nested_folders(tmp_path: Path) -> None:
     def package(place: str, text: str) -> None:
         folder = tmp_path / "node_modules" / place
         folder.mkdir(parents=True)
@@ -118,7 +118,7 @@ def view(status: int, stdout: str, stderr: str = "") -> Completed:
     return Completed(("npm",), status, stdout, stderr, 0.1)
 
 
-def test_the_newest_version_is_what_the_registry_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_version_comes_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polydev.npm, "run", lambda *_, **__: view(0, '"2.0.1"\n'))
     assert newest_version("@tools/tool") == "2.0.1"
 
@@ -131,7 +131,7 @@ def test_the_newest_version_is_what_the_registry_says(monkeypatch: pytest.Monkey
         (view(0, "{}"), "no reason is known"),
     ],
 )
-def test_a_registry_that_does_not_say_is_told_as_such(
+def test_failed_registry_query_is_reported(
     monkeypatch: pytest.MonkeyPatch, answer: Completed, cause: str
 ) -> None:
     monkeypatch.setattr(polydev.npm, "run", lambda *_, **__: answer)
@@ -139,7 +139,7 @@ def test_a_registry_that_does_not_say_is_told_as_such(
         newest_version("tool")
 
 
-def test_without_a_network_the_registry_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_registry_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="ECONNREFUSED"):
         newest_version("tool")

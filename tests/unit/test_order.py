@@ -222,7 +222,7 @@ READERS: dict[str, tuple[Reader, Callable[[list[str]], object]]] = {
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_every_reader_has_the_true_order(operators: Operators, times: str) -> None:
+def test_every_reader_uses_the_order_of_the_host_counter(operators: Operators, times: str) -> None:
     made = [operators.deploy(time).id for time in TIMES[times]]
     for name, (read, expected) in READERS.items():
         assert (name, read(operators.host)) == (name, expected(made))
@@ -230,7 +230,7 @@ def test_every_reader_has_the_true_order(operators: Operators, times: str) -> No
 
 @pytest.mark.parametrize("times", TIMES)
 class TestOperators:
-    def test_a_rollback_brings_the_state_before_back(
+    def test_rollback_restores_the_previous_state_with_any_clock(
         self, operators: Operators, times: str
     ) -> None:
         first, second, third = TIMES[times]
@@ -251,7 +251,7 @@ class TestOperators:
         after = operators.deploy(third + 2 * MINUTE)
         assert (after.previous, current_state(operators.records())) == (before.id, after.id)
 
-    def test_pruning_keeps_the_fresh_backup(
+    def test_pruning_keeps_the_newest_backups_with_any_clock(
         self, operators: Operators, times: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transaction, "KEPT_BACKUPS", 2)
@@ -259,7 +259,7 @@ class TestOperators:
         assert ids(backup.list_backups(operators.host.paths)) == made[:0:-1]
         assert operators.rollback(NOON).state == made[1]
 
-    def test_a_failure_is_the_newest_until_something_succeeds(
+    def test_failure_is_the_newest_until_a_success(
         self, operators: Operators, times: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first, second, third = TIMES[times]
@@ -302,7 +302,7 @@ def rewrite(folder: Path, manifest: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("later", [NOON + HOUR, NOON - HOUR], ids=["right", "behind"])
 class TestEarlierVersions:
-    def test_what_they_made_is_older_and_in_the_order_of_its_ids(
+    def test_unnumbered_records_are_older_and_sorted_by_id(
         self, operators: Operators, later: datetime
     ) -> None:
         host = operators.host
@@ -320,7 +320,7 @@ class TestEarlierVersions:
             assert operators.rollback(later + HOUR).state == state
         assert kept_by_pruning_backups(host, 3)[-1] == new[1]
 
-    def test_one_that_was_under_way_gets_no_number_as_it_ends(
+    def test_running_record_without_a_number_gets_none_later(
         self, operators: Operators, later: datetime
     ) -> None:
         old = operators.deploy(NOON)
@@ -333,7 +333,7 @@ class TestEarlierVersions:
 
 
 class TestCounter:
-    def test_a_restore_does_not_set_it_back(self, operators: Operators) -> None:
+    def test_restore_does_not_reset_the_counter(self, operators: Operators) -> None:
         host = operators.host
         made = [operators.deploy(NOON + number * MINUTE) for number in range(3)]
         before = next_number(host.paths)
@@ -341,7 +341,7 @@ class TestCounter:
         assert next_number(host.paths) == before + 1
 
     @pytest.mark.parametrize("damage", ["", "[]", '{"last": "x"}', None])
-    def test_a_lost_one_goes_on_after_all_that_is_numbered(
+    def test_lost_counter_continues_after_the_highest_number(
         self, operators: Operators, damage: str | None
     ) -> None:
         host = operators.host
@@ -353,13 +353,13 @@ class TestCounter:
             host.paths.sequence.write_text(damage)
         assert next_number(host.paths) > highest
 
-    def test_two_at_once_never_get_the_same(self, tmp_path: Path) -> None:
+    def test_concurrent_calls_get_different_numbers(self, tmp_path: Path) -> None:
         paths = bare_host(tmp_path / "host").paths
         with ThreadPoolExecutor(8) as pool:
             given = list(pool.map(lambda _: next_number(paths), range(40)))
         assert sorted(given) == list(range(1, 41))
 
-    def test_a_kill_never_gives_one_twice(self, tmp_path: Path) -> None:
+    def test_kill_never_causes_a_number_to_be_used_twice(self, tmp_path: Path) -> None:
         host = bare_host(tmp_path / "host")
         given: list[int] = []
 
@@ -371,7 +371,7 @@ class TestCounter:
             assert [next_number(host.paths)] > before
             given.clear()
 
-    def test_the_host_alone_numbers_records(self, tmp_path: Path) -> None:
+    def test_numbers_given_by_the_operator_are_ignored(self, tmp_path: Path) -> None:
         paths = bare_host(tmp_path / "host").paths
         record = {"id": "20250131_120000-abcd", "status": "running", "number": 99}
         assert deployment_records.write(paths, record)["number"] == 1
@@ -383,7 +383,7 @@ class TestWarnings:
         ("offset", "words"),
         [(-600.0, "600 s behind this machine's"), (4.0, "4 s ahead of"), (0.0, ""), (1.9, "")],
     )
-    def test_an_operator_whose_clock_is_off_is_told(
+    def test_clock_difference_is_reported_to_the_operator(
         self, operators: Operators, offset: float, words: str
     ) -> None:
         operators.offset_seconds = offset
@@ -392,7 +392,7 @@ class TestWarnings:
         assert ("the clock of browsers is" in said) == bool(words)
         assert words in said
 
-    def test_an_id_that_the_clock_gives_twice_changes_nothing(self, operators: Operators) -> None:
+    def test_duplicate_deployment_id_is_refused(self, operators: Operators) -> None:
         first = operators.deploy(NOON)
         operators.patch.setattr(host_actions, "new_deployment_id", lambda root: first.id)
         seen = operators.host.seen()
@@ -408,7 +408,7 @@ class TestLock:
     """Neither clock says how long a lock or the dead-man's timer lasts."""
 
     @pytest.mark.parametrize("jump", [HOUR, -HOUR])
-    def test_a_jump_of_the_hosts_clock_ends_no_lock(
+    def test_lock_survives_a_jump_of_the_host_clock(
         self, host: Host, monkeypatch: pytest.MonkeyPatch, jump: timedelta
     ) -> None:
         held = HeldLock(host.paths, 60, {"id": "20250131_120000-abcd"})
@@ -418,7 +418,7 @@ class TestLock:
         assert deployment_lock.show(host.paths)["held"]
         held.let_go(is_done=True)
 
-    def test_a_renewal_extends_it_by_what_has_passed_on_no_clock(
+    def test_lock_renewal_uses_the_monotonic_clock(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         passed = iter([0.0, 6.0, 6.0, 12.0])

@@ -9,14 +9,14 @@ from rich.console import Console
 from polydev.progress import Steps, _Bar
 
 
-def test_a_line_of_a_log_stays_whole() -> None:
+def test_note_in_a_log_is_not_wrapped() -> None:
     log = io.StringIO()
     note = "database: " + "PostgreSQL instead of SQLite " * 9 + "[copied]"
     Steps(Console(file=log, width=80)).note(note)
     assert log.getvalue() == f"{note}\n"
 
 
-def test_a_step_that_tells_no_share_has_a_bar_without_an_end() -> None:
+def test_step_without_a_fraction_has_an_indeterminate_bar() -> None:
     steps = Steps(Console(file=io.StringIO(), width=80, force_terminal=True))
     with steps.step("build") as step:
         assert isinstance(step, _Bar)

@@ -44,14 +44,14 @@ def refusal(folder: Path) -> str:
     return caught.value.message
 
 
-def test_our_own_providers_are_sound() -> None:
+def test_golden_providers_are_valid() -> None:
     found = load_providers(GOLDEN / "providers")
     assert {"claude", "codex", "gemini"} <= set(found)
     older = {"claude_code": "claude", "codex_cli": "codex", "gemini_cli": "gemini"}
     assert {name: by_any_name(found)[name].name for name in older} == older
 
 
-def test_the_guest_gets_all_keys_of_a_provider(tmp_path: Path) -> None:
+def test_guest_json_has_all_keys_of_a_provider(tmp_path: Path) -> None:
     found = load_providers(put(tmp_path, small()))["tool"]
     assert json.loads(guest_json(found)) == {
         "name": "tool",
@@ -118,12 +118,12 @@ KEPT = {"file": ".tool/auth.json", "requires": ["token"], "rotates": False}
         ("credentials.also.x", {"credentials": {**KEPT, "also": {"x": []}}}),
     ],
 )
-def test_each_fault_is_told_with_its_key_path(tmp_path: Path, key: str, changes: Changes) -> None:
+def test_each_error_names_file_and_key_path(tmp_path: Path, key: str, changes: Changes) -> None:
     folder = put(tmp_path, small(**changes))
     assert refusal(folder).startswith(f"{folder / 'tool.yaml'}: {key}: ")
 
 
-def test_names_are_the_files_and_belong_to_one_provider_each(tmp_path: Path) -> None:
+def test_names_match_their_file_and_are_unique(tmp_path: Path) -> None:
     folder = put(tmp_path / "renamed", small())
     (folder / "tool.yaml").rename(folder / "other.yaml")
     assert "other.yaml: name: must be other" in refusal(folder)
@@ -138,7 +138,7 @@ def recipe_with(folder: Path, *layers: dict[str, Any]) -> Path:
     return write(folder, data)
 
 
-def test_a_recipe_writes_its_providers_into_the_guest(tmp_path: Path) -> None:
+def test_recipe_adds_provider_files_to_the_guest(tmp_path: Path) -> None:
     put(tmp_path / "tools", small("alpha"), small("beta"))
     recipe = load_recipe(recipe_with(tmp_path, {"name": "more", "providers": "tools"}))
     files = {file.path: file for file in guest_files(recipe.layers[-1], {})}
@@ -147,7 +147,7 @@ def test_a_recipe_writes_its_providers_into_the_guest(tmp_path: Path) -> None:
     assert files[f"{GUEST_FOLDER}/alpha.json"].content == guest_json(alpha)
 
 
-def test_the_record_has_what_the_layers_write_into_the_guest(tmp_path: Path) -> None:
+def test_providers_in_plans_match_the_loaded_ones(tmp_path: Path) -> None:
     put(tmp_path / "tools", small("alpha"), small("beta"))
     recipe = load_recipe(recipe_with(tmp_path, {"name": "more", "providers": "tools"}))
     plans = [
@@ -157,7 +157,7 @@ def test_the_record_has_what_the_layers_write_into_the_guest(tmp_path: Path) -> 
     assert providers_in(plans) == load_providers(tmp_path / "tools")
 
 
-def test_a_recipe_is_refused_for_its_providers(tmp_path: Path) -> None:
+def test_recipe_with_invalid_providers_is_refused(tmp_path: Path) -> None:
     layer = {"name": "more", "providers": "tools"}
     with pytest.raises(ConfigError, match=r"more\)\.providers: no such file or folder"):
         load_recipe(recipe_with(tmp_path, layer))
@@ -174,7 +174,7 @@ def test_a_recipe_is_refused_for_its_providers(tmp_path: Path) -> None:
         load_recipe(recipe_with(tmp_path, layer, {**layer, "name": "again"}))
 
 
-def test_a_tool_is_behind_where_the_registry_has_another(
+def test_check_reports_outdated_tools(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = {each.provider.package: each.version for each in tools_of(load_recipe(RECIPE))}
@@ -194,7 +194,7 @@ def ended(verb: Any) -> Any:
     return caught.value.code
 
 
-def test_the_image_with_the_tests_tool_has_that_provider_alone() -> None:
+def test_oidc_test_recipe_has_only_its_test_provider() -> None:
     recipe = load_recipe(GOLDEN.parent / "tests/oidc/recipe.yaml")
     (providers,) = [found for layer in recipe.layers if (found := layer.load_providers())]
     assert list(providers) == ["testtool"]

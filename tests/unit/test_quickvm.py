@@ -32,7 +32,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_same_inputs_same_digest(parts: Parts, images: Path, tmp_path: Path) -> None:
+def test_same_inputs_give_the_same_digest(parts: Parts, images: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     first = assemble(parts, images, "healthy")
@@ -40,14 +40,14 @@ def test_same_inputs_same_digest(parts: Parts, images: Path, tmp_path: Path) -> 
     assert assemble(parts, other, "healthy").name == first.name
 
 
-def test_every_input_counts(parts: Parts, images: Path) -> None:
+def test_every_input_changes_the_digest(parts: Parts, images: Path) -> None:
     made = {assemble(parts, images, variant) for variant in [*VARIANTS, "sick:9"]}
     made.add(assemble(replace(parts, busybox=b"another"), images, "healthy"))
     made.add(assemble(replace(parts, modules={}), images, "healthy"))
     assert len(made) == len(VARIANTS) + 3
 
 
-def test_nothing_lies_beside_the_image(parts: Parts, images: Path) -> None:
+def test_assembling_leaves_no_other_files(parts: Parts, images: Path) -> None:
     image = assemble(parts, images, "healthy")
     assert assemble(parts, images, "healthy") == image
     assert list(images.iterdir()) == [image]
@@ -55,7 +55,7 @@ def test_nothing_lies_beside_the_image(parts: Parts, images: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_record_is_accepted(parts: Parts, images: Path, variant: str) -> None:
+def test_record_is_complete_and_verified(parts: Parts, images: Path, variant: str) -> None:
     image = assemble(parts, images, variant)
     record = read_record(image)
     check_complete(image, record)
@@ -63,26 +63,26 @@ def test_record_is_accepted(parts: Parts, images: Path, variant: str) -> None:
     assert record.verification.passed
 
 
-def test_store_promotes_it(parts: Parts, images: Path) -> None:
+def test_image_can_be_promoted(parts: Parts, images: Path) -> None:
     image, store = assemble(parts, images, "healthy"), ImageStore(images.parent)
     assert [listed.state for listed in store.images()] == ["verified"]
     store.promote(image.name)
     assert store.golden() == image.name
 
 
-def test_variant_has_its_usual_number() -> None:
+def test_variant_has_a_default_number() -> None:
     assert command_line("sick") == command_line("sick:3")
     assert command_line("sick") != command_line("sick:4")
 
 
 @pytest.mark.parametrize("variant", ["", "unwell", "sick:many", "sick:-1"])
-def test_no_such_variant(variant: str) -> None:
+def test_unknown_variant_is_refused(variant: str) -> None:
     with pytest.raises(ValueError, match="no variant"):
         command_line(variant)
 
 
 @pytest.mark.parametrize(("is_sick", "status"), [(False, "ready"), (True, "failed")])
-def test_answer_has_the_agents_shape(is_sick: bool, status: str) -> None:
+def test_health_answer_matches_the_agents_schema(is_sick: bool, status: str) -> None:
     text = health_form(is_sick=is_sick) % ('"d1ge57"', '"seven"', "null", "1.25", "b007")
     reply = TypeAdapter(HealthReply).validate_python(json.loads(text), strict=True)
     assert reply["status"] == status
@@ -90,7 +90,7 @@ def test_answer_has_the_agents_shape(is_sick: bool, status: str) -> None:
     assert reply["uptime_seconds"] == 1.25
 
 
-def test_archive_is_in_words_of_four_bytes() -> None:
+def test_cpio_archive_is_aligned_to_four_bytes() -> None:
     # The kernel looks for each member at a multiple of four.
     archive = cpio_archive({"init": b"12345", "odd": b"1"})
     assert len(archive) % 4 == 0

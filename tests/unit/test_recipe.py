@@ -43,14 +43,14 @@ def names(recipe: Recipe) -> list[str]:
     return [layer.name for layer in recipe.layers]
 
 
-def test_golden_recipe_is_sound() -> None:
+def test_golden_recipe_is_valid() -> None:
     recipe = load_recipe(GOLDEN)
     assert names(recipe) == ["base", "desktop", "providers", "agent"]
     assert str(recipe.network.address) == "172.16.0.2/30"
     assert [str(server) for server in recipe.network.dns] == ["8.8.8.8", "8.8.4.4"]
 
 
-def test_guest_templates_get_name_and_network(tmp_path: Path) -> None:
+def test_recipe_variables_are_name_and_network(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, plain())).variables() == {
         "name": "small",
         "network": {"address": "10.0.0.2/30", "gateway": "10.0.0.1", "dns": ["10.0.0.3"]},
@@ -68,7 +68,7 @@ def test_guest_templates_get_name_and_network(tmp_path: Path) -> None:
         ({"mask": ["a.service"], "unpack": ["bash"]}, False),
     ],
 )
-def test_layer_is_made_inside_those_below_only_where_it_must(
+def test_layer_needs_chroot_only_for_packages_and_commands(
     tmp_path: Path, layer: dict[str, Any], needs: bool
 ) -> None:
     recipe = plain()
@@ -103,7 +103,7 @@ def test_layer_is_made_inside_those_below_only_where_it_must(
         ((), {"free_space_mib": "much"}, "free_space_mib: "),
     ],
 )
-def test_fault_is_told_with_file_and_key(
+def test_error_names_file_and_key(
     tmp_path: Path, place: tuple[str | int, ...], value: dict[str, Any], told: str
 ) -> None:
     recipe = plain()
@@ -126,7 +126,7 @@ def test_fault_is_told_with_file_and_key(
     ],
 )
 @pytest.mark.parametrize("key", ["remove[0]", "copy[0].to", "npm.to"])
-def test_path_that_is_none_of_the_image_is_refused(tmp_path: Path, key: str, path: str) -> None:
+def test_path_outside_the_image_is_refused(tmp_path: Path, key: str, path: str) -> None:
     recipe = plain()
     recipe["layers"][1] |= {
         "remove[0]": {"remove": [path]},
@@ -138,7 +138,7 @@ def test_path_that_is_none_of_the_image_is_refused(tmp_path: Path, key: str, pat
 
 
 @pytest.mark.parametrize("path", ["/", "//", "/.", "/./"])
-def test_root_is_not_removed(tmp_path: Path, path: str) -> None:
+def test_removal_of_the_root_is_refused(tmp_path: Path, path: str) -> None:
     recipe = plain()
     recipe["layers"][1]["remove"] = [path]
     assert "must not be the root itself" in refusal(write(tmp_path, recipe)).message
@@ -148,7 +148,7 @@ def test_root_is_not_removed(tmp_path: Path, path: str) -> None:
     "glob", ["", "/etc/*", "../*", "a/../../*", "**/../../*", "*\n", "*\0", "**.py", "a**"]
 )
 @pytest.mark.parametrize("key", ["copy[0].glob", "npm.omit[0]"])
-def test_glob_that_leads_out_of_its_folder_is_refused(tmp_path: Path, key: str, glob: str) -> None:
+def test_glob_outside_its_folder_is_refused(tmp_path: Path, key: str, glob: str) -> None:
     recipe = plain()
     recipe["layers"][1] |= {
         "copy[0].glob": {"copy": [{"source": ".", "glob": glob, "to": "/srv"}]},
@@ -168,9 +168,7 @@ def test_glob_that_leads_out_of_its_folder_is_refused(tmp_path: Path, key: str, 
         ("{", "is not a lock file of npm"),
     ],
 )
-def test_npm_lock_that_leads_out_of_its_folder_is_refused(
-    tmp_path: Path, lock: str, told: str
-) -> None:
+def test_npm_lock_with_outside_paths_is_refused(tmp_path: Path, lock: str, told: str) -> None:
     (tmp_path / "package.json").write_text("{}")
     (tmp_path / "package-lock.json").write_text(lock)
     recipe = plain()
@@ -188,7 +186,7 @@ def test_missing_key_is_named(tmp_path: Path, key: str) -> None:
     assert refusal(path).message == f"{path}: {key}: is missing"
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, plain() | {"colour": "red", "suite": None, "free_space_mib": -1})
     told = refusal(path).message.splitlines()
     assert sorted(line.split(": ")[1] for line in told) == ["colour", "free_space_mib", "suite"]
@@ -196,7 +194,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "kernel"])
-def test_name_of_a_layer_is_used_once(tmp_path: Path, name: str) -> None:
+def test_duplicate_layer_name_is_refused(tmp_path: Path, name: str) -> None:
     recipe = plain()
     recipe["layers"][1]["name"] = name
     error = refusal(write(tmp_path, recipe))
@@ -222,13 +220,13 @@ def test_missing_input_of_a_layer_is_named(
     assert error.message.endswith(f"no such file or folder: {tmp_path / missing}")
 
 
-def test_first_layer_has_packages(tmp_path: Path) -> None:
+def test_first_layer_needs_packages(tmp_path: Path) -> None:
     recipe = plain()
     recipe["layers"].reverse()
     assert refusal(write(tmp_path, recipe)).key == "layers[0].packages"
 
 
-def test_variant_takes_away_adds_and_replaces(tmp_path: Path) -> None:
+def test_variant_removes_adds_and_replaces(tmp_path: Path) -> None:
     write(tmp_path, plain(), "small.yaml")
     variant = {
         "extends": "small.yaml",
@@ -252,7 +250,7 @@ def test_variant_of_a_variant(tmp_path: Path) -> None:
     assert names(load_recipe(path)) == ["base", "more"]
 
 
-def test_paths_belong_to_the_recipe_that_names_them(tmp_path: Path) -> None:
+def test_paths_are_relative_to_their_own_recipe(tmp_path: Path) -> None:
     base, variant = tmp_path / "base", tmp_path / "variant"
     for folder in (base, variant):
         (folder / "files").mkdir(parents=True)
@@ -266,7 +264,7 @@ def test_paths_belong_to_the_recipe_that_names_them(tmp_path: Path) -> None:
     assert folders == {"base": base, "tools": base, "own": variant}
 
 
-def test_unknown_layer_in_without_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_layer_in_without_is_refused_with_known_layers(tmp_path: Path) -> None:
     write(tmp_path, plain(), "small.yaml")
     path = write(tmp_path, {"extends": "small.yaml", "without": ["desktop"]})
     error = refusal(path)
@@ -279,7 +277,7 @@ def test_without_needs_extends(tmp_path: Path) -> None:
     assert refusal(path).key == "without"
 
 
-def test_circle_of_variants_is_refused(tmp_path: Path) -> None:
+def test_cyclic_variants_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"extends": "recipe.yaml"}, "other.yaml")
     path = write(tmp_path, {"extends": "other.yaml"})
     error = refusal(path)
@@ -296,7 +294,7 @@ def test_missing_base_of_a_variant_is_named(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, {"extends": "gone.yaml"})).file == tmp_path / "gone.yaml"
 
 
-def test_broken_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+def test_broken_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: small\nlayers:\n  - name: [base\n  - name: tools\n")
     error = refusal(path)
@@ -305,7 +303,7 @@ def test_broken_yaml_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- base\n", "base\n"])
-def test_recipe_is_a_mapping(tmp_path: Path, text: str) -> None:
+def test_recipe_must_be_a_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert refusal(path).message == f"{path}: must be a mapping of keys"

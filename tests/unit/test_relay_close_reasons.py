@@ -29,7 +29,7 @@ CONSTANTS = [each for each in vars(close_reasons).values() if isinstance(each, C
 
 
 @pytest.mark.parametrize("closing", CONSTANTS, ids=lambda closing: closing.cause)
-def test_every_closing_that_is_sent_is_legal_and_says_why(closing: CloseReason) -> None:
+def test_every_close_code_is_valid_and_has_a_reason(closing: CloseReason) -> None:
     assert closing.reason
     if closing is not close_reasons.VIEWER_VANISHED:
         Close(closing.code, closing.reason).check()
@@ -54,29 +54,29 @@ def test_every_closing_that_is_sent_is_legal_and_says_why(closing: CloseReason) 
         (ViewerRefused(close_reasons.VNC_DOWN), 1011, close_reasons.VNC_DOWN.reason),
     ],
 )
-def test_an_error_becomes_a_code_and_words(error: Exception, code: int, reason: str) -> None:
+def test_errors_map_to_close_code_and_reason(error: Exception, code: int, reason: str) -> None:
     closing = close_reason_for(error)
     assert (closing.code, closing.reason) == (code, reason)
 
 
-def test_who_is_too_late_is_told_how_the_session_ended() -> None:
+def test_session_over_reason_names_its_end_state() -> None:
     session = Session("id", "user", "claude", "failed", "vm", AT, AT, AT, reason="no network")
     closing = session_over(session)
     assert closing.code == 4410
     assert closing.reason == "the session is over (failed): no network"
 
 
-def test_who_is_too_early_is_told_how_far_the_vm_is() -> None:
+def test_not_ready_reason_names_the_boot_stage() -> None:
     vm = Vm("vm", 2, "192.168.100.2", "starting", "network", AT, "4f1d", AT)
     assert not_ready(vm).code == 4425
     assert not_ready(vm).reason == "the VM is not ready yet; boot stage: network"
 
 
-def test_an_address_is_told_without_its_last_part() -> None:
+def test_masked_address_hides_its_last_part() -> None:
     assert masked("192.168.100.17") == "192.168.100.x"
 
 
-def test_figures_count_open_viewers_and_those_that_have_gone() -> None:
+def test_metrics_count_open_and_closed_viewers() -> None:
     class Seen:
         bytes_to, bytes_from = 100, 10
 

@@ -41,39 +41,37 @@ def seen(data: bytes) -> list[Frame]:
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 65535, 65536, 1 << 20])
-def test_a_header_says_how_long_its_message_is(length: int) -> None:
+def test_header_contains_the_message_length(length: int) -> None:
     payload = bytes(length)
     assert seen(binary_header(length) + payload) == [Frame(Opcode.BINARY, payload)]
 
 
-def test_a_header_takes_eight_bytes_for_lengths_of_any_size() -> None:
+def test_header_supports_64_bit_lengths() -> None:
     assert binary_header(1 << 40) == b"\x82\x7f\0\0\x01\0\0\0\0\0"
 
 
-def test_a_ping_is_one() -> None:
+def test_ping_frame_is_valid() -> None:
     assert seen(PING) == [Frame(Opcode.PING, b"")]
 
 
-def test_a_closing_is_read_as_it_was_meant() -> None:
+def test_close_frame_is_parsed_with_code_and_reason() -> None:
     (frame,) = seen(close_frame(CloseReason(4410, "the session is over", "session-over")))
     assert Close.parse(frame.data) == Close(4410, "the session is over")
 
 
 @given(st.text())
-def test_a_reason_of_any_length_fits_and_stays_text(text: str) -> None:
+def test_close_reason_of_any_length_fits_as_utf_8(text: str) -> None:
     (frame,) = seen(close_frame(CloseReason(1011, text, "any")))
     assert text.startswith(Close.parse(frame.data).reason)
     assert len(frame.data) <= 125
 
 
-def test_a_reason_is_not_cut_inside_a_character() -> None:
+def test_close_reason_is_not_cut_inside_a_character() -> None:
     assert shortened("x" * 122 + "é") == b"x" * 122
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5), st.lists(st.integers(1, 50), max_size=40))
-def test_data_is_the_same_however_it_is_framed_and_cut(
-    messages: list[bytes], cuts: list[int]
-) -> None:
+def test_data_is_independent_of_frames_and_chunks(messages: list[bytes], cuts: list[int]) -> None:
     whole = b"".join(sent(Frame(Opcode.BINARY, each)) for each in messages)
     read, at, under_test = b"", 0, reader()
     for cut in [*cuts, len(whole)]:
@@ -82,7 +80,7 @@ def test_data_is_the_same_however_it_is_framed_and_cut(
     assert read == b"".join(messages)
 
 
-def test_fragments_go_on_as_they_come_with_pings_between() -> None:
+def test_fragments_are_forwarded_with_pings_between() -> None:
     under_test = reader()
     first = under_test.read(sent(Frame(Opcode.BINARY, b"ab", fin=False), Frame(Opcode.PING, b"?")))
     assert first.data == b"ab"
@@ -99,13 +97,13 @@ def test_only_the_last_of_many_pings_is_answered() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", Close(1001, "the tab was closed").serialize()])
-def test_a_viewer_that_closes_is_told_so_whatever_it_says(payload: bytes) -> None:
+def test_close_frame_of_a_viewer_is_answered(payload: bytes) -> None:
     received = reader().read(sent(Frame(Opcode.BINARY, b"last"), Frame(Opcode.CLOSE, payload)))
     assert received.data == b"last"
     assert received.closing == BY_VIEWER
 
 
-def test_text_is_refused_and_so_is_what_follows_it() -> None:
+def test_text_frame_is_refused_and_ends_reading() -> None:
     received = reader().read(sent(Frame(Opcode.TEXT, b"hello"), Frame(Opcode.BINARY, b"x")))
     assert received.closing == NOT_BINARY
     assert received.data == b""
@@ -123,7 +121,7 @@ def test_text_is_refused_and_so_is_what_follows_it() -> None:
     ],
     ids=["unmasked", "stray", "compressed", "too-big", "illegal-code", "no-text"],
 )
-def test_what_breaks_the_protocol_is_closed_for_its_reason(data: bytes, code: int) -> None:
+def test_protocol_violations_close_with_a_reason(data: bytes, code: int) -> None:
     under_test = reader()
     closing = under_test.read(data).closing
     assert closing is not None
@@ -132,7 +130,7 @@ def test_what_breaks_the_protocol_is_closed_for_its_reason(data: bytes, code: in
     assert under_test.read(b"anything").data == b""
 
 
-def test_many_fragments_are_no_way_around_the_limit() -> None:
+def test_message_limit_applies_to_all_fragments() -> None:
     under_test = reader()
     half = bytes(MOST // 2 + 1)
     assert under_test.read(sent(Frame(Opcode.BINARY, half, fin=False))).closing is None

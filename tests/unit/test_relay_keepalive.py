@@ -7,7 +7,7 @@ import asyncio
 from polydev.controller.relay.keepalive import KeepaliveTimer
 
 
-def test_all_are_called_by_one_timer_until_they_leave() -> None:
+def test_one_timer_calls_all_until_they_are_removed() -> None:
     async def play() -> None:
         loop, timer = asyncio.get_running_loop(), KeepaliveTimer(0.001)
         made = 0
@@ -41,7 +41,7 @@ def test_all_are_called_by_one_timer_until_they_leave() -> None:
     asyncio.run(play())
 
 
-def test_who_is_called_may_leave() -> None:
+def test_callback_may_remove_itself() -> None:
     async def play() -> None:
         timer, called = KeepaliveTimer(0.001), asyncio.Event()
 

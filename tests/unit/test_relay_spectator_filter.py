@@ -67,21 +67,21 @@ def reason(result: Filtered) -> str:
 
 
 @pytest.mark.parametrize("message", PASSED, ids=lambda each: str(each[0]))
-def test_what_brings_a_picture_passes(message: bytes) -> None:
+def test_screen_messages_pass(message: bytes) -> None:
     assert filtered(message, UPDATE_REQUEST) == Filtered(HELLO_PASSED + message + UPDATE_REQUEST)
 
 
 @pytest.mark.parametrize("message", DROPPED, ids=lambda each: each[:2].hex())
-def test_input_clipboard_and_sizes_are_dropped(message: bytes) -> None:
+def test_input_clipboard_and_resize_messages_are_dropped(message: bytes) -> None:
     assert filtered(message, UPDATE_REQUEST) == Filtered(HELLO_PASSED + UPDATE_REQUEST)
 
 
-def test_the_clipboards_extension_is_added_so_that_the_vm_sends_no_text() -> None:
+def test_clipboard_extension_is_added_to_encodings() -> None:
     expected = encodings(RAW, HEXTILE, EXTENDED_CLIPBOARD)
     assert filtered(encodings(RAW, HEXTILE)) == Filtered(HELLO_PASSED + expected)
 
 
-def test_pointer_events_are_longer_only_where_the_viewer_knows_the_extension() -> None:
+def test_pointer_length_follows_the_mouse_extension() -> None:
     knows = encodings(EXTENDED_MOUSE_BUTTONS)
     forgets = encodings(RAW)
     passed = filtered(knows, EXTENDED_POINTER, UPDATE_REQUEST, forgets, POINTER, UPDATE_REQUEST)
@@ -90,7 +90,7 @@ def test_pointer_events_are_longer_only_where_the_viewer_knows_the_extension() -
     assert filtered(knows, simple, UPDATE_REQUEST) == filtered(knows, UPDATE_REQUEST)
 
 
-def test_a_viewer_that_wants_the_screen_for_itself_shares_it() -> None:
+def test_exclusive_access_becomes_shared() -> None:
     assert filtered(hello=b"RFB 003.008\n\x01\x00") == Filtered(HELLO_PASSED)
 
 
@@ -102,7 +102,7 @@ def test_a_viewer_that_wants_the_screen_for_itself_shares_it() -> None:
         (b"RFB 003.008\n\x02", "security type None"),
     ],
 )
-def test_a_handshake_that_is_not_understood_ends_it(hello: bytes, word: str) -> None:
+def test_unsupported_handshake_closes_the_viewer(hello: bytes, word: str) -> None:
     result = filtered(hello=hello)
     assert word in reason(result)
     assert result.passed == hello[:12] * (hello[12:] != b"")
@@ -117,9 +117,7 @@ def test_a_handshake_that_is_not_understood_ends_it(hello: bytes, word: str) -> 
         (struct.pack(">B3xIB", 248, 0, 65), "message 248 is too long"),
     ],
 )
-def test_a_message_that_cannot_be_read_ends_it_and_nothing_follows(
-    message: bytes, word: str
-) -> None:
+def test_unknown_message_closes_the_viewer(message: bytes, word: str) -> None:
     reader = SpectatorFilter()
     result = reader.read(HELLO + UPDATE_REQUEST + message + UPDATE_REQUEST)
     assert result.passed == HELLO_PASSED + UPDATE_REQUEST
@@ -127,7 +125,7 @@ def test_a_message_that_cannot_be_read_ends_it_and_nothing_follows(
     assert reader.read(UPDATE_REQUEST) == Filtered(b"", result.closing)
 
 
-def test_a_text_of_any_length_is_dropped_without_being_kept() -> None:
+def test_clipboard_text_is_dropped_without_buffering() -> None:
     reader = SpectatorFilter()
     reader.read(HELLO + struct.pack(">B3xI", 6, 1 << 24))
     for _ in range(16):
@@ -136,7 +134,7 @@ def test_a_text_of_any_length_is_dropped_without_being_kept() -> None:
     assert reader.read(UPDATE_REQUEST) == Filtered(UPDATE_REQUEST)
 
 
-def test_the_longest_negative_length_is_read_as_a_length() -> None:
+def test_most_negative_length_is_read_as_a_length() -> None:
     reader = SpectatorFilter()
     reader.read(HELLO + struct.pack(">B3xi", 6, -(1 << 31)))
     assert reader.read(UPDATE_REQUEST) == Filtered(b"")
@@ -156,9 +154,7 @@ MESSAGES = st.lists(
 
 
 @given(MESSAGES, st.lists(st.integers(1, 60), max_size=60))
-def test_the_result_is_the_same_however_the_stream_is_cut(
-    messages: list[bytes], cuts: list[int]
-) -> None:
+def test_result_is_independent_of_chunks(messages: list[bytes], cuts: list[int]) -> None:
     stream = HELLO + b"".join(messages)
     at_once = SpectatorFilter().read(stream)
     reader, passed, at = SpectatorFilter(), b"", 0
@@ -170,7 +166,7 @@ def test_the_result_is_the_same_however_the_stream_is_cut(
 
 
 @given(st.binary(max_size=400))
-def test_whatever_a_viewer_sends_the_vm_gets_whole_messages_of_the_allowed_kinds(
+def test_any_input_gives_only_complete_allowed_messages(
     noise: bytes,
 ) -> None:
     passed = SpectatorFilter().read(HELLO + noise).passed[len(HELLO_PASSED) :]

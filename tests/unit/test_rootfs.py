@@ -23,7 +23,7 @@ IDENTITY = uuid.UUID(int=7)
 
 
 @given(st.lists(st.integers(0, 10**9), max_size=50), st.integers(0, 4096))
-def test_content_inodes_and_free_space_have_room(sizes: list[int], free_space_mib: int) -> None:
+def test_size_covers_content_inodes_and_free_space(sizes: list[int], free_space_mib: int) -> None:
     size = filesystem_bytes(sizes, free_space_mib)
     blocks = sum(-(-each // BLOCK_BYTES) for each in sizes)
     inodes = (len(sizes) + SPARE_INODES) * INODE_BYTES
@@ -31,7 +31,7 @@ def test_content_inodes_and_free_space_have_room(sizes: list[int], free_space_mi
     assert size % (4 * MIB) == 0
 
 
-def test_size_follows_what_is_asked_for() -> None:
+def test_size_grows_with_free_space_and_content() -> None:
     empty = filesystem_bytes([], 0)
     assert filesystem_bytes([], 64) - empty == 64 * MIB
     assert filesystem_bytes([100 * MIB], 0) - empty >= 100 * MIB
@@ -43,7 +43,7 @@ def option(argv: list[str], name: str) -> str:
     return argv[argv.index(name) + 1]
 
 
-def test_mkfs_is_told_all_that_it_would_choose_itself() -> None:
+def test_mkfs_gets_every_value_it_would_choose() -> None:
     argv = mkfs_argv(Path("/out/rootfs.ext4"), Path("/tree"), 1000, IDENTITY)
     assert argv[0] == "mkfs.ext4"
     assert argv[-3:] == ["-d", "/tree", "/out/rootfs.ext4"]
@@ -55,7 +55,7 @@ def test_mkfs_is_told_all_that_it_would_choose_itself() -> None:
 
 
 @pytest.mark.parametrize("feature", ["has_journal", "metadata_csum"])
-def test_filesystem_is_without(feature: str) -> None:
+def test_filesystem_has_neither_journal_nor_checksums(feature: str) -> None:
     argv = mkfs_argv(Path("/out"), Path("/tree"), 1, IDENTITY)
     assert f"^{feature}" in option(argv, "-O").split(",")
 

@@ -45,20 +45,20 @@ def test_is_valid_cyclonedx() -> None:
     assert fault is None, str(fault)[:400]
 
 
-def test_says_what_it_is_of(bom: dict[str, Any]) -> None:
+def test_sbom_names_the_image(bom: dict[str, Any]) -> None:
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
     assert bom["metadata"]["component"]["name"] == "browser-vm"
     assert bom["metadata"]["component"]["version"] == RECORD.digest
     assert bom["metadata"]["timestamp"].startswith("2023-11-14T22:13:20")
 
 
-def test_names_every_package_and_version(bom: dict[str, Any]) -> None:
+def test_sbom_lists_every_package_and_version(bom: dict[str, Any]) -> None:
     listed = sorted((each["name"], each["version"]) for each in bom["components"])
     assert listed == sorted((each.name, each.version) for each in RECORD.packages)
     assert len({each["bom-ref"] for each in bom["components"]}) == len(RECORD.packages)
 
 
-def test_image_depends_on_all_of_them(bom: dict[str, Any]) -> None:
+def test_image_depends_on_every_package(bom: dict[str, Any]) -> None:
     (whole,) = [each for each in bom["dependencies"] if each.get("dependsOn")]
     assert len(whole["dependsOn"]) == len(RECORD.packages)
 
@@ -68,7 +68,7 @@ def test_same_record_gives_the_same_bytes() -> None:
     assert sbom_json(RECORD, "bookworm") == sbom_json(later, "bookworm")
 
 
-def test_order_of_the_record_does_not_matter() -> None:
+def test_order_of_packages_does_not_matter() -> None:
     turned = RECORD.model_copy(update={"packages": RECORD.packages[::-1]})
     assert sbom_json(RECORD, "bookworm") == sbom_json(turned, "bookworm")
 
@@ -81,5 +81,5 @@ def test_order_of_the_record_does_not_matter() -> None:
         (RECORD.packages[3], "pkg:npm/nan@2.0.0"),
     ],
 )
-def test_package_urls(package: Package, purl: str) -> None:
+def test_package_url_of_each_kind(package: Package, purl: str) -> None:
     assert str(component(package, "bookworm").purl) == purl

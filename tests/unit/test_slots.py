@@ -40,26 +40,26 @@ def chain(rules: str, table: str, name: str) -> list[str]:
     return [line.strip() for line in found[1].splitlines() if line.strip()]
 
 
-def test_a_guests_network_is_the_same_wherever_it_runs() -> None:
+def test_guest_network_is_the_same_for_template_and_clone() -> None:
     """Where a template boots and where its clones run on."""
     assert slots.TAP == template_maker.TAP
     assert f"link set tap0 address {GATEWAY_MAC}" in inside_of(slot_of(2, HOST))
 
 
 class TestSlot:
-    def test_its_names_and_addresses(self) -> None:
+    def test_slot_names_and_addresses(self) -> None:
         slot = slot_of(3, HOST)
         assert (slot.namespace, slot.port) == ("slot-3", "vm-3")
         assert (slot.address, slot.gateway, slot.prefix) == ("192.168.100.3", "192.168.100.1", 24)
 
-    def test_a_port_of_the_last_slot_still_names_an_interface(self) -> None:
+    def test_port_of_the_last_slot_fits_an_interface_name(self) -> None:
         host = HOST | {"slots": [251]}
         assert len(slot_of(251, host).port) <= 15
 
     @pytest.mark.parametrize(
         "host", [HOST, {}, {"slots": [9]}, HOST | {"bridge": None}, HOST | {"slots": None}]
     )
-    def test_one_that_the_host_does_not_have(self, host: dict[str, Any]) -> None:
+    def test_unknown_slot_is_refused(self, host: dict[str, Any]) -> None:
         with pytest.raises(HostError, match="no slot 9") as failure:
             slot_of(9, host)
         assert failure.value.code == "no-slot"
@@ -73,12 +73,14 @@ class TestSlot:
             ({"resolvers": [], "translatesNames": True}, None),
         ],
     )
-    def test_who_its_guest_asks(self, words: dict[str, Any], resolver: str | None) -> None:
+    def test_slot_resolver_is_the_first_private_one(
+        self, words: dict[str, Any], resolver: str | None
+    ) -> None:
         assert slot_of(2, HOST | words).resolver == resolver
 
 
 class TestCommands:
-    def test_the_namespace_is_closed_before_any_interface_is_up(self) -> None:
+    def test_firewall_is_loaded_before_any_interface_is_up(self) -> None:
         slot = slot_of(2, HOST)
         commands = slot_commands(slot)
         starts_up = [
@@ -100,17 +102,17 @@ class TestCommands:
             assert settings[f"net.ipv6.conf.{interface}.disable_ipv6"] == "1"
             assert settings[f"net.ipv6.conf.{interface}.accept_ra"] == "0"
 
-    def test_a_guest_cannot_lead_packets_another_way(self) -> None:
+    def test_redirects_and_source_routes_are_disabled(self) -> None:
         settings = settings_of(slot_of(2, HOST))
         for interface in ("all", "default", "tap0", "uplink"):
             for name in ("accept_redirects", "accept_source_route", "proxy_arp", "route_localnet"):
                 assert settings[f"net.ipv4.conf.{interface}.{name}"] == "0"
             assert settings[f"net.ipv4.conf.{interface}.forwarding"] == "1"
 
-    def test_forwarding_comes_before_the_settings_that_it_resets(self) -> None:
+    def test_ip_forward_is_set_first(self) -> None:
         assert next(iter(settings_of(slot_of(2, HOST)))) == "net.ipv4.ip_forward"
 
-    def test_its_port_is_isolated_before_it_is_up(self) -> None:
+    def test_port_is_isolated_before_it_is_up(self) -> None:
         slot = slot_of(2, HOST)
         assert veth_of(slot).splitlines() == [
             "link add vm-2 type veth peer name uplink address 02:00:c0:a8:64:02 netns slot-2",
@@ -126,7 +128,7 @@ class TestCommands:
             "bcast_flood on"
         )
 
-    def test_inside_are_its_address_its_way_out_and_the_tap(self) -> None:
+    def test_namespace_has_address_route_and_tap(self) -> None:
         lines = inside_of(slot_of(2, HOST)).splitlines()
         assert "addr add 192.168.100.2/24 dev uplink" in lines
         assert "route add default via 192.168.100.1" in lines
@@ -137,7 +139,7 @@ class TestCommands:
 
 
 class TestRules:
-    def test_nothing_leaves_that_says_to_be_somebody_else(self) -> None:
+    def test_packets_with_a_forged_source_are_dropped(self) -> None:
         rules = rules_of(slot_of(2, HOST))
         assert chain(rules, "ip slot", "forward")[:2] == [
             "type filter hook forward priority filter; policy drop;",
@@ -147,7 +149,7 @@ class TestRules:
             chain(rules, "arp slot", "input")[1] == 'iifname "tap0" arp saddr ip != 172.16.0.2 drop'
         )
 
-    def test_what_leaves_has_the_slots_address(self) -> None:
+    def test_outgoing_packets_get_the_address_of_the_slot(self) -> None:
         rules = rules_of(slot_of(3, HOST))
         (_, line) = chain(rules, "ip slot", "from_guest")
         assert line == 'oifname "uplink" ip saddr 172.16.0.2 snat to 192.168.100.3'
@@ -156,17 +158,17 @@ class TestRules:
         assert line == 'oifname "uplink" ip saddr != 192.168.100.3 drop'
 
     @pytest.mark.parametrize("name", ["input", "forward"])
-    def test_packets_of_no_connection_are_dropped(self, name: str) -> None:
+    def test_invalid_packets_are_dropped_first(self, name: str) -> None:
         lines = chain(rules_of(slot_of(3, HOST)), "ip slot", name)
         invalid = lines.index("ct state invalid drop")
         assert invalid < lines.index("ct state established,related accept")
 
     @pytest.mark.parametrize("name", ["input", "forward", "output"])
-    def test_ipv6_goes_nowhere(self, name: str) -> None:
+    def test_ipv6_is_dropped(self, name: str) -> None:
         (hook,) = chain(rules_of(slot_of(3, HOST)), "ip6 slot", name)
         assert hook.endswith("policy drop;")
 
-    def test_only_the_guests_ports_lead_in(self) -> None:
+    def test_only_the_guest_ports_are_forwarded(self) -> None:
         rules = rules_of(slot_of(3, HOST))
         assert chain(rules, "ip slot", "to_guest")[1:] == [
             'iifname "uplink" ip daddr 192.168.100.3 tcp dport { 8080, 5901, 6080 } '
@@ -174,14 +176,14 @@ class TestRules:
         ]
         assert 'iifname "uplink" oifname "tap0" ct status dnat accept' in rules
 
-    def test_a_guest_asks_a_private_resolver_whomever_it_addresses(self) -> None:
+    def test_dns_is_redirected_to_a_private_resolver(self) -> None:
         lines = chain(rules_of(slot_of(2, HOST | PRIVATE)), "ip slot", "to_guest")
         assert lines[-2:] == [
             'iifname "tap0" udp dport 53 dnat to 10.0.0.53',
             'iifname "tap0" tcp dport 53 dnat to 10.0.0.53',
         ]
 
-    def test_without_one_nobody_is_redirected(self) -> None:
+    def test_dns_is_not_redirected_without_a_private_resolver(self) -> None:
         assert "dport 53" not in rules_of(slot_of(2, HOST))
 
     def test_braces_are_closed(self) -> None:
@@ -219,17 +221,17 @@ class TestLife:
         assert slots.down(2) == {"slot": 2, "removed": True}
         assert slots.existing_slots() == {"slots": []}
 
-    def test_what_is_left_of_an_earlier_one_goes_first(self, ran: list[str]) -> None:
+    def test_up_removes_an_existing_namespace_first(self, ran: list[str]) -> None:
         slots.up(2)
         ran.clear()
         slots.up(2)
         assert ran[:2] == ["ip netns delete slot-2", "ip netns add slot-2"]
 
-    def test_what_is_not_there_is_not_removed(self, ran: list[str]) -> None:
+    def test_down_of_a_missing_slot_does_nothing(self, ran: list[str]) -> None:
         assert slots.down(3) == {"slot": 3, "removed": False}
         assert ran == []
 
-    def test_a_slot_that_fails_half_way_leaves_nothing(
+    def test_failed_up_removes_the_namespace(
         self, ran: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = slots._run
@@ -245,19 +247,19 @@ class TestLife:
         assert ran[-1] == "ip netns delete slot-2"
         assert slots.existing_slots() == {"slots": []}
 
-    def test_a_slot_beyond_the_hosts_changes_nothing(self, ran: list[str]) -> None:
+    def test_up_of_an_unknown_slot_changes_nothing(self, ran: list[str]) -> None:
         with pytest.raises(HostError):
             slots.up(9)
         assert ran == []
 
-    def test_slots_are_in_the_order_of_their_numbers(self, ran: list[str]) -> None:
+    def test_slots_are_sorted_by_number(self, ran: list[str]) -> None:
         for number in (10, 9, 100):
             (slots.NAMESPACES / f"slot-{number}").touch()
         assert slots.existing_slots() == {"slots": [9, 10, 100]}
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1"])
-def test_a_host_that_is_not_deployed_is_said_to_be(tmp_path: Path, text: str | None) -> None:
+def test_missing_or_malformed_host_file_is_refused(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "host.json"
     if text is not None:
         file.write_text(text)

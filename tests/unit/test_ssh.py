@@ -27,7 +27,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> SshTarget:
     return SshTarget.from_data("browsers", DATA)
 
 
-def test_it_is_read_from_what_pyinfra_reads(target: SshTarget) -> None:
+def test_target_is_read_from_pyinfra_settings(target: SshTarget) -> None:
     assert target == SshTarget(
         "browsers",
         "198.51.100.2",
@@ -38,14 +38,14 @@ def test_it_is_read_from_what_pyinfra_reads(target: SshTarget) -> None:
     )
 
 
-def test_a_name_alone_is_enough() -> None:
+def test_target_of_a_name_alone() -> None:
     target = SshTarget.from_data("browsers.example", {})
     assert (target.destination, target.port) == ("browsers.example", None)
     assert "-i" not in target.options()
     assert not any("UserKnownHostsFile" in word for word in target.options())
 
 
-def test_nobody_is_asked_and_nobody_unknown_is_trusted(target: SshTarget) -> None:
+def test_ssh_never_prompts_and_checks_host_keys(target: SshTarget) -> None:
     options = target.options()
     for word in ("BatchMode=yes", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes"):
         assert options[options.index(word) - 1] == "-o"
@@ -53,13 +53,13 @@ def test_nobody_is_asked_and_nobody_unknown_is_trusted(target: SshTarget) -> Non
     assert options[options.index("-p") + 1] == "2222"
 
 
-def test_a_dead_connection_is_noticed(target: SshTarget) -> None:
+def test_ssh_detects_a_dead_connection(target: SshTarget) -> None:
     assert {"ServerAliveInterval=5", "ServerAliveCountMax=3"} <= set(target.options())
     assert "ConnectTimeout=3" in target.options(timeout_seconds=3)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1))
-def test_a_commands_words_arrive_as_they_are(words: list[str]) -> None:
+def test_command_arguments_are_quoted(words: list[str]) -> None:
     argv = SshTarget("browsers", "198.51.100.2").argv(*words)
     assert argv[-3:-1] == ["198.51.100.2", "--"]
     assert shlex.split(argv[-1]) == ["sudo", "-n", *words]
@@ -74,8 +74,8 @@ def resolved(target: SshTarget, config: Path) -> dict[str, str]:
     return {key: value for key, _, value in lines}
 
 
-class TestWhatSshMakesOfIt:
-    def test_its_configuration_counts_where_the_inventory_is_silent(self, tmp_path: Path) -> None:
+class TestSshConfiguration:
+    def test_ssh_config_applies_if_the_inventory_has_no_value(self, tmp_path: Path) -> None:
         config = tmp_path / "config"
         config.write_text(
             "Host box\n HostName 192.0.2.7\n Port 2222\n User ada\n IdentityFile /k\n"
@@ -84,14 +84,14 @@ class TestWhatSshMakesOfIt:
         wanted = {"hostname": "192.0.2.7", "port": "2222", "user": "ada", "identityfile": "/k"}
         assert wanted.items() <= found.items()
 
-    def test_the_inventory_counts_before_it(self, tmp_path: Path) -> None:
+    def test_inventory_overrides_ssh_config(self, tmp_path: Path) -> None:
         config = tmp_path / "config"
         config.write_text("Host box\n Port 2222\n User ada\n")
         data = {"ssh_port": 22, "ssh_user": "deploy"}
         found = resolved(SshTarget.from_data("box", data), config)
         assert (found["port"], found["user"]) == ("22", "deploy")
 
-    def test_another_configuration_can_be_named(self, tmp_path: Path) -> None:
+    def test_other_ssh_config_file_can_be_named(self, tmp_path: Path) -> None:
         config = tmp_path / "my config"
         config.write_text("Host box\n Port 2222\n")
         target = SshTarget.from_data("box", {"ssh_config_file": str(config)})
@@ -99,7 +99,7 @@ class TestWhatSshMakesOfIt:
         assert "\nport 2222\n" in done.stdout
 
     @pytest.mark.parametrize("name", ["a b", "a 'b'", 'a "b"', "a\\b", "a\\ b", "ü", "#a", "a=b"])
-    def test_a_path_is_one_path_whatever_is_in_it(self, tmp_path: Path, name: str) -> None:
+    def test_paths_with_special_characters_are_quoted(self, tmp_path: Path, name: str) -> None:
         folder = tmp_path / name
         folder.mkdir()
         data = {key: str(folder / key) for key in ("ssh_known_hosts_file", "ssh_key")}
@@ -108,12 +108,12 @@ class TestWhatSshMakesOfIt:
         assert found["userknownhostsfile"] == data["ssh_known_hosts_file"]
         assert found["identityfile"] == data["ssh_key"]
 
-    def test_ssh_expands_no_more_than_it_shall(self) -> None:
+    def test_percent_signs_in_paths_are_escaped(self) -> None:
         assert ssh_option("ControlPath", "/a%h b", "/%C") == 'ControlPath="/a%%h b/%C"'
         assert "IdentityFile=/a%%h" in SshTarget("box", "box", key=Path("/a%h")).options()
         assert ssh_option("UserKnownHostsFile", "/a%h") == "UserKnownHostsFile=/a%%h"
 
-    def test_paths_begin_in_the_checkout(self) -> None:
+    def test_relative_paths_start_in_the_checkout(self) -> None:
         data = {"ssh_key": "keys/x", "ssh_known_hosts_file": "/etc/known"}
         target = SshTarget.from_data("box", data, Path("/checkout"))
         assert target.key == Path("/checkout/keys/x")
@@ -147,7 +147,7 @@ class TestRsync:
             ("box.example", None, ["box.example"]),
         ],
     )
-    def test_it_goes_to_the_same_host(
+    def test_rsync_connects_to_the_same_host(
         self, asked: Path, hostname: str, user: str | None, heard: list[str]
     ) -> None:
         target = SshTarget("box", hostname, user)
@@ -159,21 +159,21 @@ class TestRsync:
     @settings(
         max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
-    def test_it_uses_the_same_words(self, asked: Path, names: list[str]) -> None:
+    def test_rsync_uses_the_same_ssh_options(self, asked: Path, names: list[str]) -> None:
         key, known = (f"/{name}/x" for name in names)
         data = {"ssh_key": key, "ssh_known_hosts_file": known, "ssh_port": 2222}
         target = SshTarget.from_data("box", data)
         assert self.words(asked, target)[: len(target.options())] == target.options()
 
 
-def test_an_operator_is_told_the_whole_way() -> None:
+def test_by_hand_is_the_complete_ssh_command() -> None:
     data = {"ssh_hostname": "192.0.2.7", "ssh_port": 2222, "ssh_key": "/a b/key", "ssh_user": "ada"}
     line = SshTarget.from_data("box", data).by_hand()
     assert line == "ssh -p 2222 -i '/a b/key' -o IdentitiesOnly=yes ada@192.0.2.7"
     assert SshTarget.from_data("box", {}).by_hand() == "ssh box"
 
 
-def test_a_shell_is_root_s_and_has_a_terminal_where_there_is_one() -> None:
+def test_shell_is_roots_and_has_a_terminal_if_there_is_one() -> None:
     target = SshTarget("b-1", "192.0.2.1", user="deploy", port=2222)
     assert target.shell_argv(is_terminal=True)[:4] == ["ssh", "-t", "-p", "2222"]
     piped = target.shell_argv(is_terminal=False)

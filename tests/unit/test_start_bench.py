@@ -29,7 +29,7 @@ def test_ratios_are_of_medians() -> None:
     assert found["seconds"] == SECONDS
 
 
-def test_what_was_not_measured_is_null_with_the_reason() -> None:
+def test_unmeasured_values_are_null_with_a_reason() -> None:
     found = summary({**SECONDS, "pool": [], "cold": []}, FRAMES)
     assert found["pool_start_to_bare_resume"] is None
     assert found["pool_start_seconds"] is None
@@ -44,5 +44,5 @@ def test_what_was_not_measured_is_null_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"), [([], None), ([1.0], 1.0), ([float(n) for n in range(101)], 95.0)]
 )
-def test_the_95th_percentile(values: list[float], expected: float | None) -> None:
+def test_percentile_95_of_values(values: list[float], expected: float | None) -> None:
     assert percentile_95(values) == expected

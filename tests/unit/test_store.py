@@ -72,7 +72,7 @@ def test_store_that_does_not_exist_is_empty(store: ImageStore) -> None:
     assert not store.root.exists()
 
 
-def test_added_image_is_whole_and_incoming_is_empty(store: ImageStore) -> None:
+def test_added_image_is_complete_and_incoming_is_empty(store: ImageStore) -> None:
     record = add(store, "a")
     assert store.record(record.digest) == record
     assert (store.path(record.digest) / ROOTFS).read_bytes() == contents("a")[ROOTFS]
@@ -89,7 +89,7 @@ def test_builder_holds_its_image_until_it_leaves_the_block(store: ImageStore) ->
     assert not store.in_use(digest)
 
 
-def test_incoming_folder_goes_when_the_build_fails(store: ImageStore) -> None:
+def test_failed_build_removes_its_incoming_folder(store: ImageStore) -> None:
     def build() -> None:
         with store.new_incoming() as incoming:
             (incoming / "part").mkdir()
@@ -102,7 +102,7 @@ def test_incoming_folder_goes_when_the_build_fails(store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "misnamed"])
-def test_unfinished_image_is_not_added(store: ImageStore, damage: str) -> None:
+def test_incomplete_image_is_not_added(store: ImageStore, damage: str) -> None:
     record = record_of("a")
     with store.new_incoming() as incoming:
         for name, data in contents("a").items():
@@ -196,7 +196,7 @@ def test_promotion_moves_the_link_and_is_recorded(store: ImageStore) -> None:
     assert (store.root / "promotions/000001").readlink() == Path(f"../images/{a}")
 
 
-def test_promotion_says_what_changed(store: ImageStore) -> None:
+def test_promotion_returns_the_previous_image(store: ImageStore) -> None:
     (a,) = promoted(store, "a")
     change = store.promote(add(store, "b", verified=True).digest)
     assert (change.number, change.was, change.changed) == (2, a, True)
@@ -267,7 +267,7 @@ def test_unknown_image_is_not_promoted(store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize("foreign", ["file", "link"])
-def test_golden_file_of_someone_else_is_left_alone(store: ImageStore, foreign: str) -> None:
+def test_foreign_golden_file_is_not_replaced(store: ImageStore, foreign: str) -> None:
     digest = add(store, "a", verified=True).digest
     if foreign == "file":
         store.golden_link.write_bytes(b"precious")
@@ -330,7 +330,7 @@ def test_rollback_to_a_damaged_image_is_refused(store: ImageStore, damage: str) 
     assert golden(store) == c
 
 
-def test_promotions_that_the_link_does_not_reach_do_not_count(store: ImageStore) -> None:
+def test_promotions_not_reached_by_the_link_are_ignored(store: ImageStore) -> None:
     a, _ = promoted(store, "a", "b")
     killed = store.promotions.add(add(store, "c", verified=True).digest, previous=2)
     store.rollback()
@@ -348,7 +348,7 @@ def test_promotions_that_the_link_does_not_reach_do_not_count(store: ImageStore)
     assert not (store.root / f".{GOLDEN_LINK}.new").exists()
 
 
-def test_promotion_killed_between_its_two_halves_does_not_block_the_next(
+def test_interrupted_promotion_does_not_block_the_next(
     store: ImageStore,
 ) -> None:
     _, b = promoted(store, "a", "b")
@@ -372,14 +372,14 @@ def test_list_is_newest_first_with_the_state_of_each(store: ImageStore) -> None:
     assert json.dumps([each.model_dump(mode="json") for each in listed])
 
 
-def test_list_says_what_is_in_use(store: ImageStore) -> None:
+def test_list_shows_images_in_use(store: ImageStore) -> None:
     a, b = add(store, "a").digest, add(store, "b").digest
     with store.hold(a):
         assert {each.digest: each.in_use for each in store.images()} == {a: True, b: False}
     assert not any(each.in_use for each in store.images())
 
 
-def test_names_of_an_image(store: ImageStore) -> None:
+def test_image_is_found_by_alias_digest_or_prefix(store: ImageStore) -> None:
     a, b = promoted(store, "a", "b")
     latest = add(store, "c", age_minutes=-1).digest
     names = {
@@ -396,14 +396,14 @@ def test_names_of_an_image(store: ImageStore) -> None:
 @pytest.mark.parametrize(
     "name", ["golden", "previous", "latest", "0" * 64, "abcdef", "abc", "../x"]
 )
-def test_name_of_nothing(store: ImageStore, name: str) -> None:
+def test_unknown_name_in_an_empty_store_is_refused(store: ImageStore, name: str) -> None:
     with pytest.raises(ImageError, match=r"^(there is )?no ") as caught:
         store.resolve(name)
     assert "golden." in (caught.value.hint or "")
     assert "golden.list" not in (caught.value.hint or ""), "it would show nothing"
 
 
-def test_unknown_name_is_answered_with_the_known_ones(store: ImageStore) -> None:
+def test_unknown_name_is_refused_with_known_images(store: ImageStore) -> None:
     a, b = promoted(store, "a", "b")
     for name in (a[:5], f"{a[:6]}zz"):
         with pytest.raises(ImageError) as caught:
@@ -412,7 +412,7 @@ def test_unknown_name_is_answered_with_the_known_ones(store: ImageStore) -> None
         assert b[:12] in (caught.value.hint or "")
 
 
-def test_ambiguous_name_is_answered_with_the_candidates(store: ImageStore) -> None:
+def test_ambiguous_name_is_refused_with_the_candidates(store: ImageStore) -> None:
     for end in "01":
         store.path(f"abcdef{end}".ljust(64, end)).mkdir(parents=True)
     with pytest.raises(
@@ -422,7 +422,7 @@ def test_ambiguous_name_is_answered_with_the_candidates(store: ImageStore) -> No
     assert store.resolve("abcdef1") == f"abcdef{'1' * 58}"
 
 
-def test_prune_keeps_what_is_needed(store: ImageStore) -> None:
+def test_prune_keeps_needed_images(store: ImageStore) -> None:
     old, previous, current = promoted(store, "a", "b", "c")
     ages = {f"n{age}": add(store, f"n{age}", age_minutes=age).digest for age in range(1, 5)}
     with store.hold(ages["n4"]):
@@ -445,14 +445,14 @@ def test_prune_keeps_what_is_needed(store: ImageStore) -> None:
     assert store.digests() == sorted([previous, current])
 
 
-def test_prune_frees_nothing_for_a_file_that_has_another_name(store: ImageStore) -> None:
+def test_prune_does_not_count_hard_linked_files_as_freed(store: ImageStore) -> None:
     digest = add(store, "a").digest
     before = store.prune(keep=0, dry_run=True).freed_bytes
     os.link(store.path(digest) / ROOTFS, store.root / "cached")
     assert store.prune(keep=0).freed_bytes < before
 
 
-def test_prune_clears_what_dead_builds_and_prunes_left(store: ImageStore) -> None:
+def test_prune_removes_leftovers_of_dead_builds_and_prunes(store: ImageStore) -> None:
     for name in ("dead", ".trash-half"):
         (store.root / INCOMING / name).mkdir(parents=True)
         (store.root / INCOMING / name / ROOTFS).write_bytes(b"x" * 5000)
@@ -464,7 +464,7 @@ def test_prune_clears_what_dead_builds_and_prunes_left(store: ImageStore) -> Non
         assert [path.name for path in (store.root / INCOMING).iterdir()] == [alive.name]
 
 
-def test_old_image_whose_promotion_is_far_back_can_go_and_history_stays(store: ImageStore) -> None:
+def test_pruned_image_keeps_its_promotion_history(store: ImageStore) -> None:
     a, b, c = promoted(store, "a", "b", "c")
     assert store.prune(keep=0).removed == [a]
     assert store.rollback().digest == b
@@ -484,14 +484,14 @@ def test_hold_ends_when_it_is_closed(store: ImageStore) -> None:
     assert not store.in_use(digest)
 
 
-def test_image_that_is_gone_cannot_be_held(store: ImageStore) -> None:
+def test_missing_image_cannot_be_held(store: ImageStore) -> None:
     with pytest.raises(ImageError, match="no image"):
         store.hold("0" * 64)
     assert not store.in_use("0" * 64)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "replaced"])
-def test_hold_notices_a_prune_that_was_faster(
+def test_hold_fails_if_a_prune_removed_the_image_first(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     digest = add(store, "a").digest
@@ -509,7 +509,7 @@ def test_hold_notices_a_prune_that_was_faster(
         store.hold(digest)
 
 
-def test_lock_file_lies_in_every_image(store: ImageStore) -> None:
+def test_every_image_has_a_lock_file(store: ImageStore) -> None:
     digest = add(store, "a").digest
     assert (store.path(digest) / IN_USE).stat().st_mode & 0o444 == 0o444
 
@@ -519,7 +519,9 @@ def test_lock_file_lies_in_every_image(store: ImageStore) -> None:
     [lambda store: store.promote("0" * 64), ImageStore.rollback, ImageStore.prune],
     ids=["promote", "rollback", "prune"],
 )
-def test_refusal_names_the_holder(store: ImageStore, verb: Callable[[ImageStore], object]) -> None:
+def test_busy_store_error_names_the_holder(
+    store: ImageStore, verb: Callable[[ImageStore], object]
+) -> None:
     with store_lock(store.root, "promote 012345"):
         said = (store.root / ".lock").read_text().strip()
         with pytest.raises(ImageError, match="busy: promote 012345 by ") as caught:
@@ -530,13 +532,13 @@ def test_refusal_names_the_holder(store: ImageStore, verb: Callable[[ImageStore]
     assert (store.root / ".lock").read_text() == ""
 
 
-def test_text_of_a_killed_holder_locks_nothing(store: ImageStore) -> None:
+def test_lock_text_of_a_killed_holder_does_not_lock(store: ImageStore) -> None:
     store.root.mkdir()
     (store.root / ".lock").write_text("promote by root@gone, pid 999999999, since ever\n")
     store.prune()
 
 
-def test_refusal_waits_for_the_holder_to_sign_rather_than_blame_a_dead_one(
+def test_busy_store_error_never_names_a_dead_holder(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.root.mkdir()
@@ -550,7 +552,7 @@ def test_refusal_waits_for_the_holder_to_sign_rather_than_blame_a_dead_one(
             store.prune()
 
 
-def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_unwritable_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageError, match="cannot lock"):
         ImageStore(tmp_path / "file").prune()
@@ -558,7 +560,7 @@ def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c", "rollback", "prune"]), max_size=12))
-def test_golden_is_the_top_of_a_stack(steps: list[str]) -> None:
+def test_golden_follows_any_promotions_and_rollbacks(steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = ImageStore(Path(folder))
         digests = {seed: add(store, seed, verified=True).digest for seed in "abc"}
@@ -579,7 +581,7 @@ def test_golden_is_the_top_of_a_stack(steps: list[str]) -> None:
             assert not stack or golden(store) == stack[-1]
 
 
-def test_every_name_stands_for_what_is_on_the_disk(
+def test_files_are_synced_before_their_names(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with watched_disk(monkeypatch, spared=frozenset(BOOT_FILES)) as adding:
@@ -596,7 +598,7 @@ def test_every_name_stands_for_what_is_on_the_disk(
     assert (promoting.faults(), promoting.renames) == ([], 6)
 
 
-def test_a_record_is_replaced_durably(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_is_replaced_durably(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     record = add(store, "a")
     verified = record.model_copy(update={"verification": verification()})
     with watched_disk(monkeypatch) as work:

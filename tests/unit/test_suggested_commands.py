@@ -53,7 +53,7 @@ NAMED = re.compile(r"\./inv ([a-z]+(?:\.[a-z]+)?)(?![\w.]*\w)")
         ("no command", "no command"),
     ],
 )
-def test_a_command_gets_the_options_that_it_takes(said: str, wanted: str) -> None:
+def test_command_gets_the_options_it_accepts(said: str, wanted: str) -> None:
     assert with_options(said, TAKES, CHOSEN) == wanted
     assert with_options(wanted, TAKES, CHOSEN) == wanted
 
@@ -67,7 +67,7 @@ def test_without_options_nothing_is_added() -> None:
     assert with_options("./inv unlock", TAKES, {}) == "./inv unlock"
 
 
-def test_every_command_that_a_message_names_exists() -> None:
+def test_every_command_in_a_message_exists() -> None:
     files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("verbs/*.py"), ROOT / "tasks.py"]
     named = {verb for file in files for verb in NAMED.findall(file.read_text())}
     assert "unlock" in named
@@ -93,7 +93,7 @@ def said_by(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     return SimpleNamespace(**capsys.readouterr()._asdict())
 
 
-def test_answers_and_errors_repeat_what_the_verb_was_given(
+def test_commands_in_messages_repeat_the_given_options(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--inventory", "p.py", "--host", "b-1"]
@@ -104,6 +104,6 @@ def test_answers_and_errors_repeat_what_the_verb_was_given(
     assert json.loads(said.out)["hint"] == same
 
 
-def test_what_was_not_given_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_an_earlier_verb_are_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     said_by(capsys, "deploy", "--inventory", "p.py")
     assert said_by(capsys, "unlock").out == "then ./inv unlock\n"

@@ -90,7 +90,7 @@ def site(tmp_path: Path) -> Site:
 
 
 class TestStart:
-    def test_the_unit_finds_its_order_in_the_current_folder(self, site: Site) -> None:
+    def test_start_writes_the_launch_file_in_the_current_folder(self, site: Site) -> None:
         site.start()
         assert site.units.asked == [f"start {UNIT}"]
         current = site.root / "2" / "current"
@@ -103,47 +103,47 @@ class TestStart:
             2048,
         )
 
-    def test_a_start_goes_on_after_one_that_was_killed_half_way(self, site: Site) -> None:
+    def test_start_completes_an_interrupted_start(self, site: Site) -> None:
         site.start()
         (site.root / "2" / "current").rename(site.root / "2" / ".current")
         site.units.states.pop(UNIT, None)
         site.start()
         assert site.left() == ["2", "2/current", "2/one", "2/one/launch.json", "3"]
 
-    def test_its_user_gets_in_and_may_write_and_nobody_else(self, site: Site) -> None:
+    def test_vm_folder_is_accessible_to_its_user_only(self, site: Site) -> None:
         site.start()
         folder = site.root / "2" / "one"
         assert folder.stat().st_mode & 0o777 == 0o770
         assert (folder / "launch.json").stat().st_mode & 0o777 == 0o644
 
-    def test_one_that_runs_is_not_started_again(self, site: Site) -> None:
+    def test_running_vm_is_not_started_again(self, site: Site) -> None:
         site.start()
         (site.root / "2" / "one" / "launch.json").unlink()
         site.start()
         assert site.units.asked == [f"start {UNIT}"]
         assert "2/one/launch.json" not in site.left()
 
-    def test_one_that_is_being_started_is_waited_for(self, site: Site) -> None:
+    def test_starting_vm_is_awaited(self, site: Site) -> None:
         site.start()
         site.units.states[UNIT] = UnitActivity("activating")
         site.start()
         assert site.units.asked == [f"start {UNIT}"] * 2
 
     @pytest.mark.parametrize("active", ["active", "activating", "deactivating"])
-    def test_anothers_slot_is_left_to_it(self, site: Site, active: str) -> None:
+    def test_slot_of_another_vm_is_refused(self, site: Site, active: str) -> None:
         site.start()
         site.units.states[UNIT] = UnitActivity(active)
         with pytest.raises(VmError, match="slot 2 runs another VM, one"):
             site.start("two")
         assert site.left() == ["2", "2/current", "2/one", "2/one/launch.json", "3"]
 
-    def test_after_another_has_ended_the_slot_names_the_new_one(self, site: Site) -> None:
+    def test_slot_of_an_ended_vm_is_reused(self, site: Site) -> None:
         site.start()
         site.stop()
         site.start("two")
         assert site.poll() == SlotState(2, "active", "two", 7)
 
-    def test_a_failure_is_told_in_systemds_words_and_qemus_last(self, site: Site) -> None:
+    def test_failed_start_shows_unit_result_and_qemu_log(self, site: Site) -> None:
         site.units.ends = [("failed", UnitActivity("failed", detail="exit-code 1"))]
         folder = site.root / "2" / "one"
         folder.mkdir()
@@ -153,56 +153,56 @@ class TestStart:
         last = "\n".join(f"line {n}" for n in range(8995, 9000))
         assert failure.value.message == f"{UNIT} did not start: exit-code 1: {last}"
 
-    def test_a_failure_without_words(self, site: Site) -> None:
+    def test_failed_start_without_a_log(self, site: Site) -> None:
         site.units.ends = [("timeout", UnitActivity("failed"))]
         with pytest.raises(VmError, match=r"did not start: timeout$"):
             site.start()
 
-    def test_a_slot_without_its_network(self, site: Site) -> None:
+    def test_start_without_the_slot_network_is_refused(self, site: Site) -> None:
         site.units.ends = [("dependency", UnitActivity("inactive"))]
         with pytest.raises(VmError, match="the network of its slot is missing") as failure:
             site.start()
         assert failure.value.hint == "journalctl -u microvm-slot@2.service"
 
-    def test_a_slot_that_the_host_does_not_have(self, site: Site) -> None:
+    def test_start_in_an_unknown_slot_is_refused(self, site: Site) -> None:
         with pytest.raises(VmError, match="/9/one: No such file or directory"):
             site.start(slot=9)
         assert site.units.asked == []
 
 
 class TestStop:
-    def test_what_runs_ends(self, site: Site) -> None:
+    def test_stop_ends_a_running_vm(self, site: Site) -> None:
         site.start()
         site.stop()
         assert site.poll() == SlotState(2, "inactive", "one", detail="exit-code 0")
 
-    def test_what_does_not_run_is_not_asked_to(self, site: Site) -> None:
+    def test_stop_of_an_inactive_vm_does_nothing(self, site: Site) -> None:
         site.stop()
         assert site.units.asked == []
 
     @pytest.mark.parametrize("ran", [True, False])
-    def test_what_failed_is_forgotten(self, site: Site, ran: bool) -> None:
+    def test_stop_resets_a_failed_unit(self, site: Site, ran: bool) -> None:
         site.units.states[UNIT] = UnitActivity("active" if ran else "failed")
         site.units.ends = [("done", UnitActivity("failed", detail="timeout"))]
         site.stop()
         assert site.units.asked == [f"stop {UNIT}"] * ran + [f"reset {UNIT}"]
 
-    def test_what_does_not_end_is_said(self, site: Site) -> None:
+    def test_unit_that_does_not_stop_is_reported(self, site: Site) -> None:
         site.start()
         site.units.ends = [("canceled", UnitActivity("active", 7))]
         with pytest.raises(VmError, match=f"{UNIT} did not stop: it is active"):
             site.stop()
 
 
-class TestLook:
+class TestPoll:
     @pytest.mark.parametrize(
         ("active", "activity"), [("reloading", "active"), ("failed", "failed")]
     )
-    def test_systemds_words_become_ours(self, site: Site, active: str, activity: str) -> None:
+    def test_unit_states_are_mapped(self, site: Site, active: str, activity: str) -> None:
         site.units.states[UNIT] = UnitActivity(active, detail="signal 9")
         assert site.poll() == SlotState(2, activity, None, detail="signal 9")  # type: ignore[arg-type]
 
-    def test_slots_are_those_with_a_unit_or_a_vm(self, site: Site) -> None:
+    def test_slots_have_a_unit_or_a_vm(self, site: Site) -> None:
         site.start()
         site.stop()
         site.units.states["microvm@9.service"] = UnitActivity("failed", detail="oom-kill")
@@ -211,19 +211,19 @@ class TestLook:
             9: SlotState(9, "failed", None, detail="oom-kill"),
         }
 
-    def test_folders_are_those_of_vms(self, site: Site) -> None:
+    def test_folders_lists_vm_folders_only(self, site: Site) -> None:
         site.start()
         (site.root / "3" / "stray").touch()
         (site.root / "lost+found").mkdir()
         assert asyncio.run(site.hypervisor.folders()) == {(2, "one")}
 
-    def test_a_host_without_any_slot(self, tmp_path: Path) -> None:
+    def test_host_without_slots_has_no_folders(self, tmp_path: Path) -> None:
         settings = ControllerSettings(vm_root=tmp_path / "none")
         hypervisor = SystemdHypervisor(settings, Units())
         assert asyncio.run(hypervisor.folders()) == set()
         assert asyncio.run(hypervisor.slots()) == {}
 
-    def test_files_that_it_names(self, site: Site) -> None:
+    def test_console_and_qemu_log_paths(self, site: Site) -> None:
         assert site.hypervisor.console(2, "one") == site.root / "2" / "one" / "serial.log"
         assert site.hypervisor.qemu_log(2, "one") == site.root / "2" / "one" / "qemu.log"
 
@@ -237,30 +237,30 @@ class TestDiscard:
         site.stop()
         return site
 
-    def test_nothing_of_it_stays(self, ended: Site) -> None:
+    def test_discard_removes_all_files(self, ended: Site) -> None:
         ended.discard()
         ended.discard()
         assert ended.left() == ["2", "3"]
 
-    def test_its_logs_stay_if_they_are_to(self, ended: Site) -> None:
+    def test_discard_can_keep_logs(self, ended: Site) -> None:
         ended.discard(keep_logs=True)
         ended.discard(keep_logs=True)
         assert ended.left() == ["2", "2/one", "2/one/qemu.log", "2/one/serial.log", "3"]
         ended.discard()
         assert ended.left() == ["2", "3"]
 
-    def test_the_slot_goes_on_naming_its_present_vm(self, ended: Site) -> None:
+    def test_discard_keeps_the_link_of_the_current_vm(self, ended: Site) -> None:
         ended.start("two")
         ended.discard()
         assert ended.left() == ["2", "2/current", "2/two", "2/two/launch.json", "3"]
 
-    def test_one_that_runs_keeps_all(self, site: Site) -> None:
+    def test_discard_of_a_running_vm_is_refused(self, site: Site) -> None:
         site.start()
         with pytest.raises(VmError, match="VM one still runs"):
             site.discard()
         assert "2/current" in site.left()
 
-    def test_what_cannot_be_removed_is_said(
+    def test_files_that_cannot_be_removed_are_reported(
         self, ended: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         unlink = os.unlink
@@ -274,11 +274,11 @@ class TestDiscard:
         with pytest.raises(FilesLeft, match=r"of VM one could not be removed: .*not permitted"):
             ended.discard()
 
-    def test_logs_that_stay_are_shut_to_the_slots_next_vm(self, ended: Site) -> None:
+    def test_kept_logs_are_inaccessible_to_the_next_vm(self, ended: Site) -> None:
         ended.discard(keep_logs=True)
         assert (ended.root / "2" / "one").stat().st_mode & 0o777 == 0o700
 
-    def test_of_the_logs_only_regular_files_stay(self, ended: Site) -> None:
+    def test_only_regular_log_files_are_kept(self, ended: Site) -> None:
         log = ended.root / "2" / "one" / "serial.log"
         log.unlink()
         log.symlink_to("/etc/passwd")
@@ -299,15 +299,15 @@ class TestDiscard:
         (("success", 0, 0), ""),
     ],
 )
-def test_an_end_in_words(end: tuple[str, int, int], words: str) -> None:
+def test_end_of_a_unit_in_words(end: tuple[str, int, int], words: str) -> None:
     assert end_in_words(*end) == words
 
 
-def test_where_d_bus_has_a_unit() -> None:
+def test_unit_path_on_d_bus() -> None:
     assert unit_path(UNIT) == "/org/freedesktop/systemd1/unit/microvm_402_2eservice"
 
 
-def test_a_host_whose_d_bus_is_not_there(tmp_path: Path) -> None:
+def test_missing_d_bus_is_reported(tmp_path: Path) -> None:
     async def ask() -> None:
         await SystemdBus(f"unix:path={tmp_path}/none").state(UNIT)
 

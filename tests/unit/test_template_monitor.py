@@ -72,14 +72,12 @@ POLLED = ["query-migrate", "query-migrate"]
         ),
     ],
 )
-def test_commands(do: Any, told: list[object], monitor: Monitor) -> None:
+def test_monitor_commands_of_each_operation(do: Any, told: list[object], monitor: Monitor) -> None:
     asyncio.run(do())
     assert monitor.told == [WHERE, *told]
 
 
-def test_a_vm_stands_still_before_it_is_saved_and_ends_after(
-    monitor: Monitor, tmp_path: Path
-) -> None:
+def test_vm_is_paused_saved_and_ended(monitor: Monitor, tmp_path: Path) -> None:
     monitor.stream = os.urandom(3 << 20)
     state = tmp_path / "state"
     asyncio.run(template.save(WHERE, state))
@@ -97,7 +95,7 @@ def test_a_vm_stands_still_before_it_is_saved_and_ends_after(
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
-def test_a_state_that_does_not_get_there(status: str, monitor: Monitor, tmp_path: Path) -> None:
+def test_failed_migration_is_reported(status: str, monitor: Monitor, tmp_path: Path) -> None:
     monitor.statuses = ["active", status]
     work: list[Coroutine[Any, Any, None]] = [
         template.load(WHERE, 7),
@@ -171,27 +169,25 @@ class TestSettle:
         assert set(slept) == {template.SETTLE_SPAN_SECONDS}
         return len(slept)
 
-    def test_one_at_rest_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settle_ends_at_once_for_an_idle_vm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.spans(monkeypatch, 0.0) == 1
 
-    def test_until_it_is_at_rest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settle_waits_until_the_vm_is_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.spans(monkeypatch, 1.0, 0.5, 0.1) == 3
         assert self.spans(monkeypatch, template.IDLE_SHARE, 0.1) == 2
 
-    def test_one_that_is_never_at_rest_is_saved_all_the_same(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_settle_ends_after_its_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         most = round(template.SETTLE_SECONDS / template.SETTLE_SPAN_SECONDS)
         assert self.spans(monkeypatch, *[1.0] * most) == most
 
-    def test_one_that_ends_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settle_fails_if_the_vm_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(time, "sleep", lambda _: None)
         left = samples(0.0)
         with pytest.raises(VmError, match="ended before it was saved"):
             template.settle(lambda: left.pop(0), lambda: False)
 
 
-def test_a_copy_has_the_holes_of_its_source(tmp_path: Path) -> None:
+def test_copy_keeps_the_holes_of_its_source(tmp_path: Path) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
     with source.open("wb") as file:
         file.seek(1 << 20)

@@ -46,7 +46,7 @@ def report(origin: Origin, **words: Any) -> TemplatesReport:
     return TemplatesReport(IMAGE_DIGEST, WANTED, origin, (RECORD,), disk_bytes={OLD: 7}, **words)
 
 
-def test_an_older_images_template_serves_while_the_next_one_is_made(host: ApiHost) -> None:
+def test_older_template_serves_while_the_next_is_made(host: ApiHost) -> None:
     found = told(host, report(Origin("a" * 64, OLD), step="saving memory"))
     assert found == {
         "enabled": True,
@@ -78,7 +78,7 @@ def test_an_older_images_template_serves_while_the_next_one_is_made(host: ApiHos
     assert "of it 30.5 s to boot" in _details(found["templates"][0])
 
 
-def test_one_that_could_not_be_made_is_told_with_its_reason(host: ApiHost) -> None:
+def test_failed_template_is_shown_with_its_reason(host: ApiHost) -> None:
     origin = Origin(IMAGE_DIGEST, because="its template could not be made: no")
     found = told(host, report(origin, failure="no"))
     assert (found["serving"], found["templates"][0]["serves"]) == (None, False)
@@ -89,20 +89,20 @@ def test_one_that_could_not_be_made_is_told_with_its_reason(host: ApiHost) -> No
     ]
 
 
-def test_where_templates_are_off_none_serves(host: ApiHost) -> None:
+def test_no_template_serves_if_templates_are_off(host: ApiHost) -> None:
     found = told(host, report(Origin(IMAGE_DIGEST, OLD)), templates=False)
     assert (found["enabled"], found["serving"]) == (False, None)
     assert found["bootsBecause"] == "templates are off on this host"
     assert not found["templates"][0]["serves"]
 
 
-def test_a_first_one_that_is_being_made(host: ApiHost) -> None:
+def test_first_template_in_progress_is_shown(host: ApiHost) -> None:
     being_made = replace(report(Origin(IMAGE_DIGEST, because=BEING_MADE), step="x"), records=())
     found = told(host, being_made)
     assert (found["bootsBecause"], found["templates"]) == (BEING_MADE, [])
 
 
-def test_a_host_without_a_golden_image_says_so(host: ApiHost) -> None:
+def test_host_without_a_golden_image_is_shown(host: ApiHost) -> None:
     async def none() -> TemplatesReport:
         raise ImageError("no golden image: the link is missing")
 
@@ -112,11 +112,11 @@ def test_a_host_without_a_golden_image_says_so(host: ApiHost) -> None:
     assert found["bootsBecause"] == "no golden image: the link is missing"
 
 
-def test_the_example_is_an_answer() -> None:
+def test_example_matches_its_model() -> None:
     assert TemplatesAnswer.model_validate(EXAMPLE).model_dump(mode="json", by_alias=True) == EXAMPLE
 
 
-def test_the_pool_is_told_with_the_reason_why_it_is_not_full(host: ApiHost) -> None:
+def test_pool_shows_why_it_is_not_full(host: ApiHost) -> None:
     host.hypervisor.report = report(Origin("a" * 64, OLD))
     answers: list[Any] = []
 
@@ -142,7 +142,7 @@ def test_the_pool_is_told_with_the_reason_why_it_is_not_full(host: ApiHost) -> N
 
 
 @pytest.mark.parametrize("templates", [True, False])
-def test_the_pool_of_a_host_whose_vms_boot(host: ApiHost, templates: bool) -> None:
+def test_pool_without_a_template_shows_the_reason(host: ApiHost, templates: bool) -> None:
     host.hypervisor.report = report(Origin(IMAGE_DIGEST, because="it is so"))
     answers: list[Any] = []
 

@@ -41,7 +41,7 @@ async def key(asked: Served, made: dict[str, Any]) -> dict[str, Any]:
     return redeemed
 
 
-def test_a_page_s_ticket_becomes_a_key_once(host: ApiHost) -> None:
+def test_page_ticket_is_redeemed_once(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         made = await ticket(asked, session)
@@ -59,14 +59,14 @@ def test_a_page_s_ticket_becomes_a_key_once(host: ApiHost) -> None:
 
 
 @pytest.mark.parametrize("body", [{"ticket": NEVER}, {"ticket": "x"}])
-def test_an_unknown_ticket_is_none(host: ApiHost, body: dict[str, str]) -> None:
+def test_unknown_ticket_is_refused(host: ApiHost, body: dict[str, str]) -> None:
     async def scenario(asked: Served) -> None:
         problem(await asked.client.post("/api/auth/redeem", json=body), 401, "not-authenticated")
 
     host.run(scenario)
 
 
-def test_tickets_of_another_purpose_or_too_late_are_none(host: ApiHost) -> None:
+def test_tickets_of_another_purpose_or_expired_are_refused(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         viewer = await ticket(asked, session, purpose="viewer")
@@ -86,7 +86,7 @@ def test_tickets_of_another_purpose_or_too_late_are_none(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_key_is_for_its_session_and_nothing_else(host: ApiHost) -> None:
+def test_page_key_permits_only_its_session(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session, other = await asked.start(), await asked.start()
         redeemed = await key(asked, await ticket(asked, session))
@@ -122,7 +122,7 @@ def test_a_key_is_for_its_session_and_nothing_else(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_spectator_s_key_lets_look_only(host: ApiHost) -> None:
+def test_spectator_key_is_read_only(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         made = await ticket(asked, session, viewOnly=True)
@@ -151,7 +151,7 @@ def test_a_spectator_s_key_lets_look_only(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_spectator_is_told_what_the_screen_tells_and_uses_up_nothing(host: ApiHost) -> None:
+def test_spectator_gets_no_internals_and_uses_no_rate_limit(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         redeemed = await key(asked, await ticket(asked, session, viewOnly=True))
@@ -173,7 +173,7 @@ def test_a_spectator_is_told_what_the_screen_tells_and_uses_up_nothing(host: Api
     host.run(scenario, rate=RateLimits(requests_per_second=0.01, burst=9))
 
 
-def test_a_page_s_key_ends_when_the_browser_that_made_its_link_signs_out(host: ApiHost) -> None:
+def test_page_key_ends_when_its_browser_signs_out(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         own = session["links"]["self"]
@@ -188,7 +188,7 @@ def test_a_page_s_key_ends_when_the_browser_that_made_its_link_signs_out(host: A
     host.run(scenario)
 
 
-def test_no_key_signs_a_browser_in(host: ApiHost) -> None:
+def test_page_key_cannot_sign_a_browser_in(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         redeemed = await key(asked, await ticket(asked, await asked.start()))
         answer = await asked.client.post("/login", data={"token": redeemed["key"]})
@@ -198,7 +198,7 @@ def test_no_key_signs_a_browser_in(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_cookie_is_no_key_and_a_key_no_cookie(host: ApiHost) -> None:
+def test_cookies_and_page_keys_are_not_interchangeable(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         signed_in = await browser(asked, "user")
         answer = await asked.client.get(
@@ -212,7 +212,7 @@ def test_a_cookie_is_no_key_and_a_key_no_cookie(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_what_a_revoked_token_made_lets_nobody_in(host: ApiHost) -> None:
+def test_tickets_and_keys_end_with_their_revoked_token(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         unused = await ticket(asked, session, "operator")
@@ -228,7 +228,7 @@ def test_what_a_revoked_token_made_lets_nobody_in(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_an_operator_s_ticket_is_for_the_session_of_another(host: ApiHost) -> None:
+def test_operator_ticket_works_for_sessions_of_others(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         redeemed = await key(asked, await ticket(asked, session, "operator"))
@@ -242,7 +242,7 @@ def test_an_operator_s_ticket_is_for_the_session_of_another(host: ApiHost) -> No
     host.run(scenario)
 
 
-def test_there_are_no_tickets_for_what_is_over(host: ApiHost) -> None:
+def test_ended_session_gives_no_tickets(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         made = await ticket(asked, session)
@@ -258,7 +258,7 @@ def test_there_are_no_tickets_for_what_is_over(host: ApiHost) -> None:
 @pytest.mark.parametrize(
     "body", [{"purpose": "sign-in"}, {"expiresInSeconds": 0}, {"expiresInSeconds": 1e9}, {"x": 1}]
 )
-def test_strange_requests_are_refused(host: ApiHost, body: dict[str, Any]) -> None:
+def test_malformed_ticket_requests_are_refused(host: ApiHost, body: dict[str, Any]) -> None:
     async def scenario(asked: Served) -> None:
         session = await asked.start()
         path = f"{session['links']['self']}/tickets"
@@ -267,7 +267,7 @@ def test_strange_requests_are_refused(host: ApiHost, body: dict[str, Any]) -> No
     host.run(scenario)
 
 
-def test_only_hashes_are_stored(host: ApiHost) -> None:
+def test_only_hashes_of_secrets_are_stored(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         signed_in = await browser(asked, "user")
         made = await ticket(asked, await asked.start())

@@ -38,15 +38,15 @@ def found(**secrets: str) -> dict[str, str]:
 
 
 class TestPlan:
-    def test_a_pair_that_fits_is_taken(self, tls: Tls) -> None:
+    def test_matching_certificate_and_key_are_accepted(self, tls: Tls) -> None:
         assert found(**{name.replace("-", "_"): text for name, text in tls.secrets.items()}) == {}
 
-    def test_one_without_the_other_is_refused(self, tls: Tls) -> None:
+    def test_certificate_without_key_is_refused_and_vice_versa(self, tls: Tls) -> None:
         words = "tls-certificate and tls-key must both be given, or neither"
         for name, text in tls.secrets.items():
             assert found(**{name.replace("-", "_"): text}) == {"secrets.tls-certificate": words}
 
-    def test_a_key_of_another_certificate_is_refused(self, tls: Tls, tmp_path: Path) -> None:
+    def test_key_of_another_certificate_is_refused(self, tls: Tls, tmp_path: Path) -> None:
         other = make_tls(tmp_path)
         (wrong,) = found(
             tls_certificate=tls.certificate.read_text(), tls_key=other.key.read_text()
@@ -54,7 +54,7 @@ class TestPlan:
         assert wrong[0] == "secrets.tls-certificate"
         assert "does not match tls-key" in wrong[1]
 
-    def test_what_is_no_pem_is_refused_and_not_quoted(self, tls: Tls) -> None:
+    def test_malformed_pem_is_refused_and_not_quoted(self, tls: Tls) -> None:
         key = tls.key.read_text()
         wrong = found(tls_certificate="hidden text", tls_key=key)
         assert "no certificate in PEM form" in wrong["secrets.tls-certificate"]
@@ -62,7 +62,7 @@ class TestPlan:
         assert "not a private key in PEM form" in wrong["secrets.tls-key"]
         assert "hidden" not in str(wrong)
 
-    def test_both_are_named_where_both_are_wrong(self) -> None:
+    def test_both_secrets_are_named_if_both_are_wrong(self) -> None:
         wrong = found(tls_certificate="no", tls_key="no")
         assert set(wrong) == {"secrets.tls-certificate", "secrets.tls-key"}
 
@@ -78,7 +78,7 @@ class TestPlan:
         ("begins", "ends", "words"),
         [(-2 * DAY, -DAY, "expired on"), (DAY, 2 * DAY, "is valid from")],
     )
-    def test_one_of_another_time_is_refused(
+    def test_expired_or_future_certificate_is_refused(
         self, tmp_path: Path, begins: timedelta, ends: timedelta, words: str
     ) -> None:
         old = make_tls(tmp_path, begins=begins, ends=ends)
@@ -87,7 +87,7 @@ class TestPlan:
 
 
 class TestStart:
-    def test_an_expired_one_does_not_keep_the_service_from_starting(self, tmp_path: Path) -> None:
+    def test_expired_certificate_does_not_prevent_the_start(self, tmp_path: Path) -> None:
         old = make_tls(tmp_path, begins=-2 * DAY, ends=-DAY)
         settings = ControllerSettings(
             tls_certificate=SecretStr(old.certificate.read_text()),
@@ -99,7 +99,7 @@ class TestStart:
         assert trouble_now(text, expiry_of(text) - DAY / 2) is None
         server_context(text, old.key.read_text())
 
-    def test_the_error_names_the_secret(
+    def test_start_error_names_the_secret(
         self, tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "tls-key").write_text(tls.key.read_text())
@@ -115,7 +115,7 @@ class TestGate:
     """The health gate asks a real server, whose certificate has another name."""
 
     @pytest.mark.parametrize("is_own", [True, False])
-    def test_the_certificate_must_be_the_deployed_one(
+    def test_gate_checks_that_the_certificate_is_the_deployed_one(
         self, tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_own: bool
     ) -> None:
         current = tmp_path / "current"

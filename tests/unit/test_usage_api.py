@@ -38,7 +38,7 @@ async def start(asked: Served, caller: str = "user") -> Any:
     return await asked.ask("POST", "/api/auth/start", caller, json=body)
 
 
-def test_ones_own(host: ApiHost) -> None:
+def test_users_see_their_own_usage(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await used(asked, "user", vm_seconds=HOUR, cpu_seconds=5.04, received_bytes=7)
         await used(asked, "user", 40, vm_seconds=10)
@@ -64,7 +64,7 @@ def test_ones_own(host: ApiHost) -> None:
     host.run(scenario, quotas=QUOTAS)
 
 
-def test_a_quotas_bar_says_when_it_counts_anew(host: ApiHost) -> None:
+def test_quota_bar_shows_when_it_resets(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await used(asked, "user", vm_seconds=HOUR)
         page = (await (await browser(asked, "operator")).ask("GET", "/admin/users")).text
@@ -75,7 +75,7 @@ def test_a_quotas_bar_says_when_it_counts_anew(host: ApiHost) -> None:
     host.run(scenario, quotas=QUOTAS)
 
 
-def test_everybodys_by_user_and_by_day(host: ApiHost) -> None:
+def test_operators_see_usage_by_user_and_day(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await used(asked, "user", vm_seconds=10)
         await used(asked, "other user", 1, vm_seconds=20, sent_bytes=5)
@@ -106,7 +106,7 @@ def test_everybodys_by_user_and_by_day(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_start_beyond_a_quota_says_which_and_until_when(host: ApiHost) -> None:
+def test_start_beyond_a_quota_is_refused_with_its_reset_time(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         await used(asked, "user", vm_seconds=2.25 * HOUR)
         answer = await start(asked)
@@ -125,7 +125,7 @@ def test_a_start_beyond_a_quota_says_which_and_until_when(host: ApiHost) -> None
     host.run(scenario, quotas=QUOTAS)
 
 
-def test_a_session_that_runs_goes_on_and_warns(host: ApiHost) -> None:
+def test_running_session_continues_with_a_quota_warning(host: ApiHost) -> None:
     async def warnings(asked: Served, path: str) -> Any:
         return (await asked.ask("GET", path)).json()["warnings"]
 
@@ -165,14 +165,14 @@ def test_a_session_that_runs_goes_on_and_warns(host: ApiHost) -> None:
         ),
     ],
 )
-def test_a_wrong_quota_is_refused_by_the_plan(given: Any, key: str, words: str) -> None:
+def test_invalid_quota_is_refused_by_the_plan(given: Any, key: str, words: str) -> None:
     document = {"config": {}, "given": {"quotas": given}, "secrets": {}}
     (found,) = problems(document)
     assert found["key"] == f"controller.{key}"
     assert words in found["message"]
 
 
-def test_sound_quotas_are_taken() -> None:
+def test_valid_quotas_are_accepted() -> None:
     quotas = {
         "vm_hours_per_day": 8,
         "by_role": {"admin": {"vm_hours_per_day": 0}},
@@ -181,7 +181,7 @@ def test_sound_quotas_are_taken() -> None:
     assert problems({"config": {}, "given": {"quotas": quotas}, "secrets": {}}) == []
 
 
-def test_an_admin_ends_anothers_token(host: ApiHost) -> None:
+def test_admin_can_revoke_tokens_of_others(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         token, plain = await asked.services.tokens.create(asked.users["user"], "laptop")
         path = f"/api/admin/tokens/{token.id}"
@@ -199,7 +199,7 @@ def test_an_admin_ends_anothers_token(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_browser_ends_sessions_and_tokens_from_our_own_pages_only(host: ApiHost) -> None:
+def test_ending_sessions_and_tokens_needs_csrf_token_and_origin(host: ApiHost) -> None:
     """Another site's page, and one that does not know the proof of this sign-in, are refused."""
 
     async def scenario(asked: Served) -> None:

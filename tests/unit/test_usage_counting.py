@@ -53,39 +53,39 @@ def ran(last: CounterReading, new: CounterReading, of: Vm, its: Session | None =
 
 
 class TestTime:
-    def test_of_a_vm_that_runs(self) -> None:
+    def test_running_time_of_a_vm_counts(self) -> None:
         assert ran(reading(10), reading(20), vm()) == 10
 
-    def test_before_its_start_and_after_the_sessions_end_nothing_counts(self) -> None:
+    def test_time_before_the_start_or_after_the_end_is_not_counted(self) -> None:
         assert ran(reading(0), reading(20), vm(started_at=later(15))) == 5
         assert ran(reading(0), reading(20), vm(started_at=None)) == 0
         over = session(ended_at=later(12))
         assert ran(reading(10), reading(20), vm(), over) == 2
         assert use_between(reading(20), reading(30), vm(), over) == {}
 
-    def test_while_it_is_paused_nothing_counts(self) -> None:
+    def test_paused_time_is_not_counted(self) -> None:
         assert ran(reading(10), reading(20), vm(paused_at=later(13))) == 3
         paused = vm(paused_at=later(13))
         assert ran(reading(20, paused=True), reading(30, paused=True), paused) == 0
         assert ran(reading(30, paused=True), reading(40), vm()) == 0, "nobody knows since when"
         assert ran(reading(40), reading(50), vm()) == 10
 
-    def test_of_the_pool_it_counts_from_when_it_was_taken(self) -> None:
+    def test_pool_vm_counts_from_its_assignment(self) -> None:
         taken = vm(started_at=later(14))
         its = session(created_at=later(14))
         assert ran(reading(10, paused=True), reading(20), taken, its) == 6
 
-    def test_an_older_reading_counts_nothing(self) -> None:
+    def test_older_reading_is_not_counted(self) -> None:
         assert use_between(reading(20, cpu=9), reading(20, cpu=3), vm(), session()) == {}
         assert use_between(reading(20, cpu=9), reading(10, cpu=3), vm(), session()) == {}
 
-    def test_days_of_utc_are_parted(self) -> None:
+    def test_usage_is_split_by_utc_day(self) -> None:
         used = use_between(reading(0), reading(36 * 3600), vm(), session())
         hours = {day: use.vm_seconds / 3600 for day, use in used.items()}
         assert hours == {TODAY: 12, date(2026, 11, 22): 24}
 
     @given(st.lists(st.floats(0.01, 90_000), min_size=1, max_size=8))
-    def test_however_often_it_is_read_the_sum_is_the_same(self, steps: list[float]) -> None:
+    def test_sum_is_independent_of_the_reading_interval(self, steps: list[float]) -> None:
         found, last = [], reading(0)
         for step in steps:
             new = replace(last, at=last.at + timedelta(seconds=step))
@@ -96,23 +96,23 @@ class TestTime:
 
 
 class TestCounters:
-    def test_what_they_have_grown_by(self) -> None:
+    def test_counter_increase_is_counted(self) -> None:
         last = CounterReading("vm", later(0), False, 5.0, 100, 10)
         new = CounterReading("vm", later(10), False, 7.5, 160, 11)
         assert use_between(last, new, vm(), session()) == {TODAY: Use(10, 2.5, 60, 1)}
 
-    def test_one_that_began_anew(self) -> None:
+    def test_restarted_counter_counts_from_zero(self) -> None:
         used = use_between(reading(0, cpu=50), reading(10, cpu=3), vm(), session())
         assert used[TODAY].cpu_seconds == 3
 
-    def test_one_that_cannot_be_read_is_made_up_for(self) -> None:
+    def test_unreadable_counter_is_counted_later(self) -> None:
         last, unread, new = reading(0, cpu=5), reading(10), reading(20, cpu=8)
         assert use_between(last, unread, vm(), session())[TODAY].cpu_seconds == 0
         kept = complete(last, unread)
         assert (kept.at, kept.cpu_seconds) == (unread.at, 5)
         assert use_between(kept, new, vm(), session())[TODAY].cpu_seconds == 3
 
-    def test_of_the_first_reading_only_what_is_certainly_the_sessions(self) -> None:
+    def test_first_reading_counts_only_usage_of_the_session(self) -> None:
         new = CounterReading("vm", later(10), False, 4.0, 10**9, 10**9)
         own, pooled = vm(), vm(created_at=later(-60))
         assert use_between(first_reading(own, session()), new, own, session()) == {
@@ -130,7 +130,7 @@ class TestQuotas:
         TODAY: Use(vm_seconds=2 * 3600, cpu_seconds=1800, received_bytes=GIB, sent_bytes=GIB),
     }
 
-    def test_what_is_used_of_each_and_when_it_is_free_again(self) -> None:
+    def test_quota_states_have_usage_and_reset_time(self) -> None:
         quota = Quota(
             vm_hours_per_day=4,
             vm_hours_per_month=32,
@@ -148,11 +148,11 @@ class TestQuotas:
         ]
         assert used_up(found) == found[1]
 
-    def test_without_a_limit_there_is_none(self) -> None:
+    def test_no_quota_states_without_limits(self) -> None:
         assert quota_states(Quota(), self.days, NOON) == ()
         assert used_up(()) is None
 
-    def test_of_several_that_are_used_up_the_one_that_lasts_is_told(self) -> None:
+    def test_used_up_returns_the_quota_with_the_latest_reset(self) -> None:
         quota = Quota(vm_hours_per_day=1, vm_hours_per_month=1)
         state = used_up(quota_states(quota, self.days, NOON))
         assert state is not None
@@ -162,12 +162,12 @@ class TestQuotas:
         assert refusal.members["freeAt"] == "2026-12-01T00:00:00Z"
         assert refusal.retry_after_seconds == (9 * 24 + 12) * 3600
 
-    def test_a_december_ends_with_its_year(self) -> None:
+    def test_december_quota_resets_in_january(self) -> None:
         at = datetime(2026, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
         (state,) = quota_states(Quota(vm_hours_per_month=1), {}, at)
         assert state.free_at == datetime(2027, 1, 1, tzinfo=timezone.utc)
 
-    def test_a_users_own_go_before_those_of_the_role_and_these_before_everybodys(self) -> None:
+    def test_user_quota_overrides_role_and_default(self) -> None:
         quotas = Quotas.model_validate(
             {
                 "vm_hours_per_day": 8,

@@ -22,13 +22,13 @@ WHAT_TO_DO = (
 
 
 @pytest.mark.parametrize("internals", INTERNALS, ids=lambda each: each.base.__name__)
-def test_uvicorn_still_has_what_we_use(internals: Internals) -> None:
+def test_uvicorn_still_has_the_internals_we_use(internals: Internals) -> None:
     changes = list(internals.changes())
     assert not changes, "\n".join([*changes, WHAT_TO_DO])
 
 
 @pytest.mark.parametrize("internals", SUBCLASSES, ids=lambda each: each.base.__name__)
-def test_the_table_names_all_that_our_subclass_uses(internals: Internals) -> None:
+def test_table_names_every_internal_our_subclass_uses(internals: Internals) -> None:
     assert internals.subclass is not None
     module, name = internals.subclass
     used = names_used(getattr(import_module(module), name))
@@ -37,7 +37,7 @@ def test_the_table_names_all_that_our_subclass_uses(internals: Internals) -> Non
     assert not unnamed, f"{name} uses {unnamed} of uvicorn: name them in the table"
 
 
-def test_an_upper_bound_keeps_untested_versions_of_uvicorn_away() -> None:
+def test_uvicorn_has_an_upper_version_bound() -> None:
     bound = re.search(r'"uvicorn>=0\.(\d+),<0\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     assert bound is not None, 'pyproject.toml needs "uvicorn>=0.N,<0.M"'
     minor = int(uvicorn.__version__.split(".")[1])
@@ -45,7 +45,7 @@ def test_an_upper_bound_keeps_untested_versions_of_uvicorn_away() -> None:
     assert int(bound[2]) == minor + 1, f"only up to uvicorn {uvicorn.__version__} is tested"
 
 
-def test_a_change_of_uvicorn_is_told_in_words() -> None:
+def test_changes_of_uvicorn_are_described() -> None:
     class Base:
         def kept(self, name: str) -> None:
             self.there = name

@@ -18,7 +18,7 @@ def problem(*loc: str, kind: str = "int_type", text: str = "Input should be a nu
     return {"loc": loc, "type": kind, "msg": text}
 
 
-def test_a_key_that_is_wrong_for_several_reasons_comes_once() -> None:
+def test_key_with_several_errors_is_reported_once() -> None:
     found = [
         problem("port", kind="x"),
         problem("port", kind="y", text="Input should be text"),

@@ -80,7 +80,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
         ("", "", {"POLYDEV_URL": THERE}, None),
     ],
 )
-def test_by_its_address(
+def test_connect_by_url(
     url: str,
     token: str,
     environment: dict[str, str],
@@ -113,7 +113,7 @@ def test_by_its_address(
     ("name", "token", "sent"),
     [("prod", "mine", "mine"), ("prod", "", None), ("lab-dev", "", LAB_TOKEN), ("lab-x", "", None)],
 )
-def test_by_its_host(
+def test_connect_by_host(
     inventory: str,
     host: str,
     hosts: tuple[str, str],
@@ -136,27 +136,29 @@ def test_by_its_host(
     assert reached.hosts == [hosts]
 
 
-def test_an_address_and_a_host_exclude_each_other(reached: Reached) -> None:
+def test_url_and_inventory_together_are_refused(reached: Reached) -> None:
     with pytest.raises(ConfigError, match="--url names one controller"):
         connection.connect(THERE, "mine", "file.py").__enter__()
     assert reached.asked == []
 
 
 @pytest.mark.parametrize("find", [connection._lab_operator, connection.lab_demo_user])
-def test_there_may_be_no_lab(find: Any, reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_lab_is_reported(
+    find: Any, reached: Reached, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("polydev.lab.find", lambda *_: None)
     with pytest.raises(ConfigError, match="lab"):
         find()
 
 
-def test_a_lab_may_have_no_users_yet(reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lab_without_users_is_reported(reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_access, "stored_access", lambda _: None)
     assert connection._lab_operator() == (LAB, "")
     with pytest.raises(ConfigError, match="has no demo user"):
         connection.lab_demo_user()
 
 
-class TestWhoseSession:
+class TestSessionUser:
     @pytest.fixture(autouse=True)
     def host(self, reached: Reached, monkeypatch: pytest.MonkeyPatch) -> list[object]:
         asked: list[object] = []
@@ -171,7 +173,7 @@ class TestWhoseSession:
         monkeypatch.setattr(sessions, "host_controller", controller)
         return asked
 
-    def test_an_id_is_asked_of_nobody(self, host: list[object]) -> None:
+    def test_user_id_is_used_without_asking_the_host(self, host: list[object]) -> None:
         assert sessions.session_user(USER.upper(), THERE, "", "") == USER
         assert host == []
 
@@ -186,7 +188,7 @@ class TestWhoseSession:
             ("", "", THERE, "file.py"),
         ],
     )
-    def test_who_it_is_must_be_said(
+    def test_missing_or_unresolvable_user_is_refused(
         self,
         user: str,
         url: str,
@@ -200,17 +202,17 @@ class TestWhoseSession:
             sessions.session_user(user, url, inventory, "")
         assert host == []
 
-    def test_in_a_lab_it_is_the_demo_users(self) -> None:
+    def test_default_user_of_a_lab_is_the_demo_user(self) -> None:
         assert sessions.session_user("", "", "", "") == "demo's"
 
     @pytest.mark.parametrize("of_environment", ["", THERE])
-    def test_a_name_is_asked_of_the_host(
+    def test_user_name_is_resolved_on_the_host(
         self, of_environment: str, host: list[object], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("POLYDEV_URL", of_environment)
         assert sessions.session_user("ada", "", "file.py", "prod") == USER
         assert host == [(("file.py", "prod"), ("user", "show", "ada"))]
 
-    def test_a_name_in_the_lab(self, host: list[object]) -> None:
+    def test_user_name_is_resolved_in_the_lab(self, host: list[object]) -> None:
         assert sessions.session_user("ada", "", "", "") == USER
         assert host == [((LAB_INVENTORY, ""), ("user", "show", "ada"))]

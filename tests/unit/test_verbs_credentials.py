@@ -33,7 +33,7 @@ def _reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_reached")
-def test_each_event_says_what_was_done_and_by_whom(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_shows_event_and_caller(capsys: pytest.CaptureFixture[str]) -> None:
     credentials.show_log(Context(), limit=1000)
     _columns, handed_over, read = capsys.readouterr().out.splitlines()
     assert "handed over" in handed_over

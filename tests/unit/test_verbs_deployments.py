@@ -22,7 +22,7 @@ RECORD = Record(
 )
 
 
-def test_a_reason_of_many_lines_takes_one() -> None:
+def test_multiline_reason_is_shown_on_one_line() -> None:
     shown = line(RECORD, is_current=True)
     assert shown.splitlines() == [shown]
     assert shown.startswith("* 20250131_120000-aaaa ")
@@ -30,12 +30,12 @@ def test_a_reason_of_many_lines_takes_one() -> None:
     assert "changes" in line(RECORD.model_copy(update={"reason": None}), is_current=False)
 
 
-def test_details_have_everything() -> None:
+def test_details_show_everything() -> None:
     shown = details(RECORD)
     for text in ("ada@desk", "KeyError", "Install packages", "NO  bridge: br-vm is down", "files"):
         assert text in shown
 
 
-def test_documents_one_after_the_other() -> None:
+def test_consecutive_json_documents_are_parsed() -> None:
     assert documents('{"a": 1}\n{"b": [2]}\n\n null\n') == [{"a": 1}, {"b": [2]}, None]
     assert documents("\n") == []

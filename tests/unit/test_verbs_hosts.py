@@ -28,7 +28,7 @@ CHANGING = [hosts.deploy, hosts.rollback, hosts.backup, database.move]
 
 
 @pytest.mark.parametrize("verb", [*CHANGING, tasks.up])
-def test_a_folder_without_a_commit_is_refused_at_once(
+def test_checkout_without_a_commit_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: Any
 ) -> None:
     for module in (hosts, tasks):
@@ -42,7 +42,7 @@ def test_a_folder_without_a_commit_is_refused_at_once(
 
 @pytest.mark.parametrize("verb", CHANGING)
 @pytest.mark.parametrize("wait", [-1.0, float("inf"), float("nan")])
-def test_a_wait_that_is_no_time_is_refused(
+def test_invalid_wait_seconds_are_refused(
     capsys: pytest.CaptureFixture[str], verb: Any, wait: float
 ) -> None:
     options = {"to": "postgresql"} if verb is database.move else {}
@@ -51,7 +51,7 @@ def test_a_wait_that_is_no_time_is_refused(
 
 
 @pytest.mark.parametrize("to", ["", "sqlite", "mysql"])
-def test_a_database_moves_to_postgresql_only(capsys: pytest.CaptureFixture[str], to: str) -> None:
+def test_database_move_accepts_only_postgresql(capsys: pytest.CaptureFixture[str], to: str) -> None:
     told = refusal(capsys, database.move, to=to)
     assert "database.move --to postgresql" in told["hint"]
     assert "./inv rollback" in told["hint"]
@@ -60,7 +60,7 @@ def test_a_database_moves_to_postgresql_only(capsys: pytest.CaptureFixture[str],
 @pytest.mark.parametrize(
     ("detailed", "changing", "status"), [(True, True, 2), (True, False, 0), (False, True, 0)]
 )
-def test_a_plan_says_by_its_status_whether_something_would_change(
+def test_detailed_exit_code_of_a_plan(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     detailed: bool,

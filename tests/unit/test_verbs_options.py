@@ -21,7 +21,7 @@ from tests.verbs import VERBS
 WHOLE = {"k"}
 
 
-def test_a_letter_means_one_option_in_all_verbs() -> None:
+def test_each_short_option_has_one_meaning() -> None:
     meanings: dict[str, set[str]] = defaultdict(set)
     for verb in VERBS.values():
         for option in verb.args.values():
@@ -31,7 +31,7 @@ def test_a_letter_means_one_option_in_all_verbs() -> None:
     assert meanings == {letter: {name} for name, letter in SHORT_OPTIONS.items()}
 
 
-def test_each_verb_takes_the_words_that_its_document_shows() -> None:
+def test_positional_arguments_match_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "verbs.md").read_text()
     shown = dict(re.findall(r"^`\./inv ([a-z.]+)(.*?)`", text, re.MULTILINE))
     assert shown["webhook.try"] == " [ENDPOINT]"
@@ -39,7 +39,7 @@ def test_each_verb_takes_the_words_that_its_document_shows() -> None:
     assert taken == {name: len(words.split()) for name, words in shown.items()}
 
 
-def test_words_of_a_verb_are_text_without_a_default() -> None:
+def test_positional_arguments_are_text_without_a_default() -> None:
     """Invoke neither converts such a word nor takes one that may be left out."""
     words = [(name, each) for name, verb in VERBS.items() for each in verb.positional_args]
     assert [(name, each.name) for name, each in words if each.default is not None] == []
@@ -48,12 +48,12 @@ def test_words_of_a_verb_are_text_without_a_default() -> None:
     assert [name for name, option in WORD_OF.items() if option[2:] not in VERBS[name].args] == []
 
 
-def test_no_letter_takes_the_place_of_help() -> None:
+def test_no_short_option_replaces_help() -> None:
     assert "h" not in SHORT_OPTIONS.values()
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_every_option_says_what_it_is(name: str) -> None:
+def test_every_option_has_help(name: str) -> None:
     options = VERBS[name].args.values()
     assert [option.name for option in options if not option.help] == []
 
@@ -75,7 +75,7 @@ def test_every_option_says_what_it_is(name: str) -> None:
         "session.end",
     ],
 )
-def test_what_asks_a_controller_reaches_it_through_ssh_too(name: str) -> None:
+def test_controller_verbs_have_connection_options(name: str) -> None:
     assert {"url", "token", "inventory", "host"} <= set(VERBS[name].args)
 
 
@@ -89,14 +89,14 @@ def answers() -> Iterator[tuple[str, dict[str, str]]]:
                 yield f"{file.name}:{node.lineno}", given
 
 
-def test_every_answer_is_json_where_that_is_asked_for() -> None:
+def test_every_answer_respects_the_json_option() -> None:
     given = {place: words.get("as_json") for place, words in answers()}
     assert given
     assert [place for place, words in answers() if "text" not in words] == []
     assert {place: text for place, text in given.items() if text not in ("json", "True")} == {}
 
 
-def test_each_verb_with_json_answers() -> None:
+def test_each_verb_with_json_calls_answer() -> None:
     silent = []
     root = Path(__file__).parents[2]
     for file in (root / "tasks.py", *sorted((root / "verbs").glob("*.py"))):
@@ -109,7 +109,7 @@ def test_each_verb_with_json_answers() -> None:
     assert silent == []
 
 
-def test_a_part_of_the_tests_is_a_kind_or_a_word_of_files_names() -> None:
+def test_tests_of_selects_by_kind_or_word_in_file_names() -> None:
     assert tasks.tests_of("unit") == ["tests/unit"]
     login = tasks.tests_of("login")
     assert {"tests/unit/test_agent_login.py", "tests/integration/test_oidc_login.py"} <= set(login)

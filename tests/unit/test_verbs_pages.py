@@ -53,7 +53,7 @@ def opened(capsys: pytest.CaptureFixture[str], *words: str, **named: Any) -> Any
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_link_leads_to_the_page_and_its_code_is_sent_to_nobody(reached: ControllerApi) -> None:
+def test_sign_in_link_has_its_code_in_the_fragment(reached: ControllerApi) -> None:
     link = sign_in_link(reached, "/session/ä b&c")
     before, _, code = link.url.partition("#")
     assert before == f"{reached.url}/login?next=/session/%C3%A4%20b%26c"
@@ -61,7 +61,7 @@ def test_a_link_leads_to_the_page_and_its_code_is_sent_to_nobody(reached: Contro
     assert link.page == f"{reached.url}/session/ä b&c"
 
 
-def test_open_leads_to_the_dashboard(
+def test_open_gives_a_link_to_the_dashboard(
     reached: ControllerApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = opened(capsys)
@@ -73,7 +73,7 @@ def test_open_leads_to_the_dashboard(
     }
 
 
-def test_open_leads_to_a_session_by_the_beginning_of_its_id(
+def test_open_finds_a_session_by_id_prefix(
     reached: ControllerApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert opened(capsys, "5b0c7")["page"] == f"{reached.url}/session/5b0c7a52-3f0e"
@@ -83,7 +83,7 @@ def test_open_leads_to_a_session_by_the_beginning_of_its_id(
 
 
 @pytest.mark.parametrize("has_display", [True, False])
-def test_a_browser_is_opened_where_there_is_a_screen_for_it(
+def test_browser_is_opened_only_with_a_display(
     reached: ControllerApi,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -108,7 +108,7 @@ def test_a_browser_is_opened_where_there_is_a_screen_for_it(
 
 
 @pytest.mark.parametrize(("status", "code"), [("healthy", 0), ("warning", 2), ("critical", 2)])
-def test_the_exit_status_says_whether_the_host_is_well(
+def test_exit_status_follows_the_health_of_the_host(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: str, code: int
 ) -> None:
     findings = [] if status == "healthy" else [{**FINDING, "status": status}]
@@ -128,7 +128,7 @@ def test_the_exit_status_says_whether_the_host_is_well(
         assert [asked.path for asked in server.asked] == ["/api/admin/overview"]
 
 
-def test_health_is_told_in_words() -> None:
+def test_health_text_lists_findings() -> None:
     assert health_text({"status": "healthy", "findings": []}) == "the host is healthy"
     told = health_text({"status": "critical", "findings": [FINDING]})
     assert told.splitlines()[0] == "the host is critical"

@@ -11,7 +11,7 @@ SAME = Operation("Bridge | /etc/b.network", False, ())
 CHANGED = Operation("Slots | microvm-slot@2.service", True, ("- not active", "+ active"))
 
 
-def test_a_short_plan_shows_each_difference() -> None:
+def test_short_plan_shows_each_difference() -> None:
     plan = Plan((SAME, CHANGED), ("tokens in plain text",))
     assert plan_text(plan).splitlines() == [
         "Slots | microvm-slot@2.service",
@@ -31,7 +31,7 @@ def long_plan() -> Plan:
     return Plan((*slots, Operation("SSH | ssh.service", True, ())))
 
 
-def test_a_long_plan_has_one_line_for_each_concern(long_plan: Plan) -> None:
+def test_long_plan_has_one_line_per_concern(long_plan: Plan) -> None:
     slots, ssh, count = plan_text(long_plan).splitlines()
     assert slots.startswith(f"Slots  {MOST_LINES:>3}  microvm-slot@2.service, microvm-slot@3.ser")
     assert slots.endswith(".service, …")
@@ -42,13 +42,13 @@ def test_a_long_plan_has_one_line_for_each_concern(long_plan: Plan) -> None:
     assert "--diff" in count
 
 
-def test_a_long_plan_in_full_on_request(long_plan: Plan) -> None:
+def test_long_plan_is_shown_in_full_on_request(long_plan: Plan) -> None:
     lines = plan_text(long_plan, show_diff=True).splitlines()
     assert len(lines) == 3 * MOST_LINES + 2
     assert "--diff" not in lines[-1]
 
 
-def test_programs_get_every_difference(long_plan: Plan) -> None:
+def test_plan_fields_contain_every_difference(long_plan: Plan) -> None:
     fields = plan_fields(long_plan)
     assert fields["changes"] == len(fields["operations"]) == MOST_LINES + 1
     assert fields["operations"][0]["diff"] == ["- not active", "+ active"]

@@ -21,16 +21,16 @@ from verbs.remote import UNITS, journal_words
         ("ssh.service", ["--unit=ssh.service"]),
     ],
 )
-def test_units(unit: str, units: list[str]) -> None:
+def test_journal_words_select_units(unit: str, units: list[str]) -> None:
     words = journal_words(unit, 5, follow=False)
     assert words == ["journalctl", "--no-pager", "--quiet", "--lines=5", *units]
 
 
-def test_follow() -> None:
+def test_journal_words_can_follow() -> None:
     assert "--follow" in journal_words("", 5, follow=True)
 
 
-def test_a_unit_that_said_nothing_is_named(
+def test_unit_without_log_entries_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = SimpleNamespace(argv=lambda *words: list(words))

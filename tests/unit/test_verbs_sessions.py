@@ -30,7 +30,7 @@ URL = "https://github.com/login/device"
         ({"url": None, "status": "done"}, "claude is logged in\n"),
     ],
 )
-def test_where_a_user_logs_in_and_with_which_code(
+def test_login_shows_url_and_device_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     login: dict[str, Any],
@@ -46,7 +46,7 @@ def test_where_a_user_logs_in_and_with_which_code(
     assert capsys.readouterr().out == said
 
 
-def test_a_code_is_read_from_a_pipe_and_typed(
+def test_give_code_reads_the_code_from_stdin(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = []
@@ -72,7 +72,7 @@ def test_a_code_is_read_from_a_pipe_and_typed(
         ({"recipient": "age1abc"}, {"credentialsRecipient": "age1abc"}),
     ],
 )
-def test_wishes_of_a_start(
+def test_start_passes_its_options_to_the_api(
     monkeypatch: pytest.MonkeyPatch, words: dict[str, Any], wishes: dict[str, Any]
 ) -> None:
     started = []

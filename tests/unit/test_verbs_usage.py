@@ -46,7 +46,7 @@ def _reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_reached")
-def test_traffic_has_the_unit_of_its_quota(capsys: pytest.CaptureFixture[str]) -> None:
+def test_traffic_is_shown_in_the_unit_of_its_quota(capsys: pytest.CaptureFixture[str]) -> None:
     usage.usage(Context())
     since, _columns, row = capsys.readouterr().out.splitlines()
     assert since == "since 2026-11-01 (UTC)"

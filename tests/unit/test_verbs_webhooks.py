@@ -54,7 +54,9 @@ def out(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     return lambda: capsys.readouterr().out
 
 
-def test_deliveries_and_what_waits(monkeypatch: pytest.MonkeyPatch, out: Callable[[], str]) -> None:
+def test_webhooks_lists_deliveries_and_endpoints(
+    monkeypatch: pytest.MonkeyPatch, out: Callable[[], str]
+) -> None:
     with reached(monkeypatch, [ENDPOINT]) as server:
         webhooks.webhooks(Context(), failed=True, endpoint="front-end", limit=5)
         text = out()
@@ -69,7 +71,9 @@ def test_deliveries_and_what_waits(monkeypatch: pytest.MonkeyPatch, out: Callabl
     assert out() == "no endpoints are configured; docs/webhooks.md describes how\n\nno deliveries\n"
 
 
-def test_one_is_sent_again(monkeypatch: pytest.MonkeyPatch, out: Callable[[], str]) -> None:
+def test_resend_sends_a_delivery_again(
+    monkeypatch: pytest.MonkeyPatch, out: Callable[[], str]
+) -> None:
     with reached(monkeypatch, [ENDPOINT]) as server:
         webhooks.resend(Context(), "17")
     asked = server.asked[0]
@@ -77,7 +81,7 @@ def test_one_is_sent_again(monkeypatch: pytest.MonkeyPatch, out: Callable[[], st
     assert out().startswith("session.ready goes to front-end again")
 
 
-def test_a_word_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_resend_refuses_a_word_that_is_not_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         webhooks.resend(Context(), "front-end")
     assert ended.value.code == 1
@@ -97,7 +101,7 @@ def test_endpoints_are_tried_by_name_or_url(
         assert ("NOT TAKEN" in out()) is not taken
 
 
-def test_one_that_is_not_configured_is_not_tried(
+def test_unconfigured_endpoint_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with reached(monkeypatch, [ENDPOINT]), pytest.raises(SystemExit) as ended:

@@ -21,18 +21,20 @@ from polydev.vm.cpu_wait import CpuWait
         *((text, "tcg") for text in ("", "{", "{}", "[]", "null", "7")),
     ],
 )
-def test_what_a_host_found_out(tmp_path: Path, text: str, known: str) -> None:
+def test_known_accelerator_is_read_from_the_record(tmp_path: Path, text: str, known: str) -> None:
     file = tmp_path / "accelerator.json"
     file.write_text(text)
     assert known_accelerator(file) == known
 
 
-def test_a_host_that_found_out_nothing_yet(tmp_path: Path) -> None:
+def test_accelerator_without_a_record_is_tcg(tmp_path: Path) -> None:
     assert known_accelerator(tmp_path / "accelerator.json") == "tcg"
 
 
 class TestWhy:
-    def test_no_device(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_why_no_kvm_without_a_device(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "kvm")
         assert why_no_kvm(tmp_path) == f"there is no {tmp_path}/kvm"
 
@@ -43,11 +45,11 @@ class TestWhy:
         monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
         return device
 
-    def test_no_image_to_boot(self, device: Path, tmp_path: Path) -> None:
+    def test_why_no_kvm_without_an_image(self, device: Path, tmp_path: Path) -> None:
         assert why_no_kvm(tmp_path / "vmlinux") == "there is no image yet to boot"
 
     @pytest.mark.parametrize("failure", [None, "QEMU ended: no"])
-    def test_it_is_tried(
+    def test_why_no_kvm_after_a_trial_boot(
         self, device: Path, monkeypatch: pytest.MonkeyPatch, failure: str | None
     ) -> None:
         monkeypatch.setattr(accelerator, "kvm_failure", lambda kernel: failure)
@@ -55,7 +57,7 @@ class TestWhy:
         assert why_no_kvm(device) == (words if failure else None)
 
 
-def test_a_machine_too_busy_to_tell_is_asked_again(
+def test_kvm_trial_on_a_busy_machine_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def starved(kernel: Path) -> str | None:

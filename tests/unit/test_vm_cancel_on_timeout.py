@@ -25,7 +25,7 @@ async def stubborn() -> None:
             await asyncio.Event().wait()
 
 
-def test_result_and_errors_pass() -> None:
+def test_result_and_errors_are_passed_on() -> None:
     async def good() -> int:
         return 7
 
@@ -37,7 +37,7 @@ def test_result_and_errors_pass() -> None:
         asyncio.run(within(9, bad(), "it"))
 
 
-def test_what_takes_too_long_is_ended_and_told() -> None:
+def test_work_beyond_its_time_is_cancelled_and_reported() -> None:
     with pytest.raises(VmError, match=r"the stop did not end within 0\.01 s"):
         asyncio.run(within(0.01, forever(), "the stop"))
 

@@ -51,12 +51,14 @@ def vm(state: VmState = "starting", **words: Any) -> Vm:
         ("ready ready stopping creating", 1, {}),
     ],
 )
-def test_the_oldest_boot_first(states: str, at_once: int, waiting: dict[str, int]) -> None:
+def test_boot_queue_starts_the_oldest_first(
+    states: str, at_once: int, waiting: dict[str, int]
+) -> None:
     held = [replace(vm(state), id=str(n)) for n, state in enumerate(states.split())]  # type: ignore[arg-type]
     assert {vm_id: each.place for vm_id, each in boot_queue(held, at_once).items()} == waiting
 
 
-def test_none_starts_where_the_host_has_too_little() -> None:
+def test_boot_queue_waits_if_memory_is_short() -> None:
     held = [replace(vm(state), id=state) for state in ("ready", "starting", "creating")]
     shortage = memory_shortage(511.0, 512.0)
     assert boot_queue(held, 2, shortage) == {"creating": Queued(1, "the host is short of memory")}
@@ -130,7 +132,7 @@ def test_next_step_of_a_vm_of_the_pool(
 @pytest.mark.parametrize(
     ("used_after", "step"), [(None, "leave"), (-1, "leave"), (0, "wake"), (1, "wake")]
 )
-def test_a_paused_vm_wakes_for_whoever_came_later(used_after: float | None, step: str) -> None:
+def test_paused_vm_wakes_after_a_later_use(used_after: float | None, step: str) -> None:
     used_at = None if used_after is None else AT + timedelta(seconds=used_after)
     paused = vm("ready", paused_at=AT, used_at=used_at)
     assert next_step(paused, SlotState(2, "active", OURS), preserve=False) == step
@@ -156,14 +158,14 @@ def test_a_vm_is_idle_after_its_last_use(
     assert is_idle(vm("ready", ready_at=ago[0], used_at=ago[1]), AT, limit) == idle
 
 
-def test_those_of_the_pool_wait_for_nobody_and_hold_nobody_up() -> None:
+def test_pool_vms_count_but_do_not_delay_others() -> None:
     pooled = replace(vm("starting", pooled=True), id="p")
     waiting = [replace(vm("creating"), id=name) for name in "ab"]
     assert boot_queue([pooled, *waiting], 1) == {"b": Queued(1)}
     assert boot_queue([*waiting, replace(pooled, state="creating")], 2) == {}
 
 
-def test_a_clone_gets_its_identity_before_anything_else() -> None:
+def test_clone_is_identified_before_any_check() -> None:
     slot = SlotState(2, "active", OURS)
     assert next_step(vm("starting", template="7e"), slot, preserve=False) == "identify"
     assert next_step(vm("ready", template="7e"), slot, preserve=False) == "check"
@@ -178,14 +180,14 @@ def test_a_clone_gets_its_identity_before_anything_else() -> None:
         ("failed", OURS, "it failed", "end"),
     ],
 )
-def test_only_what_failed_and_runs_is_kept_for_debugging(
+def test_only_a_failed_running_vm_is_preserved(
     activity: Activity, named: str, reason: str | None, step: str
 ) -> None:
     slot = SlotState(2, activity, named)
     assert next_step(vm("stopping", reason=reason), slot, preserve=True) == step
 
 
-def test_stranger_is_whoever_is_not_this_vm() -> None:
+def test_answer_of_another_vm_is_refused() -> None:
     assert wrong_vm(vm(), answer()) is None
     assert wrong_vm(vm(), AgentUnreachable("silence")) is None
     assert wrong_vm(vm(), answer(vm_id=OTHER)) == "VM other answers at its address"
@@ -193,7 +195,7 @@ def test_stranger_is_whoever_is_not_this_vm() -> None:
     assert len(wrong_vm(vm(), answer(vm_id="x" * 9999)) or "") < 200
 
 
-def test_agent_that_answers_proves_a_network() -> None:
+def test_answer_of_the_agent_proves_the_network_stage() -> None:
     starting = answer(status="starting", stage="kernel")
     assert stage_by_agent(vm(), starting) == "network"
     assert stage_by_agent(vm(), answer(status="starting", stage="services")) == "services"
@@ -203,7 +205,7 @@ def test_agent_that_answers_proves_a_network() -> None:
     assert stage_by_agent(vm(), None) == "none"
 
 
-def test_account_is_short() -> None:
+def test_agent_problem_is_short_and_printable() -> None:
     components = {"vnc": {"ok": False, "detail": "x" * 9999}}
     said = agent_problem(answer(status="failed", components=components, failing=["vnc", "browser"]))
     assert said.startswith("vnc: xxx")
@@ -215,7 +217,7 @@ def test_account_is_short() -> None:
     assert agent_problem(None) == ""
 
 
-def test_failed_units_are_told_once_and_not_without_end() -> None:
+def test_failed_units_are_unique_and_limited() -> None:
     assert failed_units(["a.service"], ["b.service", "a.service"]) == ["a.service", "b.service"]
     assert len(failed_units([], [f"{number}.service" for number in range(999)])) == 20
     assert len(failed_units([], ["x" * 9999])[0]) == 100
@@ -276,7 +278,7 @@ def test_check_verdict_of_a_vm_that_waits_for_a_cpu(
         (AgentUnreachable("silence"), False),
     ],
 )
-def test_browser_that_was_closed_starts_again(said: Answer, starts: bool) -> None:
+def test_closed_browser_counts_as_starting_again(said: Answer, starts: bool) -> None:
     assert is_starting_again(said) is starts
 
 
@@ -287,7 +289,7 @@ def test_heartbeat_is_live_for_its_time() -> None:
     assert not has_live_heartbeat(None, AT, 30)
 
 
-def test_logs_are_kept_of_what_failed_not_long_ago() -> None:
+def test_logs_of_recently_failed_vms_are_kept() -> None:
     later = AT + timedelta(seconds=61)
     assert keeps_logs(vm("stopping"), 60, later)
     assert not keeps_logs(vm("ended", released_at=AT), 60, AT)
@@ -295,7 +297,7 @@ def test_logs_are_kept_of_what_failed_not_long_ago() -> None:
     assert not keeps_logs(vm("failed", released_at=AT), 60, later)
 
 
-def test_retries_come_slower_but_never_stop() -> None:
+def test_retry_interval_grows_up_to_a_limit() -> None:
     intervals = Intervals(retry=0.5, retry_most=15)
     assert [intervals.retry_after(tries) for tries in (1, 2, 3, 6, 9999)] == [0.5, 1, 2, 15, 15]
 
@@ -312,18 +314,18 @@ def test_retries_come_slower_but_never_stop() -> None:
         (503, json.dumps(health()).encode(), "but with the status ready"),
     ],
 )
-def test_answer_that_no_agent_gives(status: int, body: bytes, words: str) -> None:
+def test_malformed_agent_answers_are_refused(status: int, body: bytes, words: str) -> None:
     with pytest.raises(ProtocolError, match=words):
         agent_health(status, body)
 
 
-def test_the_names_of_what_is_no_answer_are_short_and_printable() -> None:
+def test_error_about_a_malformed_answer_is_short_and_printable() -> None:
     body = json.dumps(health(components={"\n\x1b[2J" + "x" * 9999: {"ok": "?"}})).encode()
     with pytest.raises(ProtocolError, match=r"cannot be read: components\.  \[2Jx+ ") as refused:
         agent_health(200, body)
     assert len(refused.value.message) < 300
 
 
-def test_agents_answer() -> None:
+def test_agent_health_parses_an_answer() -> None:
     said = agent_health(200, json.dumps(health(news="of a later agent")).encode())
     assert (said.status, said.vm_id, said.components["vnc"].ok) == ("ready", OURS, True)

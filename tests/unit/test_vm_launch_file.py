@@ -31,13 +31,13 @@ def written(folder: Path, **changed: Any) -> Path:
     return file
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_launch_file_is_read_as_written(tmp_path: Path) -> None:
     file = tmp_path / "launch.json"
     file.write_text(launch_file_text(LAUNCH_FILE))
     assert read_launch_file(file) == LAUNCH_FILE
 
 
-def test_nobodys_vm_has_no_session(tmp_path: Path) -> None:
+def test_launch_file_without_a_session(tmp_path: Path) -> None:
     assert read_launch_file(written(tmp_path, session_id=None)).session_id is None
 
 
@@ -53,7 +53,9 @@ def test_nobodys_vm_has_no_session(tmp_path: Path) -> None:
         ("tap", "tap0,script=/bin/sh"),
     ],
 )
-def test_what_could_become_other_words_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+def test_values_unsafe_for_a_command_line_are_refused(
+    tmp_path: Path, name: str, value: Any
+) -> None:
     with pytest.raises(VmError, match=f"{name} is not valid"):
         read_launch_file(written(tmp_path, **{name: value}))
 
@@ -62,7 +64,9 @@ def test_what_could_become_other_words_is_refused(tmp_path: Path, name: str, val
     ("text", "words"),
     [("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "missing or unknown keys: cpus")],
 )
-def test_what_is_no_launch_file_says_so(tmp_path: Path, text: str, words: str) -> None:
+def test_malformed_launch_file_is_refused_with_a_reason(
+    tmp_path: Path, text: str, words: str
+) -> None:
     file = tmp_path / "launch.json"
     file.write_text(text)
     with pytest.raises(VmError, match=words) as failure:
@@ -70,25 +74,25 @@ def test_what_is_no_launch_file_says_so(tmp_path: Path, text: str, words: str) -
     assert str(file) in failure.value.message
 
 
-def test_an_unknown_word_is_named(tmp_path: Path) -> None:
+def test_unknown_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(VmError, match="missing or unknown keys: rootfs"):
         read_launch_file(written(tmp_path, rootfs="/x"))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VmError, match=r"launch\.json cannot be read: No such file"):
         read_launch_file(tmp_path / "launch.json")
 
 
 @given(st.binary(max_size=200))
-def test_whatever_is_there_is_refused_in_words(tmp_path_factory: Any, data: bytes) -> None:
+def test_arbitrary_bytes_are_refused(tmp_path_factory: Any, data: bytes) -> None:
     file = tmp_path_factory.mktemp("launch_file") / "launch.json"
     file.write_bytes(data)
     with pytest.raises(VmError):
         read_launch_file(file)
 
 
-def test_a_launch_file_makes_a_vm_of_its_image(tmp_path: Path) -> None:
+def test_vm_config_of_a_launch_file(tmp_path: Path) -> None:
     (tmp_path / "cmdline").write_text("root=/dev/vda")
     config = vm_config(
         LaunchFile(**{**vars(LAUNCH_FILE), "image": str(tmp_path)}), Path("/vms/2/7f0c"), "kvm"
@@ -99,6 +103,6 @@ def test_a_launch_file_makes_a_vm_of_its_image(tmp_path: Path) -> None:
     assert (config.accelerator, config.disk) == ("kvm", Path("/vms/2/7f0c/disk.qcow2"))
 
 
-def test_a_launch_file_for_an_image_that_is_gone(tmp_path: Path) -> None:
+def test_missing_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VmError, match="image dddddddddddd is missing"):
         vm_config(LaunchFile(**{**vars(LAUNCH_FILE), "image": str(tmp_path)}), tmp_path, "tcg")

@@ -74,7 +74,7 @@ def qemu(config: VmConfig, monkeypatch: pytest.MonkeyPatch) -> Qemu:
     return made
 
 
-def test_a_start_begins_with_nothing_of_an_earlier_one(config: VmConfig, qemu: Qemu) -> None:
+def test_start_removes_files_of_an_earlier_run(config: VmConfig, qemu: Qemu) -> None:
     config.folder.mkdir()
     for file in (config.serial_log, config.qmp_socket, config.qemu_log):
         file.write_text("of an earlier one")
@@ -86,7 +86,7 @@ def test_a_start_begins_with_nothing_of_an_earlier_one(config: VmConfig, qemu: Q
     assert made.pid == NO_PROCESS
 
 
-def test_a_clone_keeps_its_disk(config: VmConfig, qemu: Qemu) -> None:
+def test_start_of_a_clone_keeps_its_disk(config: VmConfig, qemu: Qemu) -> None:
     from dataclasses import replace
 
     clone = replace(config, memory_file=MemoryFile(Path("/memory"), private=True))
@@ -94,13 +94,13 @@ def test_a_clone_keeps_its_disk(config: VmConfig, qemu: Qemu) -> None:
     assert qemu.log == ["start, stays=False, ()"]
 
 
-def test_one_that_stays_is_recorded_before_it_is_waited_for(config: VmConfig, qemu: Qemu) -> None:
+def test_vm_is_recorded_before_its_start_is_awaited(config: VmConfig, qemu: Qemu) -> None:
     made = machine.start(config, record=lambda vm: qemu.log.append(f"record {vm.pid}"))
     assert made.pid == NO_PROCESS
     assert qemu.log == ["overlay", "start, stays=True, ()", f"record {NO_PROCESS}"]
 
 
-def test_one_that_cannot_be_recorded_is_ended(config: VmConfig, qemu: Qemu) -> None:
+def test_vm_that_cannot_be_recorded_is_stopped(config: VmConfig, qemu: Qemu) -> None:
     def fail(_: Machine) -> None:
         raise OSError("full")
 
@@ -109,13 +109,13 @@ def test_one_that_cannot_be_recorded_is_ended(config: VmConfig, qemu: Qemu) -> N
     assert qemu.stopped == 1
 
 
-def test_ports_that_were_taken_meanwhile_are_chosen_anew(config: VmConfig, qemu: Qemu) -> None:
+def test_start_is_retried_with_new_ports(config: VmConfig, qemu: Qemu) -> None:
     qemu.ends = ["Could not set up host forwarding rule", None]
     machine.start(config)
     assert qemu.log.count("overlay") == 2
 
 
-def test_ports_are_not_chosen_for_ever(config: VmConfig, qemu: Qemu) -> None:
+def test_number_of_start_attempts_is_limited(config: VmConfig, qemu: Qemu) -> None:
     qemu.ends = ["Could not set up host forwarding rule"] * (machine.START_ATTEMPTS + 1)
     with pytest.raises(VmError, match="Could not set up"):
         machine.start(config)
@@ -125,7 +125,7 @@ def test_ports_are_not_chosen_for_ever(config: VmConfig, qemu: Qemu) -> None:
 @pytest.mark.parametrize(
     ("said", "shown"), [("no memory\n", "no memory"), (" ", "it printed nothing")]
 )
-def test_another_failure_is_told_at_once(
+def test_other_start_failures_are_reported_at_once(
     said: str, shown: str, config: VmConfig, qemu: Qemu
 ) -> None:
     qemu.ends = [said]
@@ -150,7 +150,7 @@ def child() -> Iterator[int]:
     os.close(writing)
 
 
-def test_one_that_ignores_its_end_is_killed(config: VmConfig, child: int) -> None:
+def test_process_that_ignores_sigterm_is_killed(config: VmConfig, child: int) -> None:
     made = Machine(config, child)
     assert made.alive()
     made.stop(grace_seconds=0.05)
@@ -159,11 +159,11 @@ def test_one_that_ignores_its_end_is_killed(config: VmConfig, child: int) -> Non
     assert not made.alive()
 
 
-def test_one_that_has_ended_is_stopped_already(config: VmConfig) -> None:
+def test_stop_of_an_ended_process_does_nothing(config: VmConfig) -> None:
     Machine(config, NO_PROCESS).stop(grace_seconds=0.05)
 
 
-def test_one_of_another_user_is_not_waited_for(
+def test_stop_of_another_users_process_is_refused(
     config: VmConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -174,14 +174,14 @@ def test_one_of_another_user_is_not_waited_for(
         Machine(config, NO_PROCESS).stop()
 
 
-def test_a_number_alone_is_no_sign_of_life() -> None:
+def test_process_is_identified_by_pid_and_command() -> None:
     command = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()
     assert process_runs(os.getpid(), command)
     assert not process_runs(os.getpid(), "/no/such/socket")
     assert not process_runs(NO_PROCESS, command)
 
 
-def test_ports_are_free_and_differ() -> None:
+def test_free_ports_are_unused_and_different() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         given = taken.getsockname()[1]

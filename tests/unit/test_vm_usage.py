@@ -35,16 +35,16 @@ PID = 4711
         ("", None),
     ],
 )
-def test_only_the_units_own_cgroup_speaks_of_the_vm(text: str, path: str | None) -> None:
+def test_unit_cgroup_is_only_that_of_the_vm_unit(text: str, path: str | None) -> None:
     assert unit_cgroup(text, 2) == (path and PurePosixPath(path))
 
 
-def test_cpu_seconds() -> None:
+def test_cpu_seconds_are_parsed() -> None:
     assert cpu_seconds_of("usage_usec 1500000\nuser_usec 1000000\n") == 1.5
 
 
 class TestAllocated:
-    def test_of_a_sparse_file_only_what_is_there(self, tmp_path: Path) -> None:
+    def test_allocated_bytes_of_sparse_files(self, tmp_path: Path) -> None:
         with (tmp_path / "disk.qcow2").open("wb") as disk:
             disk.write(b"x" * 4096)
             disk.truncate(1 << 30)
@@ -54,7 +54,7 @@ class TestAllocated:
         (tmp_path / "link").symlink_to("/dev/zero")
         assert 8192 <= allocated_bytes(tmp_path) < 1 << 20
 
-    def test_of_nothing(self, tmp_path: Path) -> None:
+    def test_allocated_bytes_of_a_missing_folder(self, tmp_path: Path) -> None:
         assert allocated_bytes(tmp_path / "gone") == 0
 
 
@@ -98,7 +98,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def test_of_the_units_cgroup(machine: Machine) -> None:
+def test_usage_is_read_from_the_unit_cgroup(machine: Machine) -> None:
     told = machine.ask().model_dump(by_alias=True)
     assert told.pop("diskBytes") >= 4096
     assert told == {
@@ -110,19 +110,19 @@ def test_of_the_units_cgroup(machine: Machine) -> None:
     }
 
 
-def test_a_host_that_counts_no_memory_for_units(machine: Machine) -> None:
+def test_memory_falls_back_to_the_process(machine: Machine) -> None:
     (machine.unit / "memory.current").unlink()
     told = machine.ask()
     assert (told.cpu_seconds, told.memory_bytes) == (2.5, 2097152)
 
 
-def test_a_process_in_another_cgroup(machine: Machine) -> None:
+def test_usage_of_a_process_in_another_cgroup(machine: Machine) -> None:
     (machine.proc / str(PID) / "cgroup").write_text("0::/user.slice\n")
     told = machine.ask()
     assert (told.cpu_seconds, told.memory_bytes) == (4.0, 2097152)
 
 
-def test_a_process_that_has_ended(machine: Machine) -> None:
+def test_usage_of_an_ended_process_is_unavailable(machine: Machine) -> None:
     (machine.proc / str(PID) / "cgroup").unlink()
     machine.there = False
     told = machine.ask()
@@ -131,13 +131,13 @@ def test_a_process_that_has_ended(machine: Machine) -> None:
     assert told.sent_bytes == 11
 
 
-def test_no_process(machine: Machine) -> None:
+def test_usage_without_a_process_is_unavailable(machine: Machine) -> None:
     assert machine.ask(None).unavailable == dict.fromkeys(
         ("cpu", "memory"), "the VM has no process"
     )
 
 
-def test_a_slot_without_its_cable(machine: Machine) -> None:
+def test_network_usage_without_a_port_is_unavailable(machine: Machine) -> None:
     machine.cable.clear()
     told = machine.ask()
     assert (told.received_bytes, told.sent_bytes) == (None, None)

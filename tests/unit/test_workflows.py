@@ -113,12 +113,12 @@ def job_named(workflow: str, name: str) -> Job:
         ("echo nothing", []),
     ],
 )
-def test_calls_are_found_in_scripts(script: str, expected: list[tuple[str, set[str]]]) -> None:
+def test_verb_calls_are_found_in_scripts(script: str, expected: list[tuple[str, set[str]]]) -> None:
     assert calls(script) == expected
 
 
 @each_file
-def test_it_is_valid_by_the_published_schema(path: Path) -> None:
+def test_workflow_matches_the_published_schema(path: Path) -> None:
     validator = Draft7Validator(get_builtin_schema("vendor.github-workflows"))
     faults = [
         f"{error.json_path}: {error.message}" for error in validator.iter_errors(document(path))
@@ -127,7 +127,7 @@ def test_it_is_valid_by_the_published_schema(path: Path) -> None:
 
 
 @each_job
-def test_it_calls_verbs_and_options_that_exist(job: Job) -> None:
+def test_workflow_calls_existing_verbs_and_options(job: Job) -> None:
     known = known_options() | {"": {"--list"}}
     for verb, options in job.calls:
         assert verb in known
@@ -135,21 +135,21 @@ def test_it_calls_verbs_and_options_that_exist(job: Job) -> None:
 
 
 @each_file
-def test_it_may_only_read_the_repository(path: Path) -> None:
+def test_workflow_may_only_read_the_repository(path: Path) -> None:
     assert document(path)["permissions"] == {"contents": "read"}
     assert not [job.name for job in jobs_of(path) if "permissions" in job.keys]
     assert "pull_request_target" not in document(path)["on"]
 
 
 @each_file
-def test_it_has_no_password_and_no_root_login(path: Path) -> None:
+def test_workflow_has_no_password_and_no_root_login(path: Path) -> None:
     text = path.read_text().replace("PasswordAuthentication no", "").lower()
     for word in ("password", "sshpass", "root@", "user root", "stricthostkeychecking no"):
         assert word not in text
     assert "ssh-keyscan" not in text, "it would trust whoever answers"
 
 
-def test_nothing_is_pasted_into_a_script() -> None:
+def test_scripts_contain_no_expressions() -> None:
     assert not [(job.name, script) for job, script in SCRIPTS if "${{" in script]
 
 
@@ -161,14 +161,14 @@ def test_only_pinned_actions_of_github_are_used() -> None:
     assert not [use for use in called if not use.startswith("./.github/workflows/")]
 
 
-def test_a_checkout_leaves_no_token_behind() -> None:
+def test_checkout_does_not_persist_credentials() -> None:
     checkouts = [step for _, step in STEPS if "actions/checkout@" in step.get("uses", "")]
     assert checkouts
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
 @each_job
-def test_it_ends_in_time_on_a_fixed_system(job: Job) -> None:
+def test_job_has_a_timeout_and_a_fixed_runner(job: Job) -> None:
     assert isinstance(job.keys["timeout-minutes"], int)
     system = re.fullmatch(r"ubuntu-(\d+)\.04", job.keys["runs-on"])
     assert system
@@ -182,7 +182,7 @@ def test_secrets_are_for_production_only(job: Job) -> None:
 
 
 @each_operation
-def test_production_changes_behind_approval_one_at_a_time(job: Job) -> None:
+def test_production_jobs_need_approval_and_run_one_at_a_time(job: Job) -> None:
     assert job.keys["environment"] == "production"
     assert job.keys["concurrency"] == {
         "group": "production",
@@ -193,7 +193,7 @@ def test_production_changes_behind_approval_one_at_a_time(job: Job) -> None:
 
 
 @each_operation
-def test_access_is_strict_and_ends_with_the_operation(job: Job) -> None:
+def test_ssh_access_is_strict_and_removed_afterwards(job: Job) -> None:
     verb = next(iter(job.verbs & OPERATIONS))
     access, removal = job.step("$SSH_KEY"), job.step("rm -f ~/.ssh/production")
     script = job.steps[access]["run"]
@@ -209,7 +209,7 @@ def test_access_is_strict_and_ends_with_the_operation(job: Job) -> None:
 
 
 @each_job
-def test_evidence_is_kept_also_of_a_failure(job: Job) -> None:
+def test_logs_are_uploaded_also_after_a_failure(job: Job) -> None:
     uploads = [
         (number, step["with"]["path"])
         for number, step in enumerate(job.steps)
@@ -219,7 +219,7 @@ def test_evidence_is_kept_also_of_a_failure(job: Job) -> None:
         assert [n for n, path in uploads if n > job.step(f"./inv {verb}") and "logs/" in path]
 
 
-def test_a_push_to_main_is_checked_tested_booted_and_deployed() -> None:
+def test_push_to_main_is_checked_tested_and_deployed() -> None:
     deploy = document(FOLDER / "deploy.yml")
     assert deploy["on"]["push"] == {"branches": ["main"]}
     job = job_named("deploy.yml", "deploy")
@@ -231,7 +231,7 @@ def test_a_push_to_main_is_checked_tested_booted_and_deployed() -> None:
     assert not [job.name for job in checks if "if" in job.keys or "continue-on-error" in job.keys]
 
 
-def test_pull_requests_are_checked_and_replace_their_own_runs_only() -> None:
+def test_pull_requests_cancel_only_their_own_earlier_runs() -> None:
     checks = document(FOLDER / "checks.yml")
     assert set(checks["on"]) == {"pull_request", "workflow_call"}
     of_a_pull_request = "github.event_name == 'pull_request'"
@@ -239,7 +239,7 @@ def test_pull_requests_are_checked_and_replace_their_own_runs_only() -> None:
     assert f"{of_a_pull_request} && github.ref || github.run_id" in checks["concurrency"]["group"]
 
 
-def test_the_image_that_is_deployed_is_the_one_that_was_verified() -> None:
+def test_deployed_image_is_the_verified_one() -> None:
     image, deploy = job_named("checks.yml", "image"), job_named("deploy.yml", "deploy")
     verified, packed = image.step("golden.verify"), image.step("golden.promote")
     handed = next(step for step in image.steps if step.get("with", {}).get("name") == "image")
@@ -250,7 +250,7 @@ def test_the_image_that_is_deployed_is_the_one_that_was_verified() -> None:
     assert "golden.build" not in deploy.verbs
 
 
-def test_a_deployment_by_hand_takes_target_and_bootstrap() -> None:
+def test_manual_deployment_takes_target_and_bootstrap() -> None:
     inputs = document(FOLDER / "deploy.yml")["on"]["workflow_dispatch"]["inputs"]
     assert inputs["target"]["type"] == "choice"
     assert inputs["target"]["options"] == ["all", "master-controller", "vm-agent"]
@@ -262,7 +262,7 @@ def test_a_deployment_by_hand_takes_target_and_bootstrap() -> None:
     assert environment["BOOTSTRAP"] == "${{ inputs.bootstrap && 'yes' || '' }}"
 
 
-def test_a_rollback_is_by_hand_only() -> None:
+def test_rollback_is_manual_only() -> None:
     rollback = document(FOLDER / "rollback.yml")
     assert set(rollback["on"]) == {"workflow_dispatch"}
     assert "rollback" in job_named("rollback.yml", "rollback").verbs

@@ -81,7 +81,7 @@ BRIDGE = host_files_and_units.BRIDGE
         )
     ],
 )
-def test_one_fact(one: object, another: object) -> None:
+def test_copies_of_a_fact_agree(one: object, another: object) -> None:
     assert str(one) == str(another)
 
 

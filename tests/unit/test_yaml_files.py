@@ -31,7 +31,7 @@ def refusal(text: str) -> ConfigError:
         ("\ufeffa: 1\r\nb: 2\r\n", {"a": 1, "b": 2}),
     ],
 )
-def test_what_is_read(text: str, value: object) -> None:
+def test_valid_yaml_is_parsed(text: str, value: object) -> None:
     assert parse_yaml(text) == value
 
 
@@ -47,7 +47,7 @@ def test_what_is_read(text: str, value: object) -> None:
         ("a: &a {b: 1,\n  b: 2}\nc: *a\n", "a.b", (1, 2)),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_with_both_lines(
+def test_duplicate_key_is_refused_with_both_lines(
     text: str, key: str, lines: tuple[int, int]
 ) -> None:
     error = refusal(text)
@@ -75,22 +75,22 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(
         ("[" * 5000, "is nested too deeply"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(text: str, said: str) -> None:
+def test_invalid_yaml_is_refused_with_its_line(text: str, said: str) -> None:
     assert refusal(text).message.startswith(f"x.yaml: {said}")
 
 
-def test_no_value_is_quoted() -> None:
+def test_errors_do_not_quote_values() -> None:
     assert "hunter2" not in refusal("password: hunter2 [\n  - x: [hunter2\n").message
 
 
-def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_refused_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_bytes(b"a: 1\nb: gr\xf6\xdfer\n")
     with pytest.raises(ConfigError, match=r"x\.yaml: line 2: is not UTF-8 text"):
         load_yaml(file)
 
 
-def test_recipes_are_read_so(tmp_path: Path) -> None:
+def test_recipes_are_read_with_the_same_checks(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: small\nlayers:\n- name: base\n  run: a\n  run: b\n")
     with pytest.raises(ConfigError, match=r"layers\[0\]\.run: this key appears twice, in line 4"):
