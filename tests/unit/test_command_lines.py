@@ -587,7 +587,7 @@ def test_lab_base_mmdebstrap_command_line() -> None:
     )
 
 
-def test_wheels_are_fetched_by_their_hashes_and_nothing_else() -> None:
+def test_pip_download_requires_hashes() -> None:
     words = controller_wheels.pip_download_words(Path("r.txt"), Path("to"), "3.12")
     platforms = " ".join(f"--platform {each}" for each in controller_wheels.PLATFORMS)
     assert shlex.join(str(word) for word in words) == (

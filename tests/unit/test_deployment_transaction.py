@@ -752,7 +752,7 @@ class TestVerbs:
         }
         assert operator.bench.host.calls[:2] == ["tool", "lock"]
 
-    def test_its_operations_may_run_once_there_is_a_backup(self, operator: Operator) -> None:
+    def test_operations_are_permitted_after_the_backup(self, operator: Operator) -> None:
         host_actions.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
         calls = operator.bench.host.calls
         backup = calls.index(f"backup create {OWN}")
@@ -774,7 +774,7 @@ class TestVerbs:
             )
         assert operator.bench.host.state == FIRST
 
-    def test_its_log_is_kept_and_says_each_thing_on_a_line(self, operator: Operator) -> None:
+    def test_deploy_log_has_one_json_event_a_line(self, operator: Operator) -> None:
         host_actions.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
         lines = (operator.logs / f"deployment-{OWN}.log").read_text().splitlines()
         events = [json.loads(line)["event"] for line in lines]
@@ -918,7 +918,7 @@ class TestVerbs:
             host_actions.back_up(PROJECT, operator.described, steps(), operator.logs, 60)
         assert waited == [60]
 
-    def test_a_backup_by_hand(self, operator: Operator) -> None:
+    def test_back_up_makes_a_backup_record(self, operator: Operator) -> None:
         record = host_actions.back_up(PROJECT, operator.described, steps(), operator.logs)
         assert (record.kind, record.status, record.backup) == ("backup", "succeeded", True)
         assert operator.bench.host.backups[OWN] == FIRST
@@ -946,7 +946,7 @@ def test_signals_are_ignored_during_a_restore_only() -> None:
 
 
 @pytest.mark.parametrize(("replace_rows", "word"), [(True, "replace"), (False, "copy")])
-def test_a_move_deletes_rows_only_where_it_was_asked_to(replace_rows: bool, word: str) -> None:
+def test_database_move_replaces_rows_only_on_request(replace_rows: bool, word: str) -> None:
     options = host_actions.move_options(replace_rows=replace_rows, wait_seconds=7)
     assert options.data == {"move_database": word}
     assert (options.target, options.wait_seconds) == ("master-controller", 7)

@@ -38,7 +38,7 @@ def paths(*layers: list[dict[str, Any]]) -> list[str]:
     return [each["path"] for each in merge_listings(layers)]
 
 
-def test_listing_says_all_that_an_image_keeps_of_a_file(tmp_path: Path) -> None:
+def test_listing_has_all_attributes_of_a_file(tmp_path: Path) -> None:
     fill(tmp_path, "etc/tool")
     (tmp_path / "etc/tool").chmod(0o4755)
     (tmp_path / "etc").chmod(0o751)

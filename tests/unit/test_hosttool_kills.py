@@ -139,7 +139,7 @@ def test_handover_completes_after_a_kill(host: Host) -> None:
     assert set(seen) == {f"releases/{OLD}", f"releases/{NEW}"}
 
 
-def test_record(host: Host) -> None:
+def test_record_write_is_atomic(host: Host) -> None:
     deployment_records.write(host.paths, {"id": FIRST, "status": "running"})
     ends = {"id": FIRST, "status": "succeeded"}
     seen = []

@@ -100,13 +100,13 @@ def test_unreadable_schema_cache_is_ignored(paths: Paths, asked: list[list[str]]
     assert database(paths)["differences"] == []
 
 
-def test_another_release_is_asked_anew(paths: Paths, asked: list[list[str]]) -> None:
+def test_schema_is_checked_again_for_another_release(paths: Paths, asked: list[list[str]]) -> None:
     database_schema_cache.remember(paths, "20250101_120000-ffff")
     asked.append(["- something"])
     assert database(paths)["differences"] == ["- something"]
 
 
-def test_rows_make_no_other_schema(paths: Paths) -> None:
+def test_rows_do_not_change_the_schema_checksum(paths: Paths) -> None:
     before = database_schema_cache.checksum(paths.database)
     execute(paths, "INSERT INTO users VALUES ('1', 'admin')", "ANALYZE")
     assert database_schema_cache.checksum(paths.database) == before

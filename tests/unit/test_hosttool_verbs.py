@@ -500,7 +500,7 @@ def test_a_backup_is_verified_as_a_whole(host: Host) -> None:
     assert told.value.code == "backup-damaged"
 
 
-def test_no_folder_has_no_records(paths: Paths) -> None:
+def test_records_ignore_missing_folder_and_other_files(paths: Paths) -> None:
     assert deployment_records.records(paths) == []
     put(paths.records / "notes.json", "{}")
     put(paths.records / f"{FIRST}.txt", "{}")

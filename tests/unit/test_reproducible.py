@@ -9,7 +9,7 @@ from polydev.image.reproducible import clamp_times, scrub
 from tests.unit.test_file_listing import EPOCH, fill
 
 
-def test_scrub_removes_what_tells_of_moment_or_machine(tmp_path: Path) -> None:
+def test_scrub_removes_traces_of_time_and_machine(tmp_path: Path) -> None:
     kept = ["etc/passwd", "var/lib/dpkg/status", "var/log/journal/keep", "usr/lib/tmp/keep"]
     gone = ["etc/passwd-", "run/lock/a", "tmp/.hidden", "var/lib/apt/lists/a", "var/log/dpkg.log"]
     gone += ["var/log/wtmp", "var/lib/dpkg/status-old", "var/lib/systemd/random-seed"]
@@ -21,7 +21,7 @@ def test_scrub_removes_what_tells_of_moment_or_machine(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_nothing_stays_newer_than_the_epoch(tmp_path: Path) -> None:
+def test_clamp_times_limits_times_to_the_epoch(tmp_path: Path) -> None:
     fill(tmp_path, "new", "old", "folder/new")
     (tmp_path / "link").symlink_to("gone")
     os.utime(tmp_path / "old", (5, 5))

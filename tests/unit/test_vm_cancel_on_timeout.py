@@ -42,7 +42,7 @@ def test_work_beyond_its_time_is_cancelled_and_reported() -> None:
         asyncio.run(within(0.01, forever(), "the stop"))
 
 
-def test_what_ignores_its_end_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_ignores_cancellation_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancel_on_timeout, "ENDING_SECONDS", 0.01)
 
     async def scenario() -> None:
