@@ -20,9 +20,10 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from polydev.controller.auth.authentication import Authenticator, JwtReader
+from polydev.controller.auth.authentication import Authenticator
 from polydev.controller.auth.client_address import place_of, source_of
 from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP_SECONDS, Jwks
+from polydev.controller.auth.jwt_reader import JwtReader
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Caller, Role, User, now
 from polydev.controller.problems import Unavailable

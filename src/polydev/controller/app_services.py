@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
-from polydev.controller.auth.authentication import Authenticator, JwtReader
+from polydev.controller.auth.authentication import Authenticator
 from polydev.controller.auth.csrf import BrowserRules
 from polydev.controller.auth.jwks import Jwks
+from polydev.controller.auth.jwt_reader import JwtReader
 from polydev.controller.auth.rate_limits import RateLimiter, StreamLimit
 from polydev.controller.auth.token_watch import TokenWatch
 from polydev.controller.background import Background, Work

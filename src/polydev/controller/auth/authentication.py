@@ -5,114 +5,25 @@ A JWT only names the user; the role always comes from the database.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Coroutine, Iterable
 from typing import Annotated, Any
 from uuid import UUID
 
-import jwt
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
-from pydantic import SecretStr
 
 from polydev.controller.auth.client_address import Networks, source_of
-from polydev.controller.auth.jwks import Jwks, KeysUnavailable
+from polydev.controller.auth.jwt_reader import HOW_TO_AUTHENTICATE, JwtReader
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Caller
-from polydev.controller.problems import Unavailable
-from polydev.controller.settings import JwtSettings
 from polydev.controller.store.sign_ins import KEY_PREFIX, SignIns
 from polydev.controller.store.users import TOKEN_PREFIX, Tokens, Users
 from polydev.errors import NotAllowed, NotAuthenticated
 
 MOST_TOKEN_CHARACTERS = 8192
-PUBLIC_KEY_ALGORITHMS = ("RS256", "ES256")
-HOW = "send Authorization: Bearer <a JWT of the identity provider, or a token of token.create>"
 
 # For the documentation only: the middleware finds the caller before any route runs.
 BEARER = Security(HTTPBearer(auto_error=False, description="A JWT or an operator's token"))
-
-# PyJWT's own messages may quote the token.
-_REASONS: Mapping[type[jwt.PyJWTError], str] = {
-    jwt.ExpiredSignatureError: "the token has expired",
-    jwt.ImmatureSignatureError: "the token is not valid yet",
-    jwt.InvalidAudienceError: "the token is for another audience (aud)",
-    jwt.InvalidIssuerError: "the token is from another issuer (iss)",
-    jwt.InvalidSignatureError: "the token's signature is wrong",
-    jwt.InvalidAlgorithmError: "the token's algorithm is not the one of its key",
-}
-
-
-class JwtReader:
-    """Check JWTs: signature, times, audience and issuer."""
-
-    def __init__(self, secret: SecretStr | None, rules: JwtSettings, keys: Jwks | None) -> None:
-        self._secret = secret
-        self._rules = rules
-        self._keys = keys
-
-    async def read(self, token: str) -> tuple[str, datetime]:
-        """Return the token's subject, and until when the token is accepted.
-
-        Raises NotAuthenticated, whose message quotes nothing of the token.
-        """
-        try:
-            header = jwt.get_unverified_header(token)
-            algorithm = str(header.get("alg"))
-            claims = self._claims(token, await self._key(algorithm, header), algorithm)
-        except jwt.MissingRequiredClaimError as error:
-            raise NotAuthenticated(f"the token has no {error.claim}", HOW) from None
-        except jwt.PyJWTError as error:
-            raise NotAuthenticated(_reason(error), HOW) from None
-        until = float(claims["exp"]) + self._rules.leeway_seconds
-        return str(claims["sub"]), _time_of(until)
-
-    async def close(self) -> None:
-        if self._keys is not None:
-            await self._keys.close()
-
-    def _claims(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
-        return jwt.decode(
-            token,
-            key,
-            algorithms=[algorithm],
-            audience=self._rules.audience,
-            issuer=self._rules.issuer,
-            leeway=self._rules.leeway_seconds,
-            options={"require": ["exp", "sub"], "verify_aud": self._rules.audience is not None},
-        )
-
-    async def _key(self, algorithm: str, header: Mapping[str, Any]) -> Any:
-        """Return the key for this algorithm, which the sender cannot choose."""
-        if algorithm == "HS256" and self._secret is not None:
-            return self._secret.get_secret_value()
-        if algorithm not in PUBLIC_KEY_ALGORITHMS or self._keys is None:
-            raise NotAuthenticated("tokens signed with this algorithm are not accepted", HOW)
-        key_id = header.get("kid")
-        try:
-            key = await self._keys.get(key_id if isinstance(key_id, str) else None)
-        except KeysUnavailable as error:
-            raise Unavailable(
-                f"cannot fetch the identity provider's keys: {error}",
-                "an operator must check identity.jwks_url in the configuration",
-            ) from None
-        if key is None:
-            raise NotAuthenticated("the token is signed with an unknown key", HOW)
-        return key
-
-
-def _time_of(timestamp: float) -> datetime:
-    try:
-        return datetime.fromtimestamp(timestamp, timezone.utc)
-    except (OverflowError, ValueError, OSError):  # as good as never
-        return datetime.max.replace(tzinfo=timezone.utc)
-
-
-def _reason(error: jwt.PyJWTError) -> str:
-    return next(
-        (said for kind, said in _REASONS.items() if isinstance(error, kind)),
-        "the token is not valid",
-    )
 
 
 class Authenticator:
@@ -187,7 +98,7 @@ class Authenticator:
 
     async def _holder(self, token: str) -> Caller:
         if len(token) > MOST_TOKEN_CHARACTERS:
-            raise NotAuthenticated("the token is not valid: it is too long", HOW)
+            raise NotAuthenticated("the token is not valid: it is too long", HOW_TO_AUTHENTICATE)
         if token.startswith(TOKEN_PREFIX):
             return await self._of_token(token)
         if token.startswith(KEY_PREFIX):
@@ -205,7 +116,9 @@ class Authenticator:
     async def _of_token(self, token: str) -> Caller:
         caller = await self._tokens.caller_of(token)
         if caller is None:
-            raise NotAuthenticated("the token is not valid: it is unknown, revoked or expired", HOW)
+            raise NotAuthenticated(
+                "the token is not valid: it is unknown, revoked or expired", HOW_TO_AUTHENTICATE
+            )
         return caller
 
     async def _of_key(self, key: str) -> Caller:
@@ -233,8 +146,8 @@ def presented(authorization: str | None, access_token: str | None) -> str:
     if access_token:
         return access_token
     if authorization is not None:
-        raise NotAuthenticated("the Authorization header has no bearer token", HOW)
-    raise NotAuthenticated("authentication required: the request has no token", HOW)
+        raise NotAuthenticated("the Authorization header has no bearer token", HOW_TO_AUTHENTICATE)
+    raise NotAuthenticated("authentication required: the request has no token", HOW_TO_AUTHENTICATE)
 
 
 def _user_id(subject: str) -> str | None:

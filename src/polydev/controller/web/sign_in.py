@@ -10,9 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from polydev.controller.app_services import Services
-from polydev.controller.auth.authentication import HOW
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.cookies import remove_cookie, set_cookie
+from polydev.controller.auth.jwt_reader import HOW_TO_AUTHENTICATE
 from polydev.controller.entities import Caller
 from polydev.controller.problems import problem_of
 from polydev.controller.web.pages import Pages
@@ -126,7 +126,7 @@ async def _form(request: Request, pages: Pages) -> dict[str, str]:
 
 def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> Response:
     problem = problem_of(refusal, request.url.path, request.state.request_id)
-    if problem.hint == HOW:  # a hint for programs
+    if problem.hint == HOW_TO_AUTHENTICATE:  # a hint for programs
         problem = problem.model_copy(update={"hint": text("login.bad_token_hint")})
     return pages.render(request, "login.html", problem.status, next=after, problem=problem)
 
