@@ -5,10 +5,11 @@ file, the variables and the secrets.
 """
 
 from polydev.controller.settings.access import JwtSettings, WebSettings
+from polydev.controller.settings.alert_thresholds import WARM_PERCENT, AlertSettings
 from polydev.controller.settings.controller_settings import ControllerSettings, wrong_case
 from polydev.controller.settings.limits import ConnectionLimits, Quota, Quotas, RateLimits
 from polydev.controller.settings.loading import load_settings
-from polydev.controller.settings.monitoring import WARM_PERCENT, AlertSettings, Sampling
+from polydev.controller.settings.sampling import Sampling
 from polydev.controller.settings.sessions import WATCHED_SECONDS, LoginSettings, SessionLimits
 from polydev.controller.settings.sources import ENVIRONMENT_PREFIX, SECRETS, secret_name
 from polydev.controller.settings.vms import BootDeadlines, PoolSettings, VmChecks, VmSettings

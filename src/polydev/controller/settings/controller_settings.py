@@ -12,8 +12,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from polydev.controller.settings import secrets
 from polydev.controller.settings.access import JwtSettings, WebSettings, checked_origins
+from polydev.controller.settings.alert_thresholds import AlertSettings
 from polydev.controller.settings.limits import ConnectionLimits, Quotas, RateLimits
-from polydev.controller.settings.monitoring import AlertSettings, Sampling
+from polydev.controller.settings.sampling import Sampling
 from polydev.controller.settings.section import MOST_DAYS, MOST_SECONDS
 from polydev.controller.settings.sessions import LoginSettings, SessionLimits
 from polydev.controller.settings.sources import (

@@ -1,4 +1,4 @@
-"""Settings of samples of the host's figures, and of alerts."""
+"""Settings of alerts: the thresholds of CPU, memory, disk and temperature, and for how long."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
 
 # Of the critical value that a temperature sensor names: a warning is due above it.
 WARM_PERCENT = 80.0
-
-
-class Sampling(Section):
-    """Samples of the host's figures: how often, and how long all, then some of them are kept."""
-
-    every_seconds: Seconds = 10
-    whole_seconds: Seconds = 3600
-    thinned_every_seconds: Seconds = 60
-    keep_seconds: Seconds = 24 * 3600
 
 
 class AlertSettings(Section):
