@@ -135,7 +135,7 @@ def page_fields(lab: Lab, access: LabAccess) -> dict[str, str]:
     Raises ControllerUnreachable and ControllerRefused.
     """
     from polydev.client.controller_api import ControllerApi
-    from polydev.client.sign_in_links import DASHBOARD, START, sign_in_link
+    from polydev.client.open_in_browser import DASHBOARD, START, sign_in_link
 
     with ControllerApi(controller_url(lab.address), access.demo.token) as api:
         return {"page": sign_in_link(api, START).url, "dashboard": f"{api.url}{DASHBOARD}"}

@@ -42,7 +42,7 @@ def open_pages(
     With --inventory or --host the SSH tunnel stays open until Ctrl-C.
     """
     from polydev.client.controller_api import one_with_prefix
-    from polydev.client.sign_in_links import DASHBOARD, show_in_browser, sign_in_link
+    from polydev.client.open_in_browser import DASHBOARD, show_in_browser, sign_in_link
 
     with connect(url, token, inventory, host) as api:
         path = DASHBOARD

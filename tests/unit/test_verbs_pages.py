@@ -12,7 +12,7 @@ import pytest
 from invoke.context import Context
 
 from polydev.client.controller_api import ControllerApi
-from polydev.client.sign_in_links import show_in_browser, sign_in_link
+from polydev.client.open_in_browser import show_in_browser, sign_in_link
 from tests.loopback import Answer, Asked, as_json, served
 from verbs import pages
 from verbs.pages import health_text
@@ -99,7 +99,7 @@ def test_browser_is_opened_only_with_a_display(
     monkeypatch.setattr(webbrowser, "open", show)
     environment = {"DISPLAY": ":0"} if has_display else {"DISPLAY": ""}
     assert show_in_browser("http://there", environment) == has_display
-    monkeypatch.setattr("polydev.client.sign_in_links.show_in_browser", lambda url: bool(shown))
+    monkeypatch.setattr("polydev.client.open_in_browser.show_in_browser", lambda url: bool(shown))
     pages.open_pages(Context())
     said = capsys.readouterr().out
     assert said.startswith(f"{reached.url}/login?next=/admin#code=")

@@ -23,6 +23,7 @@ from polydev.controller.api import (
     novnc,
     providers,
     sessions,
+    sign_in_links,
     tickets,
     tokens,
     usage,
@@ -41,8 +42,8 @@ from polydev.controller.web.pages import Pages
 from polydev.errors import Error
 
 ROUTERS = (
-    *(health, providers, sessions, tickets, events, login, credential_log, credentials, vms, novnc),
-    *(usage, tokens, admin),
+    *(health, providers, sessions, tickets, sign_in_links, events, login),
+    *(credential_log, credentials, vms, novnc, usage, tokens, admin),
 )
 
 

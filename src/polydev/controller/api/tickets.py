@@ -1,7 +1,8 @@
-"""Tickets for one use: a viewer's connection, a session's page, or the sign-in of a browser.
+"""Tickets for one use: a viewer's connection, or a link to a session's page.
 
-A ticket has the rights of the caller who made it, and ends with them. Only tickets appear in URLs;
-the keys and cookies that they are exchanged for never do.
+`sign_in_links` has those that sign a browser in. A ticket has the rights of the caller who made it,
+and ends with them. Only tickets appear in URLs; the keys and cookies that they are exchanged for
+never do.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.entities import Caller
 from polydev.controller.paths import screen_path, viewer_page
-from polydev.errors import NotAllowed, NotAuthenticated, SessionExpired
+from polydev.errors import NotAuthenticated, SessionExpired
 
 # From the answer to the connection that uses it.
 VIEWER_SECONDS = 30.0
 MOST_LINK_SECONDS = 24 * 3600
-LINK_SECONDS = 120.0
 MOST_TICKET_CHARACTERS = 200
 TICKET = "CxEgbaMXQm2p5Xo4b0F2d0VJkq3b1sM7c9aZr8nT1yU"
 SESSION = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
@@ -113,25 +113,10 @@ class KeyAnswer(ApiModel):
     expires_at: datetime
 
 
-class LinkAnswer(ApiModel):
-    """`url` signs a browser in, once. Browsers do not send the part behind `#` to servers."""
-
-    model_config = ConfigDict(
-        title="SignInLink",
-        json_schema_extra={
-            "examples": [{"url": f"/login#code={TICKET}", "expiresAt": "2026-11-21T10:17:00Z"}]
-        },
-    )
-
-    url: str
-    expires_at: datetime
-
-
 def routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/api/auth", tags=["sessions"])
     _add_tickets(router, services)
     _add_redeem(router, services)
-    _add_link(router, services)
     return router
 
 
@@ -192,18 +177,3 @@ async def _redeemed(services: Services, ticket: str) -> Caller:
             "ask for another link",
         )
     return caller
-
-
-def _add_link(router: APIRouter, services: Services) -> None:
-    @router.post(
-        "/sign-in-link",
-        status_code=201,
-        summary="Make a link that signs a browser in as the caller, once",
-        dependencies=[BEARER],
-        responses=error_responses(),
-    )
-    async def create_link(caller: Asking) -> LinkAnswer:
-        if caller.by not in ("token", "jwt"):
-            raise NotAllowed("access denied: a sign-in link can only be made with a token or a JWT")
-        code, until = await services.tickets.create("sign-in", caller, LINK_SECONDS)
-        return LinkAnswer(url=f"/login#{urlencode({'code': code})}", expires_at=until)

@@ -145,7 +145,7 @@ def status_of_percent(percent: float, limits: AlertSettings) -> Status:
 
 
 def status_of_temperature(celsius: float, critical_celsius: float | None) -> Status:
-    """Return `warning` above WARM_PERCENT of the sensor's critical value and `critical` from that value on.
+    """Return `critical` from the sensor's critical value on, `warning` above WARM_PERCENT of it.
 
     A sensor that names no critical value is `healthy`.
     """

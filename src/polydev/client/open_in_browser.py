@@ -1,4 +1,4 @@
-"""One-time links that sign a browser in to a controller's pages."""
+"""Open a controller's pages in a browser, by one-time links that sign it in."""
 
 from __future__ import annotations
 
