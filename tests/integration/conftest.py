@@ -62,7 +62,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def nothing_left(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Temporary files get a folder of their own; the test fails if anything stays of it.
+    """Give temporary files a folder of their own; fail the test if anything of it is left.
 
     What other tests keep running on purpose does not count, nor do other people's VMs.
     """

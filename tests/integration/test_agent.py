@@ -109,7 +109,7 @@ def vnc(client: socket.socket) -> None:
 
 
 def locked_vnc(client: socket.socket) -> None:
-    """TigerVNC once an address has failed to log in too often."""
+    """A VNC server like TigerVNC after too many failed logins of an address."""
     reason = b"Too many security failures"
     client.sendall(b"RFB 003.003\n" + bytes(4) + struct.pack(">I", len(reason)) + reason)
     client.recv(12)
@@ -127,14 +127,14 @@ def display(client: socket.socket) -> None:
 
 
 def accept_and_stay_silent(client: socket.socket) -> None:
-    """Accepts, reads and says nothing until the other side goes."""
+    """Read without an answer until the other side closes."""
     while client.recv(4096):
         pass
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port at which nobody listens: it is bound, so that no other process gets it."""
+    """A port without a listener; it is bound, so that no other process takes it."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield int(bound.getsockname()[1])
@@ -308,14 +308,14 @@ class Agent:
             return b"".join(iter(lambda: client.recv(4096), b""))
 
     def console_through(self, words: str) -> list[str]:
-        """The console's lines once one has these words."""
+        """Return the console's lines up to the first with this text."""
         while words.encode() not in self._console or not self._console.endswith(b"\n"):
             assert select.select([self._tty], [], [], HANGS_AFTER_SECONDS)[0], self._console
             self._console += os.read(self._tty, 4096)
         return self._console.decode().splitlines()
 
     def console_after_end(self) -> list[str]:
-        """All of the console's lines; ends the agent."""
+        """End the agent; return all of the console's lines."""
         self.end()
         while select.select([self._tty], [], [], 0)[0]:
             self._console += os.read(self._tty, 4096)
@@ -857,7 +857,7 @@ def test_slow_request_is_closed_at_request_timeout(start_agent: StartAgent) -> N
 def test_login_requests_from_inside_the_vm_are_refused(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
-    """Nor may they type codes, or take credentials, from whichever of its addresses."""
+    """Programs of the VM can neither type codes nor read credentials, from any address of it."""
     logins = Logins(desktop)
     agent = start_agent(*logins.settings)
     assert agent.ask("/login/claude", source="127.0.0.1")[0] == 403
@@ -983,7 +983,7 @@ def test_agent_unit_imports_login_modules_only_on_first_login(
 
 
 def test_identity_service_imports_few_modules(guest_folder: Path) -> None:
-    """The host waits for it; and each of its bytes is in each clone's memory."""
+    """The host waits for its start, and each clone's memory holds all of it."""
     command = units_command("polydev-identity.service", guest_folder)
     command = [word.replace("main()", "main") for word in command]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

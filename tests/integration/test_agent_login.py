@@ -54,7 +54,7 @@ class Guest:
         return self.folder / "home" / FILE
 
     def has_tool(self, login: str, status: str = "exit 0", **words: Any) -> None:
-        """`claude`, which runs these scripts when it is to log in, and to say whether it is."""
+        """Install `claude`, which runs these scripts as its login and status commands."""
         tool = self.folder / "bin/claude"
         tool.write_text(f"#!/bin/sh\nif [ $1 = status ]; then {status}\nfi\n{login}\n")
         tool.chmod(0o755)
@@ -82,7 +82,7 @@ class Guest:
             process.wait()
 
     def wait(self, is_so: Callable[[LoginReply], bool]) -> LoginReply:
-        """The state, once it is so; it is a file, and nothing tells that it was written."""
+        """Poll the state file, which has no notification, until the condition holds."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not is_so(state := self.state):
             assert time.monotonic() < deadline, state
@@ -104,7 +104,7 @@ def guest() -> Iterator[Guest]:
 
 @contextmanager
 def browser(guest: Guest) -> Iterator[list[bytes]]:
-    """Chromium's socket: what it was told, each message acknowledged."""
+    """Chromium's socket, which acknowledges each message; yields the messages."""
     told: list[bytes] = []
     path = guest.folder / "home" / SINGLETON
     path.parent.mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_tool_runs_in_a_terminal_window_that_can_be_closed(guest: Guest, tmp_pat
 
 
 def child_named(name: str, parent: int) -> int:
-    """The process of that name which another has started."""
+    """Return the child process with this name."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
             pid, command, _, of, *_ = stat.read_text().split()

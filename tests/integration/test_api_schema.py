@@ -46,7 +46,7 @@ FOLLOWING = ("/api/auth/session/{session_id}/events", "/api/vm/{vm_id}/console")
 
 @dataclass(frozen=True)
 class Host:
-    """Ids of what is over, and of everything; and by which token all of it may be asked."""
+    """Ids of ended and of live entities, and a token that may read them all."""
 
     url: str
     token: str

@@ -24,7 +24,7 @@ NOBODY = Ports(1, 1, 1)
 
 @dataclass
 class Outside:
-    """All that is known of a VM from outside. `waits` is the part of the time without a CPU."""
+    """Everything known of a VM from outside; `waits` is its share of time without a CPU."""
 
     said: str
     ports: Ports

@@ -84,7 +84,7 @@ print(json.dumps({"digest": result.record.digest, "changed": result.changed, "se
 
 @dataclass(frozen=True)
 class Workplace:
-    """A store and a cache of a test's own; the layers of the image are in the cache."""
+    """A store and a cache of one test; the cache has the layers of the image."""
 
     folder: Path
     recipe: Path
@@ -102,12 +102,12 @@ class Workplace:
         return [sys.executable, "-c", CHILD, *(str(word) for word in words)]
 
     def build(self) -> dict[str, Any]:
-        """Build in a child that nothing disturbs."""
+        """Build in a child process without interruption."""
         answer: dict[str, Any] = json.loads(run(self.argv(), env=ENVIRONMENT).stdout)
         return answer
 
     def disturbed_build(self, sent: int, moment: int) -> int:
-        """Build in a child that gets a signal; how it ended."""
+        """Build in a child process that gets a signal; return its exit status."""
         return run(self.argv(sent, moment), env=ENVIRONMENT, check=False).status
 
 
@@ -199,7 +199,7 @@ def processes_that_name(folder: Path) -> list[str]:
 
 
 def assert_all_whole(place: Workplace) -> None:
-    """Every image and layer that can be found is all that it says it is."""
+    """Check that every image and layer that can be found is complete."""
     for digest in place.store.digests():
         record = place.store.record(digest)
         for name in BOOT_FILES:
@@ -273,9 +273,9 @@ def test_small_image_has_same_digest_in_another_folder(
 def test_build_without_cache_gives_same_digest(
     place: Workplace, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cached layers that are empty would give an empty image.
+    """Empty cached layers would give an empty image.
 
-    Nor do the bytes depend on the variables and the umask of who builds.
+    The bytes do not depend on the environment and umask of the build either.
     """
     other_way = "" if os.environ.get("PYTHONDONTWRITEBYTECODE") else "1"
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", other_way)

@@ -416,7 +416,7 @@ def test_file_replaces_link_to_file(workshop: Workshop) -> None:
 
 
 def image_of(workshop: Workshop, *layers: BuiltLayer) -> Callable[[str], str]:
-    """Make the root filesystem of stacked layers; what tells the type of a path in it."""
+    """Make the root filesystem of stacked layers; return a function for the types of its paths."""
     base = BuiltLayer(workshop.plans[0], workshop.cache.path(workshop.plans[0]), (), None)
     stacked = stack([base, *layers], workshop.folder / "fitted", EPOCH)
     rootfs = workshop.folder / "rootfs.ext4"

@@ -26,7 +26,7 @@ CONSOLE = "/api/vm/1/console"
 
 @contextmanager
 def asking(answer: Answerer) -> Iterator[tuple[ControllerApi, list[Asked]]]:
-    """The client of a controller that answers so, and what that controller is asked."""
+    """The client of a controller with these answers, and the list of its requests."""
     with served(answer) as server, ControllerApi(server.url, "pdt_secret") as api:
         yield api, server.asked
 
@@ -210,7 +210,7 @@ def test_stream_yields_parts_at_once_and_may_pause(
 
 
 def test_unchunked_stream_yields_parts_at_once() -> None:
-    """An answer that ends with its connection, as behind proxies that speak HTTP/1.0."""
+    """The answer ends with its connection, as behind proxies that speak HTTP/1.0."""
     seen = Event()
 
     def raw() -> Iterator[bytes]:

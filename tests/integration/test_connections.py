@@ -61,7 +61,7 @@ class Peer:
         self.writer = writer
 
     async def send(self, data: bytes | str) -> None:
-        """All of it, or as much as the other side takes."""
+        """Send the data, or as much of it as the other side takes."""
         with contextlib.suppress(ConnectionError):
             self.writer.write(data.encode() if isinstance(data, str) else data)
             await self.writer.drain()
@@ -74,7 +74,7 @@ class Peer:
         return Answer(int(first.split()[1]), headers, await self.reader.readexactly(length))
 
     async def end(self) -> bytes:
-        """All that still comes before the other side closes."""
+        """Return the bytes that come before the other side closes."""
         with contextlib.suppress(ConnectionError):
             return await asyncio.wait_for(self.reader.read(), PATIENCE_SECONDS)
         return b""
@@ -101,13 +101,13 @@ class Service:
             writer.transport.abort()
 
     async def ask(self, *lines: str, path: str = HEALTH, address: str = "127.0.0.1") -> Answer:
-        """A request on a connection of its own."""
+        """Send a request on a connection of its own; return the answer."""
         async with self.peer(address) as peer:
             await peer.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: test", *lines, "", ""]))
             return await peer.answer()
 
     async def bytes_answered(self, data: bytes) -> bytes:
-        """All that comes back until the connection is closed."""
+        """Send bytes; return all that comes back until the connection is closed."""
         async with self.peer() as peer:
             sending = asyncio.create_task(peer.send(data))
             try:
@@ -344,7 +344,7 @@ def test_viewer_token_may_be_8192_bytes_long(run: Run, where: str) -> None:
 
 
 def test_upgrade_before_earlier_answers_is_refused(run: Run) -> None:
-    """Else the answer would stand among the frames."""
+    """Otherwise the earlier answer would be sent among WebSocket frames."""
 
     async def scenario(service: Service) -> None:
         answered = await service.bytes_answered(get() + get(SCREEN, UPGRADE))
@@ -423,7 +423,7 @@ def test_slowly_sent_header_is_closed_at_deadline(run: Run, piece: str) -> None:
 
 
 async def drip(peer: Peer, piece: str) -> None:
-    """Send it again and again until the other side closes."""
+    """Send the piece repeatedly until the other side closes."""
     ended = asyncio.create_task(peer.end())
     while not ended.done():
         await peer.send(piece)
@@ -446,7 +446,7 @@ def test_second_header_of_connection_has_a_deadline(run: Run) -> None:
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("drips", [True, False])
 def test_incomplete_body_is_closed_at_deadline(run: Run, drips: bool, chunked: bool) -> None:
-    """With a token, so that the application waits for it."""
+    """The request has a token, so the application waits for the body."""
 
     async def scenario(service: Service) -> None:
         how = "Transfer-Encoding: chunked" if chunked else "Content-Length: 1000"
@@ -467,7 +467,7 @@ def test_incomplete_body_is_closed_at_deadline(run: Run, drips: bool, chunked: b
 
 
 def test_unread_body_is_closed_at_deadline(run: Run) -> None:
-    """Without a token it is answered before it has come."""
+    """The request has no token, so it is refused before the body has arrived."""
 
     async def scenario(service: Service) -> None:
         async with service.peer() as peer:
@@ -509,7 +509,7 @@ def test_idle_connection_is_closed_after_keep_alive_seconds(run: Run) -> None:
 def test_unread_answer_is_dropped_at_send_timeout(
     run: Run, requests: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And no request behind it fails."""
+    """The requests behind it do not fail with errors."""
 
     async def scenario(service: Service) -> None:
         asking = get(LARGE, f"Authorization: Bearer {service.token}\r\n")
@@ -528,7 +528,7 @@ def test_unread_answer_is_dropped_at_send_timeout(
 
 
 def test_disconnect_cancels_the_request(run: Run) -> None:
-    """Also where a further request waits behind it."""
+    """This holds with a second request waiting on the connection, too."""
 
     async def scenario(service: Service) -> None:
         async with service.peer() as peer:
@@ -586,7 +586,7 @@ def test_address_over_its_limit_loses_only_its_own_connections(run: Run) -> None
 
 
 def test_clients_that_do_not_read_do_not_block_others(run: Run) -> None:
-    """Each asks for much, so that its connection is neither unfinished nor idle."""
+    """Each requests a large answer, so that its connection is neither half-open nor idle."""
 
     async def scenario(service: Service) -> None:
         asking = get(LARGE, f"Authorization: Bearer {service.token}\r\n")
@@ -607,7 +607,7 @@ def test_clients_that_do_not_read_do_not_block_others(run: Run) -> None:
 
 
 def test_total_number_of_connections_is_limited(run: Run) -> None:
-    """Also those whose request is complete, as that of a console that is followed is."""
+    """Connections with complete requests count, too, such as followed consoles."""
 
     async def scenario(service: Service) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -638,7 +638,7 @@ FEW = {"failures_burst": 2, "failures_per_minute": 0.001}
 
 
 def test_forwarded_headers_of_untrusted_peers_are_ignored(run: Run) -> None:
-    """It neither locks somebody else out nor gives another try."""
+    """The headers neither lock out another address nor give another attempt."""
 
     async def scenario(service: Service) -> None:
         for header in ("X-Forwarded-For", "X-Real-IP", "Forwarded"):
@@ -710,7 +710,7 @@ def test_service_stays_healthy_after_arbitrary_bytes(
 def fuzzed(
     database: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., int]]:
-    """Send bytes, wait for the end of the connection, and give the status of a health report."""
+    """Send bytes, wait for the end of the connection, and return the status of /health."""
     own = Path(shutil.copy(database, tmp_path_factory.mktemp("fuzz") / "controller.sqlite3"))
     limits = {"header_seconds": 0.05, "body_seconds": 0.05, "send_seconds": 0.05}
     loop = uvloop.new_event_loop()

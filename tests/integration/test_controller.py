@@ -87,7 +87,7 @@ class Service:
     heard: list[str] = field(default_factory=list)
 
     async def tells(self, state: str) -> None:
-        """Wait until it has told `state`; fails if it ends without."""
+        """Wait for a notification of `state`; fail if the process ends without it."""
         ended = asyncio.create_task(self.ended())
         while state not in self.heard:
             told = asyncio.create_task(asyncio.get_running_loop().sock_recv(self.news, 4096))
@@ -177,7 +177,7 @@ class Answer:
 
 
 class Client:
-    """One connection, on which requests go byte by byte as the test says."""
+    """One connection, whose requests a test writes byte by byte."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -208,7 +208,7 @@ class Client:
 
 
 class Load:
-    """Clients that ask without end; what they were answered by, and what failed."""
+    """Clients that send requests without end; counts answers by release, and failures."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = port
@@ -248,7 +248,7 @@ class Load:
             await asyncio.sleep(random.uniform(0, most_pause_seconds))
 
     async def _ask(self, client: Client | None, *, last: bool) -> Client | None:
-        """One request, on a new connection if there is none: the connection, if it goes on."""
+        """Send one request, on a new connection if there is none; return the connection if kept."""
         how = "fresh" if client is None else "kept"
         try:
             client = client or await Client.connect(self.port, self.tls)
@@ -274,7 +274,7 @@ class Load:
 
 @pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
 def test_handover_under_load_drops_nothing(host: Host, *, with_tls: bool) -> None:
-    """New release up, old one told to end, four times over, with every kind of client."""
+    """Four times a new release starts and the old one ends, under every kind of client."""
     host.tls = make_tls(host.folder / "tls") if with_tls else None
     load = Load(host.port, host.tls.client() if host.tls else None)
 
@@ -304,7 +304,7 @@ def test_handover_under_load_drops_nothing(host: Host, *, with_tls: bool) -> Non
 
 
 def test_next_process_serves_new_certificate(host: Host) -> None:
-    """Both take connections of the same socket; nobody is refused meanwhile."""
+    """Both processes accept connections of the same socket, and none is refused."""
 
     async def scenario() -> None:
         first = host.tls = make_tls(host.folder / "first")
@@ -413,7 +413,7 @@ def test_unhealthy_process_exits_before_accepting(host: Host) -> None:
 
 
 def test_shutdown_waits_at_most_drain_seconds(host: Host) -> None:
-    """A request that never becomes whole holds the end up for drain_seconds at most."""
+    """An incomplete request delays the shutdown for drain_seconds at most."""
     host.configure(drain_seconds=1)
 
     async def scenario() -> None:

@@ -28,7 +28,7 @@ async def users_of(url: str) -> list[str]:
 
 
 def backups_in(folder: Path) -> list[str]:
-    """Half ones too."""
+    """Names of backups in the folder, partial ones included."""
     return [path.name for path in folder.glob("*copy*")]
 
 
@@ -64,7 +64,7 @@ async def test_restore_returns_what_was_backed_up(store_url: str, tmp_path: Path
 
 @run_async
 async def test_backup_is_consistent_while_others_write(store_url: str, tmp_path: Path) -> None:
-    """Others write while it is made: with each session there is its VM."""
+    """Sessions start during the backup, which has the VM of each of its sessions."""
     file = tmp_path / "copy"
     async with opened(store_url, slots=30) as store:
         copying = asyncio.create_task(backup(store_url, file))
@@ -190,7 +190,7 @@ async def test_restore_into_empty_database(
 
 @run_async
 async def test_restore_keeps_foreign_tables(store_url: str, tmp_path: Path) -> None:
-    """PostgreSQL may be shared; SQLite's file is the controller's own, and is put back whole."""
+    """PostgreSQL may be shared; SQLite's file is the controller's own and is replaced."""
     file = tmp_path / "copy"
     async with opened(store_url) as store:
         async with store.database.writing() as connection:
@@ -207,7 +207,7 @@ async def test_restore_keeps_foreign_tables(store_url: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["INSERT INTO tokens", "an index"])
 @run_async
 async def test_restore_of_damaged_backup_is_refused(tmp_path: Path, damage: str) -> None:
-    """SQLite's; pg_restore itself notices damage, and PostgreSQL checks every key."""
+    """For SQLite only: pg_restore detects damage itself, and PostgreSQL checks every key."""
     url, file = sqlite_url(tmp_path), tmp_path / "copy"
     await migrate(url)
     async with opened(url) as store:

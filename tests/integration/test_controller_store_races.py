@@ -27,7 +27,7 @@ MANY = SessionLimits(per_user=50)
 
 
 async def stores(stack: AsyncExitStack, url: str, slots: int, count: int = 2) -> list[Store]:
-    """Several of one database, which share nothing but it."""
+    """Several stores of one database, each with its own connections."""
     return [await stack.enter_async_context(opened(url, slots, MANY)) for _ in range(count)]
 
 
@@ -66,7 +66,7 @@ async def test_last_slots_are_given_once_to_concurrent_starts(store_url: str, sl
 
 @run_async
 async def test_last_pool_vms_are_given_once_to_concurrent_starts(store_url: str) -> None:
-    """Each VM of the pool is one session's, and who comes too late for it has a slot."""
+    """Each pool VM goes to one session; the other sessions get free slots."""
     async with AsyncExitStack() as stack:
         racing = await stores(stack, store_url, slots=RACERS)
         vms = racing[0].vms
@@ -125,7 +125,7 @@ async def test_start_skips_slot_taken_by_uncommitted_transaction(store_url: str)
 
 @run_async
 async def test_session_end_and_vm_steps_do_not_deadlock(store_url: str) -> None:
-    """Session and VM are changed from both sides; nobody hangs, and they agree."""
+    """Session and VM are changed from both sides and end in matching states."""
     async with AsyncExitStack() as stack:
         api, driver = await stores(stack, store_url, slots=RACERS)
         user = await api.new_user()
@@ -183,7 +183,7 @@ async def look(store: Store, session: Session) -> None:
 async def test_changes_after_uncommitted_session_end_see_the_end(
     store_url: str, late: Callable[[Store, Session], Coroutine[None, None, None]]
 ) -> None:
-    """The end is under way when it comes, and not yet committed."""
+    """The change arrives while the end of the session is not yet committed."""
     async with AsyncExitStack() as stack:
         first, second = await stores(stack, store_url, slots=1)
         session = await first.start_ready(await first.new_user())
@@ -216,7 +216,7 @@ async def test_steps_of_one_vm_are_serialized(store_url: str) -> None:
 
 @run_async
 async def test_session_end_and_vm_failure_lock_in_same_order(store_url: str) -> None:
-    """Each changes both; in one order, so that neither waits for what the other has."""
+    """Each transaction changes both rows, in one order, so that there is no deadlock."""
     async with AsyncExitStack() as stack:
         first, second = await stores(stack, store_url, slots=1)
         session = await first.start_ready(await first.new_user())
@@ -260,7 +260,7 @@ async def test_news_of_concurrent_writers_become_visible_in_order(store_url: str
 
 @run_async
 async def test_sync_slots_of_two_controllers_is_serialized(store_url: str) -> None:
-    """The second comes when the first has read which slots there are."""
+    """The second controller starts after the first has read the slots."""
     real = slots._known
     seconds: list[asyncio.Task[None]] = []
 

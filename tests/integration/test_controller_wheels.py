@@ -31,7 +31,7 @@ DEADLINE_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as it was when the tests began: others may be at work on it."""
+    """A copy of the checkout from the start of the tests, since somebody may edit it meanwhile."""
     made = tmp_path_factory.mktemp("checkout")
     leave = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / PACKAGE, made / PACKAGE, ignore=leave)
@@ -86,7 +86,7 @@ def test_second_bundle_needs_no_network_and_builds_nothing(
 def test_polydev_wheel_is_reproducible_in_another_folder(
     bundle: Bundle, root: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """Another folder, other times and modes, and the checkout stays as it was."""
+    """The other folder has other times and modes; the build does not change the checkout."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(root, moved, copy_function=shutil.copyfile)
     for path in moved.rglob("*.py"):
@@ -148,7 +148,7 @@ def test_release_installed_from_a_bundle_serves(bundle: Bundle, tmp_path: Path) 
 
 
 def install(bundle: Bundle, host: Path) -> Path:
-    """A release's folder as a host has it; its command."""
+    """Install a release as on a host; return the path of its command."""
     wheels = host / "wheels"
     wheels.mkdir()
     for wheel in bundle.wheels:
@@ -178,7 +178,7 @@ def install(bundle: Bundle, host: Path) -> Path:
 
 @contextmanager
 def serving(command: Path, config: Path) -> Iterator[int]:
-    """The command on a socket that it is given, until told to end: the socket's port."""
+    """Run the command on a socket that it inherits, until the block ends; yield the port."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as news,

@@ -102,7 +102,7 @@ async def release(store: Store, session: Session) -> None:
 
 @run_async
 async def test_concurrent_handovers_leave_one_receipt(store_url: str) -> None:
-    """Two processes at once, as while one hands over to the next."""
+    """Two processes write at once, as during a handover of the controller."""
     async with opened(store_url, limits=MANY) as store, separate_database(store_url) as other:
         user = await store.new_user()
         writers = handovers_of(store), CredentialHandovers(other, KEYS, 10, store.clock)

@@ -33,7 +33,7 @@ DRAWN = "performance.getEntriesByName('charts-drawn').map(each => each.detail)"
 
 @pytest.fixture(autouse=True)
 def well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host on which all is well, whatever this machine is busy with."""
+    """Report healthy figures, however busy this machine is."""
     monkeypatch.setattr(system_reader, "cpu_usage", lambda _before, _after: 12.5)
     memory = SimpleNamespace(total=10 << 30, available=6 << 30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
@@ -157,7 +157,7 @@ def test_hidden_dashboard_stops_polling(tmp_path: Path, packed_assets: Path) -> 
 def test_unreachable_controller_keeps_figures_and_shows_their_age(
     tmp_path: Path, packed_assets: Path
 ) -> None:
-    """The answers are held back where a broken connection would be: between browser and server."""
+    """Requests are aborted between browser and server, as by a broken connection."""
 
     async def scenario() -> None:
         async with opened_page(tmp_path, packed_assets) as (host, look):

@@ -30,7 +30,7 @@ def connection(programs: Path) -> Iterator[HostConnection]:
 
 @pytest.fixture
 def tool(programs: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
-    """Put a host tool there, which is this shell script."""
+    """Install this shell script as the host tool."""
     file = programs / "polydev-host"
     for module in (connections, histories, lock, deadman):
         monkeypatch.setattr(module, "TOOL", str(file))

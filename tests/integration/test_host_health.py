@@ -56,7 +56,7 @@ async def until(what: str, look: Callable[[], bool]) -> None:
 
 @dataclass
 class Webhook:
-    """A server that takes what is posted; it answers with the next of `statuses`, then 200."""
+    """A server that records posted bodies; it answers with the next of `statuses`, then 200."""
 
     port: int = 0
     statuses: list[int] = field(default_factory=list)
@@ -98,7 +98,7 @@ async def running(sender: AlertSender) -> AsyncIterator[AlertSender]:
 
 @contextmanager
 def everything_logged() -> Iterator[list[str]]:
-    """All that this process logs, by whatever logger and at whatever level."""
+    """Record everything that this process logs, by any logger at any level."""
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -416,7 +416,7 @@ async def service(folder: Path) -> AsyncIterator[Served]:
 async def test_full_disk_alert_is_sent_once_when_raised_and_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: from what the host shows, over the database, to the webhook."""
+    """Checks the whole path: figures of the host, database, webhook."""
     used = 95
     usage = lambda _mount: SimpleNamespace(total=100, used=used, free=100 - used)  # noqa: E731
     monkeypatch.setattr(psutil, "disk_usage", usage)

@@ -152,7 +152,7 @@ class Host:
         self.sampler = self.begin()
 
     def begin(self) -> SampleLoop:
-        """A controller that begins anew."""
+        """Return the sampler of a restarted controller."""
         sender = AlertSender(None, Outbox(self.deployments))
         self.monkeypatch.setattr(sender, "send", self.sent.append)
         return SampleLoop(

@@ -24,7 +24,7 @@ FIRST, SECOND, THIRD, FOURTH = (f"2025013{day}_120000-abcd" for day in range(4))
 
 
 class Deliveries:
-    """Wheels and requirements as they arrive on a host, and the programs that ran for them."""
+    """Wheels and requirements as uploaded to a host, and the programs run to install them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,7 +33,7 @@ class Deliveries:
         (root / "wheels").mkdir(parents=True)
 
     def deliver(self, release: str, **versions: str) -> Path:
-        """Let the requirements of a release arrive, and the wheels that they name."""
+        """Upload the requirements of a release and the wheels that they name."""
         arrived = self.root / "incoming" / release
         arrived.mkdir(parents=True, exist_ok=True)
         pins = {name.replace("_", "-"): version for name, version in versions.items()}
@@ -177,7 +177,7 @@ def _lose(name: str) -> Callable[[Path], None]:
 def test_packages_are_not_copied_from_damaged_release(
     deliveries: Deliveries, first: Path, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
-    """The release of before, alone in a folder of releases."""
+    """The former release is alone in the folder of releases."""
     place = tmp_path / "releases" / FIRST
     shutil.copytree(first, place, symlinks=True)
     requirements = tmp_path / "requirements.txt"

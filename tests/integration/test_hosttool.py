@@ -91,7 +91,7 @@ def started(*argv: str | Path) -> Iterator[subprocess.Popen[bytes]]:
 def holder(
     tool: Path, root: Path, deployment: str = FIRST, seconds: int = 600, *, again: bool = False
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """A process that holds the lock, and what it said when it had it."""
+    """A process that holds the lock, and its first answer."""
     words = ["--id", deployment, "--owner", "ada@desk", "--purpose", "deploy"]
     argv: Argv = [tool, "--root", root, "lock", "hold", *words, "--seconds", str(seconds)]
     argv += ["--again"] if again else []
@@ -179,7 +179,7 @@ class TestLock:
     def test_deployment_gets_its_lock_back_after_lost_connection(
         self, tool: Path, tmp_path: Path
     ) -> None:
-        """The host has not noticed the loss: the former holder waits for its operator."""
+        """The host has not noticed the loss, so the former holder still runs."""
         with holder(tool, tmp_path) as (former, said):
             with holder(tool, tmp_path, SECOND, again=True) as (stranger, refused):
                 assert refused["error"] == "lock-held"
@@ -329,11 +329,11 @@ VERBS = (
 
 
 class TestConcurrentVerbs:
-    """Two verbs at once, each a process of its own."""
+    """Two concurrent verbs, each in its own process."""
 
     @contextmanager
     def busy(self, tool: Path, root: Path) -> Iterator[Path]:
-        """A verb that has the host: it reads an image that never comes to its end."""
+        """A verb that holds the host's lock: it reads an image from a pipe without end."""
         arrived = root / "var/lib/firecracker/snapshots/base/incoming" / ("b" * 64)
         arrived.mkdir(parents=True)
         pipe = arrived / "record.json"
@@ -370,7 +370,7 @@ class TestConcurrentVerbs:
                 pass
 
     def test_slot_verbs_wait_only_for_the_same_slot(self, tool: Path, tmp_path: Path) -> None:
-        """A verb that has the host may have systemd make slots."""
+        """Slots have their own locks, since a verb that holds the host's may start slot units."""
         paths = Paths.below(tmp_path)
         with self.busy(tool, tmp_path), lock_slot(paths, 2, "slot down 2, pid 1"):
             assert call(tool, tmp_path, "slot", "up", "3")["error"] == "no-host"
@@ -384,7 +384,7 @@ class TestConcurrentVerbs:
 
 
 class TestDatabaseInUse:
-    """A restore is a transaction like any other for those who have the database open."""
+    """For processes that have the database open, a restore is a normal transaction."""
 
     @pytest.fixture
     def live(self, tmp_path: Path) -> Path:

@@ -53,7 +53,7 @@ class Databases:
         return plain.replace("owner@", f"owner:{PASSWORD.replace(' ', '%20')}@")
 
     def install(self, release: str) -> None:
-        """A program that works, and its configuration."""
+        """Install a working program and its configuration."""
         host = self.host
         program = host.controller.release(release) / "venv/bin/master-controller"
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def test_migration_uses_database_of_the_secret(databases: Databases) -> None:
 
 
 def test_restore_uses_database_of_the_backup(databases: Databases) -> None:
-    """A deployment that names another database goes back: the former one is as it was."""
+    """A deployment that named another database is undone; the former one is unchanged."""
     host = databases.host
     databases.use(databases.url(0))
     migrate(databases)
@@ -213,7 +213,7 @@ def test_unusable_database_is_reported_without_password(
 
 @pytest.fixture
 def on_sqlite(databases: Databases) -> Databases:
-    """A host whose controller runs with a SQLite database of ours, and that has a backup."""
+    """A host whose controller runs with a SQLite database, with a backup."""
     databases.host.controller.database.unlink()
     asyncio.run(controller_migrate(databases.sqlite))
     databases.add_user(databases.sqlite)
@@ -225,7 +225,7 @@ def on_sqlite(databases: Databases) -> Databases:
 
 
 def move(databases: Databases, *options: str) -> dict[str, Any]:
-    """`polydev-host database move`: its answer."""
+    """Run `polydev-host database move`; return its answer."""
     words = ["database", "move", "--release", OLD, "--backup", FIRST, *options]
     found = database_verbs.move(
         Call(parser().parse_args(words), databases.host.paths, databases.host.systemd)

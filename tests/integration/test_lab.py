@@ -58,7 +58,7 @@ def lab(settings: Settings) -> Iterator[Lab]:
 
 @pytest.fixture
 def own(settings: Settings) -> Iterator[Callable[[str], Lab]]:
-    """Makes labs that a test has for itself."""
+    """Return a function that starts labs for one test."""
     names = []
 
     def make(letter: str) -> Lab:

@@ -21,7 +21,7 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def dripping(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A byte now and then: no single wait is long."""
+    """Send one byte now and then, so that no single read is slow."""
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     try:
         while True:

@@ -30,7 +30,7 @@ TEMPLATE, OLDER = "7e" * 32, "01de" * 16
 
 @asynccontextmanager
 async def created(world: World) -> AsyncIterator[tuple[Session, Vm]]:
-    """A session of a driver at work, and its VM once that is ready."""
+    """A session under a running driver, and its ready VM."""
     session = await world.start()
     async with world.driving(intervals=replace(QUICK, screen_limit=0.3)):
         await world.until_session(session, "vm_created")
@@ -145,7 +145,7 @@ def test_vm_boots_without_reason_if_templates_are_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("done", ["noted", "started", "launched", "resumed", "identified"])
 def test_next_driver_gives_clone_its_identity(tmp_path: Path, done: str) -> None:
-    """A controller ended after each of its steps; the next one finds out what is true."""
+    """The former controller ended after one of its steps; the next one continues from there."""
 
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor

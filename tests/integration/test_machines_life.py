@@ -113,7 +113,7 @@ def test_queue_places_of_a_burst_are_written_in_one_transaction(tmp_path: Path) 
 
 
 async def failed(world: World, session: Session) -> tuple[str, Vm]:
-    """Why the session failed; its VM's slot is free again by then."""
+    """Wait until the session has failed and its slot is free; return the reason and the VM."""
     found = await world.until_session(session, "failed")
     vm = await world.until_released(session)
     assert (vm.state, vm.reason) == ("failed", found.reason)
@@ -516,7 +516,7 @@ def test_session_without_heartbeat_expires_and_its_vm_ends(tmp_path: Path) -> No
 
 
 def test_error_in_one_slot_does_not_affect_others(tmp_path: Path) -> None:
-    """Each call about slot 2 breaks as no hypervisor should; slot 3 does not notice."""
+    """Every hypervisor call for slot 2 raises; slot 3 works normally."""
 
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor

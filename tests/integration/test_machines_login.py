@@ -134,7 +134,7 @@ def test_concurrent_logins_store_credentials_for_their_own_users(tmp_path: Path)
 
 @pytest.mark.parametrize("status", ["failed", "none"])
 def test_failed_login_is_reported_and_can_start_again(tmp_path: Path, status: LoginStatus) -> None:
-    """The user denies, the tool crashes, or its VM's agent has forgotten it."""
+    """The user denied it, the tool crashed, or the agent has no login any more."""
 
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
@@ -273,7 +273,7 @@ def test_credentials_stored_by_hand_are_not_replaced_by_login(tmp_path: Path) ->
 def test_next_driver_finishes_interrupted_handover(
     tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fetched but not stored, stored but not wiped, wiped but not noted."""
+    """Interrupted after fetching, after storing, or after wiping the credentials."""
 
     async def scenario(world: World) -> None:
         reached = asyncio.Event()
@@ -315,7 +315,7 @@ def test_next_driver_finishes_interrupted_handover(
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_next_driver_finishes_handover_of_killed_process(tmp_path: Path, method: str) -> None:
-    """A process of its own: while it fetches, and between storing and wiping."""
+    """The process is killed while it fetches, or between storing and wiping."""
 
     async def scenario(world: World) -> None:
         async with world.driving():

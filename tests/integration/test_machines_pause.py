@@ -181,7 +181,7 @@ def test_session_end_ends_paused_vm(tmp_path: Path) -> None:
 
 
 def test_next_driver_wakes_paused_vm(tmp_path: Path) -> None:
-    """A controller that ended after the wish, and after it let the VM run on."""
+    """The former controller ended after the request to wake, or after resuming the VM."""
 
     async def scenario(world: World) -> None:
         async with world.driving():

@@ -200,7 +200,7 @@ def test_pool_vm_with_silent_guest_boots_instead(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("done", ["added", "started", "launched", "resumed", "taken", "identified"])
 def test_next_driver_continues_with_the_pool(tmp_path: Path, done: str) -> None:
-    """A controller ended after each of its steps; the next one finds out what is true."""
+    """The former controller ended after one of its steps; the next one continues from there."""
     steps = ["added", "started", "launched", "resumed", "taken", "identified"]
 
     async def scenario(world: World) -> None:

@@ -27,7 +27,7 @@ SHORT = replace(QUICK, start_limit=0.05)
 
 
 class Interruption:
-    """Counts effects, and does `what` before or after the one with the number `at`."""
+    """Count effects; do `what` before or after effect number `at`."""
 
     def __init__(self, at: int, *, before: bool) -> None:
         self.at = at
@@ -54,7 +54,7 @@ class Interruption:
 
 
 class Kill(Interruption):
-    """The process does nothing more from here on."""
+    """From this effect on the process does nothing more."""
 
     async def strike(self) -> None:
         self.came.set()
@@ -62,7 +62,7 @@ class Kill(Interruption):
 
 
 class Refusal(Interruption):
-    """The call fails, this time."""
+    """The call fails once."""
 
     async def strike(self) -> None:
         self.came.set()

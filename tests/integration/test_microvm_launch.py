@@ -213,7 +213,7 @@ def test_slot_without_current_vm_is_reported(slot: Slot) -> None:
 
 @pytest.fixture
 def holder(slot: Slot) -> Iterator[Path]:
-    """The socket of a holder that has a template, and one whose state is another than recorded."""
+    """The socket of a holder with a template, and one whose state does not match its record."""
     templates = TemplateStore(slot.root / "templates")
     for key in (KEY, DAMAGED):
         with templates.incoming() as folder:

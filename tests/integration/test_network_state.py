@@ -21,7 +21,7 @@ SITE = HostData(slots=12)
 
 @dataclass(frozen=True)
 class Edit:
-    """A command by hand; `text` is what is said of it, and `opens` what it may let through."""
+    """A manual command, the difference reported for it, and whether that opens the network."""
 
     command: str
     text: str
@@ -341,7 +341,7 @@ class TestBrokenSlot:
 
 
 class TestPolicy:
-    """Rules of routing policy: named only where they decide on packets of VMs."""
+    """Rules of routing policy are reported only if they affect packets of VMs."""
 
     @pytest.mark.parametrize(
         "rules",
@@ -393,7 +393,7 @@ class TestPolicy:
 
 @contextmanager
 def policy_rules(host: SmallHost, rules: str) -> Iterator[None]:
-    """These rules, and a table 77 whose default route leads elsewhere."""
+    """Add these rules, and a table 77 with another default route, for the block."""
     host.inside(f"printf 'route add default dev lo table 77\n{rules}\n' | ip -batch -")
     try:
         yield
@@ -404,7 +404,7 @@ def policy_rules(host: SmallHost, rules: str) -> Iterator[None]:
 
 class TestOlderSlot:
     def test_only_port_of_older_slot_is_compared(self, host: SmallHost) -> None:
-        """A slot that an older deployment made keeps its network, but no open port."""
+        """A slot made by an older deployment keeps its network, but its port must be isolated."""
         stamp = "/run/polydev/config/microvm-slot@2.service"
         host.inside(f"echo older >{stamp}; {inside(2, 'nft flush ruleset')}")
         assert host.differences() == []

@@ -80,7 +80,7 @@ class Login:
         return f"{self.asked['redirect_uri']}?{urlencode(answer)}"
 
     def end(self, pasted: str = "") -> tuple[int, str]:
-        """Exit status of the tool and all that it wrote."""
+        """Wait for the tool's end; return exit status and output."""
         said, _ = self.process.communicate(f"{pasted}\n".encode() if pasted else None)
         return self.process.returncode, said.decode()
 
@@ -95,7 +95,7 @@ def user(made: Provider, tmp_path: Path) -> User:
 
 
 def in_browser(login: Login, act: Callable[[Page], Awaitable[None]]) -> None:
-    """Have somebody act on the page that the tool opened."""
+    """Run `act` on the page that the tool opened."""
 
     async def played() -> None:
         async with chromium() as browser, page_of(browser, expects_network_errors=True) as page:

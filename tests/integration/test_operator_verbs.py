@@ -18,7 +18,7 @@ from tests.operators import Operator
 
 @pytest.fixture(scope="module")
 def operator(deployed: DeployedHost) -> Iterator[Operator]:
-    """An admin of the host, who is removed afterwards."""
+    """An admin of the host, removed afterwards."""
     nobody = Operator(deployed)
     admin = nobody.answer("user.add", "--role", "admin", "--name", "op 1")["id"]
     token = nobody.answer("token.create", "--user", "op 1", "--name", "tests")["token"]

@@ -98,7 +98,7 @@ async def exposed(url: str) -> dict[str, str]:
 
 
 def assert_closed(url: str, *more: str) -> None:
-    """Each role is refused whatever it tries on each of our tables."""
+    """Check that every operation of each role on each of our tables is refused."""
     engine = sa.create_engine(url)
     inspector = sa.inspect(engine)
     tried = ["SELECT nextval('session_news_number_seq')", "SELECT nextval('alerts_id_seq')"]
@@ -187,7 +187,7 @@ async def test_health_names_roles_with_privileges(supabase: str, grant: str, sai
 
 @run_async
 async def test_restored_tables_are_closed(supabase: str, newer: Path, tmp_path: Path) -> None:
-    """Tables that a later release has made are gone then, and it can be deployed again."""
+    """The restore drops tables of a later release, which can then be deployed again."""
     await migrate(supabase)
     async with opened(supabase) as store:
         user = await store.new_user()

@@ -191,7 +191,7 @@ def copy_of(store: ImageStore, root: Path) -> ImageStore:
 def states_after_each_kill(
     store: ImageStore, verb: str, argument: str | Path
 ) -> Iterator[ImageStore]:
-    """The store as a kill left it, for each moment of the verb; the last one ran to its end."""
+    """Yield the store after a kill at each moment of the verb; the last run completes."""
     number = 0
     status = -signal.SIGKILL
     with child([sys.executable, "-c", PARENT]) as parent:

@@ -138,7 +138,7 @@ def test_nginx_closes_idle_viewer_without_pings(
 def test_event_is_not_buffered_by_proxy(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, *, compresses: bool
 ) -> None:
-    """Nothing is sent after it that would push it out of a buffer."""
+    """No later data is sent that would flush it from a buffer."""
     monkeypatch.setattr(events, "FIRST_PING_SECONDS", HOURS)
     accepted = {"Accept-Encoding": "gzip" if compresses else "identity"}
 
@@ -174,7 +174,7 @@ async def _until_line(lines: AsyncIterator[str], words: str) -> None:
 
 
 def test_failed_logins_count_for_client_address_of_proxy(start: Callable[..., Any]) -> None:
-    """And for no other that a client makes up."""
+    """Addresses that a client makes up do not count."""
 
     async def scenario() -> None:
         rate = {"failures_per_minute": 0.001, "failures_burst": 3}

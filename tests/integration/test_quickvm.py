@@ -69,7 +69,7 @@ def machines(
 
 @pytest.fixture(scope="module")
 def later(machines: Machines) -> Machines:
-    """The same VMs when the slowest is ready: what has not come by now does not come."""
+    """The same VMs once the slowest is ready; stages not reached by then are never reached."""
     wait_for_stage(machines["silent"], "init")
     wait_for_stage(machines["deaf"], "services")
     wait_for_stage(machines["slow"], "ready")

@@ -705,7 +705,7 @@ async def until_heartbeat(made: Screens, session: Session, at: datetime) -> None
 
 
 def count_calls(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
-    """Grows by one with each call of a method."""
+    """Return a list that grows by one with each call of a method."""
     calls: list[object] = []
     method = getattr(owner, name)
 
@@ -825,7 +825,7 @@ class TestViewerHeartbeats:
     def test_viewer_of_stalled_vm_counts_for_limited_time(
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """While its bytes wait for its VM, nobody can tell whether it is still there."""
+        """While its bytes wait for the VM, the relay cannot tell whether the viewer is there."""
         monkeypatch.setattr(viewers, "HEARD_SECONDS", 0.5)
         vm = Vm()
 

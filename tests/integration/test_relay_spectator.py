@@ -46,7 +46,7 @@ class RfbClient:
         return data
 
     async def send(self, *messages: bytes) -> None:
-        """All in one frame."""
+        """Send all messages in one frame."""
         await self._viewer.send(b"".join(messages))
 
     async def shake_hands(self, encodings: Iterable[bytes] = ()) -> None:
@@ -63,7 +63,7 @@ class RfbClient:
         await self.send(struct.pack(">BxH", 2, len(listed)) + b"".join(listed))
 
     async def updated(self) -> None:
-        """Ask for a pixel and get it: the VM has read all that was sent before."""
+        """Request a pixel and wait for it: the VM has then read all earlier messages."""
         await self.send(WANTS_UPDATE)
         while (kind := (await self._read(1))[0]) == CUT_TEXT:
             await self._cut_text()
@@ -72,12 +72,12 @@ class RfbClient:
         await self._read(4)
 
     async def cut_text(self) -> tuple[int, bytes]:
-        """The next text, or word of one, from the VM, with its length as it was sent."""
+        """Return the VM's next clipboard message and its length as sent."""
         assert (await self._read(1))[0] == CUT_TEXT
         return await self._cut_text()
 
     async def until_no_capabilities(self) -> bytes:
-        """The first word of the extended clipboard that is not about what the VM can do."""
+        """Return the VM's first extended clipboard message that does not announce capabilities."""
         while True:
             length, word = await self.cut_text()
             assert length < 0, word
@@ -120,7 +120,7 @@ async def spectators_url(made: Screens, session_id: str) -> str:
 
 @dataclass
 class SharedScreen:
-    """A session whose owner and whose spectator are at its screen, which tells of each event."""
+    """A screen with an owner and a spectator connected, which logs each input event."""
 
     screen: XScreen
     owner: RfbClient
@@ -128,11 +128,11 @@ class SharedScreen:
     closing: Callable[[], Awaitable[tuple[int, str]]]
 
     def events(self) -> list[tuple[str, str]]:
-        """Each key and click that the VM has had: what it was, and which key or button."""
+        """Return the keys and clicks that reached the VM: kind, and key or button."""
         return RAW_EVENT.findall(self.screen.said("stdbuf"))
 
     async def until_heard(self) -> tuple[str, str]:
-        """Press a key until the VM's program, which has just begun, tells of it."""
+        """Press a key until the VM's program, which has just started, reports it."""
 
         async def pressed() -> list[tuple[str, str]]:
             await self.owner.send(key(KEY_B))
@@ -146,7 +146,7 @@ class SharedScreen:
 async def shared_screens(
     root: Path, *, owner_knows: Iterable[bytes] = (), spectator_knows: Iterable[bytes] = ()
 ) -> AsyncIterator[SharedScreen]:
-    """Both know raw pixels."""
+    """Connect both viewers, each with raw pixels and these further encodings."""
     for name in ("host", "x"):
         (root / name).mkdir()
     async with AsyncExitStack() as stack:

@@ -35,7 +35,7 @@ OVER = CloseReason(4000, "the session is over", "session-over")
 
 
 class ByHand(KeepaliveTimer):
-    """Beats when a test says so."""
+    """A timer that a test triggers by hand."""
 
     def _wait(self) -> None:
         """No timer."""
@@ -46,7 +46,7 @@ class ByHand(KeepaliveTimer):
 
 
 class Bench:
-    """A viewer as the relay has it, `far` what a web browser has, and what went to the VM."""
+    """The relay's end of a viewer, the browser's end (`far`), and the bytes for the VM."""
 
     def __init__(self, early: bytes = b"") -> None:
         self.beat = ByHand()

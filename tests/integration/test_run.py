@@ -67,7 +67,7 @@ def pipe(tmp_path: Path) -> Iterator[Pipe]:
 
 @pytest.fixture
 def never(tmp_path: Path) -> Iterator[Path]:
-    """A named pipe that is open for writing and on which nothing ever comes."""
+    """A named pipe that is open for writing, but never written to."""
     path = tmp_path / "never"
     os.mkfifo(path)
     descriptor = os.open(path, os.O_RDWR)
@@ -213,7 +213,7 @@ def test_run_lines_passes_each_line() -> None:
 
 
 def test_run_lines_passes_lines_while_program_runs(tmp_path: Path) -> None:
-    """The program goes on only once its first line has been seen."""
+    """The program waits until its first line was passed on."""
     answer = tmp_path / "answer"
     os.mkfifo(answer)
     seen: list[str] = []
@@ -371,7 +371,7 @@ KINDS = ["run", "run_lines", "call", "nested", "spawn", "thread"]
 
 
 def parent_of(kind: str, words: list[str | Path]) -> subprocess.Popen[bytes]:
-    """A process that starts a family by our code."""
+    """Start a Python process that runs this family by a function of `polydev.run`."""
     return spawn(
         [sys.executable, "-c", PARENT, *words],
         env={"KIND": kind, "PYTHONPATH": SOURCE},

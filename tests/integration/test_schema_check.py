@@ -48,7 +48,7 @@ def differences(connection: sa.Connection) -> list[Any]:
 
 
 def schema(connection: sa.Connection) -> dict[str, list[str]]:
-    """All that the database knows of our tables, in words."""
+    """Return the database's description of our tables as text."""
     inspector = sa.inspect(connection)
     asked = (
         inspector.get_columns,
@@ -132,7 +132,7 @@ BOTH, POSTGRESQL = ("sqlite", "postgresql"), ("postgresql",)
 
 @dataclass(frozen=True)
 class Edit:
-    """Something done to a database by hand, and the lines by which it is named."""
+    """A manual change of a database, and the differences reported for it."""
 
     statement: str
     lines: tuple[str, ...]
@@ -221,7 +221,7 @@ REFUSED = (
 
 
 async def edited(url: str, edits: Iterable[Edit]) -> list[str]:
-    """Make the edits that this kind of database takes; the lines that are to name them."""
+    """Make the edits that this kind of database takes; return the expected differences."""
     kind = "sqlite" if url.startswith("sqlite") else "postgresql"
     ours = [each for each in edits if kind in each.kinds]
 
@@ -270,7 +270,7 @@ async def test_manual_changes_with_data_are_refused(store_url: str, edit: Edit) 
 
 @run_async
 async def test_index_that_rows_violate_fails_the_migration(store_url: str) -> None:
-    """Two VMs hold a slot since nobody kept them from it."""
+    """Two VMs hold one slot, since the unique index was missing."""
     await edited(store_url, (MENDED[1],))
     async with opened(store_url) as store:
         for _ in range(2):

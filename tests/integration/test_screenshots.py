@@ -32,7 +32,7 @@ SCREEN: Serve = partial(rfb_screen, PIXELS)
 
 
 def unchanged(vm: Vm) -> ReadVm:
-    """The VM has not changed meanwhile."""
+    """Return a reader that finds the VM unchanged."""
 
     async def look() -> Vm:
         return vm
@@ -174,7 +174,7 @@ async def test_screenshots_are_rate_limited(tmp_path: Path) -> None:
 
 
 def evil(after_init: bytes = b"", size: tuple[int, int] = (WIDTH, HEIGHT), **said: Any) -> Serve:
-    """A VNC server that lets anybody in and then sends what it likes, or other greetings."""
+    """A VNC server without authentication that then sends these bytes, or wrong greetings."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said.get("greeting", b"RFB 003.008\n"))

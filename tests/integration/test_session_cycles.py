@@ -36,7 +36,7 @@ class FakeService:
     vms: Path
 
     def memory(self) -> int:
-        """Bytes that the process has for itself."""
+        """The private memory of the process in bytes."""
         return int(self.process.memory_full_info().uss)
 
     def descriptors(self) -> int:

@@ -54,7 +54,7 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 @asynccontextmanager
 async def filled(folder: Path) -> AsyncIterator[Store]:
-    """A SQLite database with rows in every table, and numbers that were used and are gone."""
+    """A SQLite database with rows in every table, and deleted rows whose numbers were used."""
     url = sqlite_url(folder)
     await migrate(url)
     async with opened(url) as store:
@@ -174,7 +174,7 @@ async def test_backup_of_older_release_is_migrated(tmp_path: Path, postgres_url:
 
 @run_async
 async def test_rejected_row_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
-    """SQLite holds texts of any length, and zeros in them; PostgreSQL refuses both."""
+    """PostgreSQL refuses texts that SQLite accepts: too long ones, and those with NUL bytes."""
     lay_migrated(tmp_path / "controller.sqlite3")
     await migrate(postgres_url)
     async with opened(postgres_url) as store:

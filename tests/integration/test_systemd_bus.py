@@ -23,7 +23,7 @@ HEADER_BYTES = 16
 
 
 class FakeSystemd:
-    """Bus and systemd in one. `plan` has what is to become of each job: its result, or `break`."""
+    """Bus and systemd in one. `plan` has the outcome of each job: its result, or `break`."""
 
     def __init__(self, plan: list[str]) -> None:
         self.plan = iter(plan)

@@ -97,7 +97,7 @@ class Saved:
 
 @contextmanager
 def shell(machine: Machine) -> Iterator[GuestShell]:
-    """A shell in a guest, which a busy machine may give little time."""
+    """A shell in a guest, with long timeouts for a busy machine."""
     with GuestShell(machine.config.console_socket, PATIENCE_SECONDS) as console:
         console.open_shell(PATIENCE_SECONDS)
         yield console
@@ -146,7 +146,7 @@ def saved(image: ImageRecord, store: ImageStore, settings: Settings) -> Iterator
 
 @pytest.fixture(scope="module")
 def begin(saved: Saved) -> Iterator[Callable[[int], Machine]]:
-    """Starts QEMU for a clone that is to load this state."""
+    """Return a function that starts QEMU for a clone with this state."""
     numbers, made = count(1), []
 
     def make(state: int) -> Machine:
@@ -166,7 +166,7 @@ def begin(saved: Saved) -> Iterator[Callable[[int], Machine]]:
 
 @pytest.fixture(scope="module")
 def resume(saved: Saved, begin: Callable[[int], Machine]) -> Callable[[], Machine]:
-    """Makes a clone that is loaded and still paused."""
+    """Return a function that makes a loaded, still paused clone."""
 
     def make() -> Machine:
         machine = begin(saved.state)
@@ -178,7 +178,7 @@ def resume(saved: Saved, begin: Callable[[int], Machine]) -> Callable[[], Machin
 
 @pytest.fixture(scope="module")
 def clones(resume: Callable[[], Machine]) -> list[Clone]:
-    """Some that run side by side, each with its identity."""
+    """Several running clones, each with its identity."""
     return identify_concurrently([resume() for _ in range(3)], first=0)
 
 
@@ -285,7 +285,7 @@ def test_idle_clone_with_viewer_uses_little_cpu(clones: list[Clone]) -> None:
 
 
 async def idle_share(machine: Machine) -> float:
-    """The share of a core that a VM with a viewer takes, when it takes the least."""
+    """Return the lowest share of a core that a VM with a viewer uses in a span."""
     shares = []
     async with asyncvnc.connect(machine.config.ports.host, machine.config.ports.vnc) as viewer:
         await viewer.screenshot()
@@ -301,7 +301,7 @@ async def idle_share(machine: Machine) -> float:
 
 
 def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> None:
-    """The whole of it in a real guest, with a tool that is a script.
+    """The whole login in a real guest, with a script as the tool.
 
     Its page, which there is not, keeps the browser busy: the clone is not idle any more.
     """

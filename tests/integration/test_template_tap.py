@@ -14,5 +14,5 @@ add_tap()
 
 
 def test_tap_is_added_once_per_network_namespace() -> None:
-    """/sys keeps showing the network of those that came before."""
+    """/sys keeps showing the former network namespace, so the maker must not rely on it."""
     run(["unshare", "--net", sys.executable, "-c", TWICE])

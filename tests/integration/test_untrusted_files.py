@@ -171,7 +171,7 @@ NOT_READ: dict[Callable[[Place], None], str] = {
 
 
 def _name(parameter: object) -> str:
-    """Names a test by what the VM made."""
+    """Return the id of a test: the kind of file that the VM made."""
     return getattr(parameter, "__name__", "").strip("_")
 
 
@@ -268,7 +268,7 @@ def test_reading_hard_linked_log_keeps_file_locks(place: Place) -> None:
 
 
 class TestPrepare:
-    """A start that is tried again meets what the try before it left."""
+    """A retried start finds the files that the first attempt left."""
 
     def test_launch_file_that_is_a_link_is_replaced(self, place: Place) -> None:
         def replace() -> None:

@@ -55,7 +55,7 @@ async def test_usage_counts_sessions_time_and_counters(store_url: str) -> None:
 
 @run_async
 async def test_repeated_readings_are_counted_once(store_url: str) -> None:
-    """Neither by the same process, nor by another one that was slower, nor by both at once."""
+    """Repeated by the same process, by a slower one, or by both at once."""
     async with opened(store_url, clock=clock()) as one, opened(store_url) as other:
         user = await one.new_user()
         session = await one.start_ready(user)

@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> VmConfig:
 
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The program that is started in the place of QEMU; it is to be written."""
+    """The path of the program that is started in place of QEMU; the test writes it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -40,7 +40,7 @@ def write(program: Path, text: str) -> None:
 def test_qemu_that_exits_at_once_is_reported_with_its_output(
     config: VmConfig, qemu: Path, tmp_path: Path, said: str, starts: int
 ) -> None:
-    """It is tried again where somebody else may have taken a port meanwhile."""
+    """The start is retried if another process may have taken a port meanwhile."""
     write(qemu, f"echo start >>{tmp_path}/starts; echo '{said}' >&2; exit 1")
     with pytest.raises(VmError, match=f"QEMU did not start: {said or 'it printed nothing'}$"):
         start(config)

@@ -24,7 +24,7 @@ Run = Callable[[Callable[[Screens, Page, "ForeignSite"], Awaitable[None]]], None
 
 
 class ForeignSite:
-    """Serves one page, which each test writes."""
+    """A site with one page, which each test writes."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://localhost:{port}"
@@ -133,7 +133,7 @@ def test_cross_site_requests_change_nothing(tmp_path: Path, packed_assets: Path,
 def test_foreign_page_cannot_open_viewer_or_read_answers(
     tmp_path: Path, packed_assets: Path
 ) -> None:
-    """Even with a ticket that it has got hold of."""
+    """This holds even if the page has got hold of a ticket."""
 
     async def play() -> None:
         async with both_sites(tmp_path, packed_assets) as (made, page, site):
@@ -156,7 +156,7 @@ def test_foreign_page_cannot_open_viewer_or_read_answers(
 
 
 def test_link_from_another_site_keeps_user_signed_in(tmp_path: Path, packed_assets: Path) -> None:
-    """The browser shows the cookie only to what our own pages ask for, as the sign-in page does."""
+    """The cookie is sent only with requests from our own pages, such as the sign-in page's."""
 
     async def play() -> None:
         async with both_sites(tmp_path, packed_assets) as (made, page, site):

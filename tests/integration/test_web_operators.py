@@ -292,7 +292,7 @@ async def test_texts_of_users_and_guests_are_escaped(tmp_path: Path, packed_asse
 async def test_operator_pages_pass_axe_and_screenshots_are_taken(
     scheme: str, tmp_path: Path, packed_assets: Path, node_modules: Path
 ) -> None:
-    """With POLYDEV_PICTURES=docs/web the pictures are kept there."""
+    """POLYDEV_PICTURES=docs/web keeps the screenshots there."""
     folder = Path(PICTURES) if PICTURES else tmp_path
     axe = (node_modules / "axe-core/axe.min.js").read_text()
     screen = partial(rfb_screen, RED)

@@ -149,7 +149,7 @@ async def test_new_alert_appears_and_sends_notification_if_enabled(opened: Opene
 
 
 async def _note_notifications(page: Page) -> None:
-    """Chromium without windows shows none: they are noted as the page asks for them."""
+    """Record requested notifications, since headless Chromium shows none."""
     await page.add_init_script(
         """window.shown = [];
         const Real = window.Notification;

@@ -30,7 +30,7 @@ CREDENTIALS = b'{"a":1}'
 
 
 def hand_overs(site: Site, complete_after_seconds: float = 3600) -> CredentialHandovers:
-    """Return the driver's store of credentials, on a site that has none."""
+    """Return the object for handovers of credentials, since the site has no driver."""
     services = site.made.services
     keys = keyring_of(services.settings.credentials_key)
     return CredentialHandovers(services.database, keys, complete_after_seconds)
@@ -44,7 +44,7 @@ async def logging_in(site: Site) -> Session:
 
 
 async def until_started(vm: FakeVm) -> None:
-    """The page says so before the VM has heard of it."""
+    """Wait until the VM's login has started, which the page shows earlier."""
 
     async def is_started() -> bool:
         return vm.logins == 1

@@ -69,7 +69,7 @@ async def sending(deliveries: Deliveries) -> AsyncIterator[None]:
 
 
 def verified(asked: Asked, name: str = "front") -> dict[str, Any]:
-    """A message whose signature is right."""
+    """Return a message after a check of its signature."""
     headers = {key.lower(): value for key, value in asked.headers.items()}
     found: dict[str, Any] = Webhook(SECRETS[name][0]).verify(asked.body, headers)
     return found
@@ -141,7 +141,7 @@ async def test_delivery_fails_after_last_attempt(store_url: str) -> None:
 
 @run_async
 async def test_hung_receiver_delays_no_other_delivery(tmp_path: Path, store_url: str) -> None:
-    """One never answers, one takes connections and says nothing, and one works."""
+    """One receiver never answers, one accepts connections silently, and one works."""
     let_go = Event()
 
     def never(_: Asked) -> Answer:
@@ -208,7 +208,7 @@ async def test_gone_endpoint_gets_nothing_until_resend(
 
 @run_async
 async def test_controller_handover_loses_no_delivery(store_url: str) -> None:
-    """The one that ends gives back what it could not finish, and the next one sends it."""
+    """The ending process releases its unfinished delivery, and the next one sends it."""
     let_go = Event()
 
     def held(_: Asked) -> Answer:
@@ -232,7 +232,7 @@ async def test_controller_handover_loses_no_delivery(store_url: str) -> None:
 async def test_killed_sender_repeats_only_the_delivery_under_way(
     store_url: str,
 ) -> None:
-    """Killed while the receiver has a message and has not answered."""
+    """The process is killed while a receiver has a message and has not answered."""
     let_go = Event()
 
     def held(_: Asked) -> Answer:
@@ -303,7 +303,7 @@ async def test_endless_answer_counts_by_its_status(tmp_path: Path) -> None:
 
 @run_async
 async def test_delivery_attempt_has_one_time_limit(tmp_path: Path) -> None:
-    """One says nothing, one says a byte now and then."""
+    """One receiver is silent, one sends a byte now and then."""
     over = Event()
 
     def drips() -> Iterator[bytes]:

@@ -33,7 +33,7 @@ BODY = '{"type":"session.ready","timestamp":"2026-11-29T10:15:22.104411Z","data"
 
 
 class Receiver:
-    """The documented one; it prints a line for each message that it had not taken before."""
+    """The documented receiver; it prints a line for each new message."""
 
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
@@ -118,7 +118,7 @@ def test_receiver_refuses_wrong_or_old_signatures(receiver: Receiver) -> None:
 
 @run_async
 async def test_receiver_ignores_repeated_messages(receiver: Receiver, tmp_path: Path) -> None:
-    """Sent by a host, and sent again by its operator."""
+    """The host sends the message, and an operator resends it."""
     lay_migrated(tmp_path / "controller.sqlite3")
     endpoint = WebhookEndpoint(name="front", url=receiver.url)
     async with opened(sqlite_url(tmp_path)) as store:
