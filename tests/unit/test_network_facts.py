@@ -16,7 +16,7 @@ import pytest
 
 from polydev.deploys.accounts import host_json
 from polydev.deploys.host_data import HostData
-from polydev.hosttool import network_facts
+from polydev.hosttool import bridge_facts, ip_output, network_facts, slot_facts
 from polydev.hosttool.network_facts import Difference, KernelState
 from polydev.hosttool.slots import PORT_FLAGS, settings_of, slot_of
 
@@ -63,14 +63,14 @@ def of_host() -> KernelState:
         routes=[
             {"dst": "default", "gateway": "10.0.0.1", "dev": "eth0"},
             {"dst": NETWORK, "dev": BRIDGE, "prefsrc": "192.168.100.1", "protocol": "kernel"},
-            {"type": "unreachable", "dst": NETWORK, "metric": network_facts.WORST_METRIC},
+            {"type": "unreachable", "dst": NETWORK, "metric": bridge_facts.WORST_METRIC},
             {"type": "local", "dst": "192.168.100.1", "dev": BRIDGE, "protocol": "kernel"},
             {"dst": "fe80::/64", "dev": "eth0"},
         ],
         policy=deepcopy(MAIN_RULES),
         policy6=deepcopy(RULES6),
         neighbours=[{"dst": "10.0.0.1", "lladdr": "02::1", "dev": "eth0"}],
-        settings={**network_facts.bridge_settings(BRIDGE), network_facts.FORWARDING: "1"},
+        settings={**bridge_facts.bridge_settings(BRIDGE), network_facts.FORWARDING: "1"},
         rules=(),
         stations=[
             {"mac": "02:00:00:00:00:02", "ifname": "vm-2", "state": "permanent", "master": BRIDGE},
@@ -124,16 +124,16 @@ def of_slot() -> KernelState:
 
 
 def found_on_host(live: KernelState) -> list[Difference]:
-    declared = network_facts.declared_bridge(HOST)
+    declared = bridge_facts.declared_bridge(HOST)
     return network_facts.differences(
-        "bridge", declared, network_facts.live_bridge(HOST, live, [2, 13])
+        "bridge", declared, bridge_facts.live_bridge(HOST, live, [2, 13])
     )
 
 
 def found_in_slot(live: KernelState, links: list[dict[str, Any]] | None = None) -> list[Difference]:
     links = of_host().links if links is None else links
-    facts = {**network_facts.live_port(SLOT, links), **network_facts.live_slot(live)}
-    return network_facts.differences("slot-2", network_facts.declared_slot(SLOT, RULES), facts)
+    facts = {**slot_facts.live_port(SLOT, links), **slot_facts.live_slot(live)}
+    return network_facts.differences("slot-2", slot_facts.declared_slot(SLOT, RULES), facts)
 
 
 def test_no_differences_for_a_network_as_declared() -> None:
@@ -141,7 +141,7 @@ def test_no_differences_for_a_network_as_declared() -> None:
     assert found_in_slot(of_slot()) == []
     assert (
         network_facts.differences(
-            "kernel", network_facts.declared_kernel(), network_facts.live_kernel(of_host().settings)
+            "kernel", bridge_facts.declared_kernel(), bridge_facts.live_kernel(of_host().settings)
         )
         == []
     )
@@ -385,7 +385,7 @@ def test_bridge_mtu_follows_its_smallest_port(mtu: int, of_ports: list[int], sai
     bridge = {**bridge_link(), "mtu": mtu}
     ports = [{**port_link(), "mtu": each} for each in of_ports]
     other = {"ifname": "eth0", "mtu": mtu, "flags": UP}
-    assert network_facts._mtu_of_bridge(bridge, [bridge, other, *ports]) == said
+    assert bridge_facts._mtu_of_bridge(bridge, [bridge, other, *ports]) == said
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_bridge_mtu_follows_its_smallest_port(mtu: int, of_ports: list[int], sai
     ],
 )
 def test_routing_rules_about_vm_packets(rule: dict[str, Any], is_about: bool) -> None:
-    assert network_facts._is_about(rule, IPv4Network(NETWORK), BRIDGE) is is_about
+    assert bridge_facts._is_about(rule, IPv4Network(NETWORK), BRIDGE) is is_about
 
 
 @pytest.mark.parametrize(
@@ -427,27 +427,27 @@ def test_routing_rules_about_vm_packets(rule: dict[str, Any], is_about: bool) ->
     ],
 )
 def test_rule_words_match_ip_rule_arguments(rule: dict[str, Any], words: str) -> None:
-    assert network_facts.rule_words(rule) == words
+    assert ip_output.rule_words(rule) == words
 
 
 def test_rule_to_an_unrelated_table_is_ignored() -> None:
     live = of_host()
     live.policy.insert(1, {"priority": 9, "src": "all", "table": "77"})
-    assert network_facts.rules_before_main(HOST, live) == []
+    assert bridge_facts.rules_before_main(HOST, live) == []
     live.routes.append({"dst": "10.0.0.0/8", "dev": "eth0", "table": "77"})
     live.routes.append({"dst": "fd00::/8", "dev": "eth0", "table": "77"})
-    assert network_facts.rules_before_main(HOST, live) == []
+    assert bridge_facts.rules_before_main(HOST, live) == []
     live.routes.append({"dst": "default", "dev": "eth0", "table": "77"})
-    assert network_facts.rules_before_main(HOST, live) == [live.policy[1]]
+    assert bridge_facts.rules_before_main(HOST, live) == [live.policy[1]]
     # After the main table it decides on nothing.
     live.policy.append(live.policy.pop(1))
-    assert network_facts.rules_before_main(HOST, live) == []
+    assert bridge_facts.rules_before_main(HOST, live) == []
 
 
 def test_foreign_ports_and_links_are_listed() -> None:
     facts: Any = {"port x": {}, "interface y": {}, BRIDGE: {}}
-    assert network_facts.foreign_ports(facts) == ["x"]
-    assert network_facts.foreign_links(facts) == ["y"]
+    assert bridge_facts.foreign_ports(facts) == ["x"]
+    assert slot_facts.foreign_links(facts) == ["y"]
 
 
 def test_long_difference_is_shortened_as_text_but_not_in_the_diff() -> None:

@@ -34,7 +34,8 @@ from polydev.deploys.units import stop_other_units, unit, unit_file
 from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS
 from polydev.hosttool import network_facts, network_state
 from polydev.hosttool import slots as host_slots
-from polydev.hosttool.network_facts import BRIDGE_PART, WORST_METRIC
+from polydev.hosttool.bridge_facts import WORST_METRIC
+from polydev.hosttool.network_facts import BRIDGE_PART
 from polydev.hosttool.units import WATCH
 
 DOMAIN = "vm.internal"

@@ -15,7 +15,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
-from polydev.hosttool import network_facts, slots
+from polydev.hosttool import bridge_facts, ip_output, network_facts, slot_facts, slots
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.network_facts import Difference, Json, KernelState, Lines
 from polydev.hosttool.slots import MTU, Slot
@@ -54,13 +54,13 @@ def check(host: Json) -> list[Difference]:
     bridge = str(host["bridge"]["name"])
     here = _read_host(bridge)
     there = _numbers(slots.existing_slots()["slots"])
-    live = network_facts.live_bridge(host, here, there)
+    live = bridge_facts.live_bridge(host, here, there)
     found = network_facts.differences(
-        network_facts.BRIDGE_PART, network_facts.declared_bridge(host), live
+        network_facts.BRIDGE_PART, bridge_facts.declared_bridge(host), live
     )
-    kernel = network_facts.live_kernel(here.settings)
+    kernel = bridge_facts.live_kernel(here.settings)
     found += network_facts.differences(
-        network_facts.KERNEL_PART, network_facts.declared_kernel(), kernel
+        network_facts.KERNEL_PART, bridge_facts.declared_kernel(), kernel
     )
     firewall = {"nftables": {"rules": here.rules}}
     declared = {"nftables": {"rules": _listed(FIREWALL_FILE.read_text(), f"table {TABLE}")}}
@@ -76,7 +76,7 @@ def _numbers(value: object) -> list[int]:
 
 def _check_slot(slot: Slot, host: Json, here: KernelState) -> list[Difference]:
     part = slot.namespace
-    declared, live = network_facts.declared_port(slot), network_facts.live_port(slot, here.links)
+    declared, live = slot_facts.declared_port(slot), slot_facts.live_port(slot, here.links)
     if is_kept(slot.number, host):
         return network_facts.differences(part, declared, live)
     inside = _read_slot(slot)
@@ -84,8 +84,8 @@ def _check_slot(slot: Slot, host: Json, here: KernelState) -> list[Difference]:
         return [
             Difference(part, "namespace", network_facts.MISSING, network_facts.THERE, opens=False)
         ]
-    declared = network_facts.declared_slot(slot, rules_as_listed(slot))
-    return network_facts.differences(part, declared, {**live, **network_facts.live_slot(inside)})
+    declared = slot_facts.declared_slot(slot, rules_as_listed(slot))
+    return network_facts.differences(part, declared, {**live, **slot_facts.live_slot(inside)})
 
 
 def is_kept(number: int, host: Json) -> bool:
@@ -118,7 +118,7 @@ def _listed_by(rules: str, what: str, _program: int) -> Lines:
 def _read_host(bridge: str) -> KernelState:
     stations = f"bridge -json fdb show br {bridge} 2>/dev/null || echo '[]'"
     script = f"{READ}nft -s list table {TABLE} 2>/dev/null\necho '{MARK}'\n{stations}"
-    settings = [network_facts.FORWARDING, *network_facts.bridge_settings(bridge)]
+    settings = [network_facts.FORWARDING, *bridge_facts.bridge_settings(bridge)]
     return _reading(["sh", "-c", script, "sh", *settings])
 
 
@@ -247,42 +247,42 @@ def mend_bridge() -> dict[str, object]:
     name = str(bridge["name"])
     here = _read_host(name)
     there = _numbers(slots.existing_slots()["slots"])
-    live = network_facts.live_bridge(host, here, there)
+    live = bridge_facts.live_bridge(host, here, there)
     if name not in live:
         _make_bridge(name)
     # First the stations: the kernel drops them if the bridge's address changes as ports leave.
-    stations = map(network_facts.station, network_facts.static_stations(here))
+    stations = map(bridge_facts.station, bridge_facts.static_stations(here))
     _ask(["bridge", "-batch", "-"], "".join(f"fdb delete {each} master\n" for each in stations))
     commands = [f"neighbour delete {each}" for each in live["neighbours"]["permanent"]]
     # Only what differs: a kernel may lack an option, and then refuses its default too.
     commands += [
         f"link set {name} type bridge {option} {value}"
-        for option, value in network_facts.BRIDGE_OPTIONS.items()
+        for option, value in bridge_facts.BRIDGE_OPTIONS.items()
         if live.get(name, {}).get(option, (value,)) != (value,)
     ]
-    commands += [f"link set {port} nomaster" for port in network_facts.foreign_ports(live)]
+    commands += [f"link set {port} nomaster" for port in bridge_facts.foreign_ports(live)]
     addresses = live.get(name, {}).get("addresses", ())
     own = IPv4Interface(bridge["address"])
     commands += [f"address delete {each} dev {name}" for each in addresses if each != str(own)]
-    declared = network_facts.routes_to_vms(name, own)
+    declared = bridge_facts.routes_to_vms(name, own)
     routes = live["routes"][f"to {own.network}"]
     commands += [f"route delete {route}" for route in routes if route not in declared]
-    rules = network_facts.rules_before_main(host, here)
-    commands += [f"rule delete {network_facts.rule_words(rule)}" for rule in rules]
-    if network_facts.BY_MAIN not in live["routes"]["policy"]:
+    rules = bridge_facts.rules_before_main(host, here)
+    commands += [f"rule delete {ip_output.rule_words(rule)}" for rule in rules]
+    if bridge_facts.BY_MAIN not in live["routes"]["policy"]:
         commands.append("rule add priority 32766 lookup main")
     if live.get(name, {}).get("mtu", (MTU,)) != (MTU,):
         commands.append(f"link set {name} mtu {MTU}")
     commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
     _ask(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
-    _delete_rules6([], network_facts.rules6_of_bridge(host, here))
-    settings = [f"{key}={value}" for key, value in network_facts.bridge_settings(name).items()]
+    _delete_rules6([], bridge_facts.rules6_of_bridge(host, here))
+    settings = [f"{key}={value}" for key, value in bridge_facts.bridge_settings(name).items()]
     _ask(["sysctl", "-q", "-w", *settings], "")
     return {"mended": name}
 
 
 def _delete_rules6(where: list[str], rules: list[Json]) -> None:
-    commands = [f"rule delete {network_facts.rule_words(each)}\n" for each in rules]
+    commands = [f"rule delete {ip_output.rule_words(each)}\n" for each in rules]
     if commands:
         _ask(["ip", "-6", *where, "-batch", "-"], "".join(commands))
 
@@ -304,10 +304,10 @@ def mend_slot(number: int) -> dict[str, object]:
     slots.mend(slot, only_port=only_port)
     inside = None if only_port else _read_slot(slot)
     if inside is not None:
-        live = network_facts.live_slot(inside)
-        down = [f"link set {link} down\n" for link in network_facts.foreign_links(live)]
+        live = slot_facts.live_slot(inside)
+        down = [f"link set {link} down\n" for link in slot_facts.foreign_links(live)]
         _ask(["ip", "-n", slot.namespace, "-batch", "-"], "".join(down))
-        _delete_rules6(["-n", slot.namespace], network_facts.rules6_of_slot(inside))
+        _delete_rules6(["-n", slot.namespace], slot_facts.rules6_of_slot(inside))
     left = _check_slot(slot, host, _read_host(slot.bridge))
     if left:
         raise HostError(
