@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.migrate import migrate
 from polydev.run import run, spawn, wait_or_end
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 
 KINDS = ("sqlite", "postgresql")
 START_PATIENCE_SECONDS = 60
@@ -172,7 +172,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database at this code's schema, of each kind."""
     if request.param == "sqlite":
-        lay_migrated(tmp_path / "controller.sqlite3")
+        copy_migrated_database(tmp_path / "controller.sqlite3")
         yield sqlite_url(tmp_path)
         return
     template: str = request.getfixturevalue("migrated_template")

@@ -166,7 +166,7 @@ class World:
     async def vm_of(self, session: Session) -> Vm:
         return await self.vms.get(session.vm_id)
 
-    async def looked_at(self) -> None:
+    async def until_checked(self) -> None:
         """Wait until the driver has looked often enough at a VM that boots to find it late."""
         seen = self.host.hypervisor.looks
 
@@ -207,7 +207,7 @@ class World:
 
         return await until(look, f"news {kind}")
 
-    async def nothing_is_left(self, *, logs: bool = False) -> None:
+    async def assert_nothing_left(self, *, logs: bool = False) -> None:
         """No row that holds a slot, no VM, and no file but logs that are to be kept."""
         assert not await self.vms.held()
         assert not self.host.hypervisor.running()

@@ -317,7 +317,7 @@ class NoSpaceVm(FakeVm):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class WrongVm(FakeVm):
+class WrongAgentVm(FakeVm):
     """Another VM answers at its address."""
 
     async def boot(self) -> None:
@@ -325,7 +325,7 @@ class WrongVm(FakeVm):
         await self.reach("ready")
 
 
-class BrokenVm(FakeVm):
+class FailedServiceVm(FakeVm):
     """One of its services has failed for good."""
 
     async def boot(self) -> None:
@@ -354,14 +354,14 @@ class UnloadableVm(FakeVm):
         await super().begin()
 
 
-class NamelessVm(FakeVm):
+class NoIdentityVm(FakeVm):
     """Is resumed, but its guest takes no identity."""
 
     def take(self, identity: Identity) -> Receipt:
         raise VmError("the guest's answer did not end within 45 s")
 
 
-class DarkVm(FakeVm):
+class SilentScreenVm(FakeVm):
     """Boots, but as a clone its screen is silent."""
 
     said = b""
@@ -374,7 +374,7 @@ class DarkVm(FakeVm):
             await super().serve_rfb(reader, writer)
 
 
-class GarbledVm(DarkVm):
+class GarbledScreenVm(SilentScreenVm):
     """Boots, but as a clone its screen speaks something else."""
 
     said = b"HTTP/1.1 400 Bad Request\r\n\r\n"
@@ -399,7 +399,7 @@ class OldImageVm(FakeVm):
         return await super().answer(method, path, body)
 
 
-class FinickyVm(FakeVm):
+class RefusingToolVm(FakeVm):
     """Its tool takes no credentials."""
 
     def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
@@ -408,14 +408,14 @@ class FinickyVm(FakeVm):
         return super().credentials_asked(method, provider, body)
 
 
-class UpsetVm(FakeVm):
+class FailingCredentialsVm(FakeVm):
     """Its agent fails on every request about credentials."""
 
     def credentials_asked(self, method: str, provider: str, body: Any) -> tuple[int, object]:
         return 503, {"detail": "credentials cannot be reached"}
 
 
-class HesitantVm(FakeVm):
+class NeverInjectedVm(FakeVm):
     """Its tool never finishes the check of injected credentials."""
 
     async def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
@@ -425,7 +425,7 @@ class HesitantVm(FakeVm):
         return await super().answer(method, path, body)
 
 
-class HeldVm(FakeVm):
+class HangingCredentialsVm(FakeVm):
     """Its agent does not answer credentials requests of method `hold`; sets `held` at one."""
 
     hold = ""
@@ -441,7 +441,7 @@ class HeldVm(FakeVm):
         return await super().answer(method, path, body)
 
 
-class LyingVm(FakeVm):
+class WrongCredentialsVm(FakeVm):
     """Its agent hands over `lie`, or says that there are no credentials if that is None."""
 
     lie: object = None

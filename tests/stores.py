@@ -58,7 +58,7 @@ def run_async(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
     return in_loop
 
 
-def lay_migrated(file: Path) -> None:
+def copy_migrated_database(file: Path) -> None:
     """Put a database of SQLite as a migration leaves it here, unless there is one."""
     if not file.exists():
         file.write_bytes(_migrated())

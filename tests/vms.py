@@ -30,53 +30,53 @@ from polydev.vm.cpu_wait import CpuSample
 from polydev.vm.identity import Identity, Receipt
 from tests.fake_vms import (
     RFB_GREETING,
-    BrokenVm,
-    DarkVm,
     DiesAsCloneVm,
     DyingVm,
+    FailedServiceVm,
     FakeVm,
-    GarbledVm,
+    GarbledScreenVm,
     HealthyVm,
     MuteVm,
-    NamelessVm,
     NeverBootsVm,
+    NoIdentityVm,
     NoNetworkVm,
     NoSpaceVm,
     PanicsVm,
     RefusedVm,
     SickVm,
+    SilentScreenVm,
     SlowVm,
     StubbornVm,
     UnloadableVm,
-    WrongVm,
+    WrongAgentVm,
 )
 from tests.images import write_record
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 
 __all__ = [
     "IMAGE_DIGEST",
     "RFB_GREETING",
-    "BrokenVm",
-    "DarkVm",
     "DiesAsCloneVm",
     "DyingVm",
+    "FailedServiceVm",
     "FakeHost",
     "FakeHypervisor",
     "FakeVm",
-    "GarbledVm",
+    "GarbledScreenVm",
     "HealthyVm",
     "MuteVm",
-    "NamelessVm",
     "NeverBootsVm",
+    "NoIdentityVm",
     "NoNetworkVm",
     "NoSpaceVm",
     "PanicsVm",
     "RefusedVm",
     "SickVm",
+    "SilentScreenVm",
     "SlowVm",
     "StubbornVm",
     "UnloadableVm",
-    "WrongVm",
+    "WrongAgentVm",
     "fake_hosts",
 ]
 
@@ -131,7 +131,7 @@ class FakeHypervisor:
     async def templates(self) -> TemplatesReport:
         return self.report
 
-    def resumes_from(self, template: str, image_digest: str = IMAGE_DIGEST) -> None:
+    def use_template(self, template: str, image_digest: str = IMAGE_DIGEST) -> None:
         """Resume VMs from this template from now on."""
         self.report = replace(self.report, origin=Origin(image_digest, template))
 
@@ -269,7 +269,7 @@ async def fake_hosts(
             "templates": False,
             "database_url": f"sqlite+aiosqlite:///{root / 'controller.sqlite3'}",
         }
-        lay_migrated(root / "controller.sqlite3")
+        copy_migrated_database(root / "controller.sqlite3")
         hypervisor = FakeHypervisor(root / "microvm", network, slots, kind)
         try:
             yield FakeHost(root, network, values, hypervisor)

@@ -143,7 +143,7 @@ class Site:
     def page_url(self, session: Session) -> str:
         return f"{self.url}/session/{session.id}"
 
-    def ring(self) -> None:
+    def notify_followers(self) -> None:
         """Tell those who follow a session that it has news: here nothing drives VMs."""
         self.made.services.event_notifier.notify()
 

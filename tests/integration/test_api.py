@@ -27,7 +27,7 @@ from tests.vms import (
     NeverBootsVm,
     PanicsVm,
     SlowVm,
-    WrongVm,
+    WrongAgentVm,
 )
 
 LOGIN_URL = "https://claude.ai/oauth/authorize?code=true&state=Zm9v"
@@ -92,7 +92,7 @@ def test_curl_of_events_ends_when_its_reader_stops(
     [
         (NeverBootsVm, "init", "kernel"),
         (PanicsVm, "kernel panic", "kernel"),
-        (WrongVm, "answers at its address", "services"),
+        (WrongAgentVm, "answers at its address", "services"),
     ],
 )
 def test_failed_vm_is_reported_by_events_and_session(
@@ -347,7 +347,7 @@ def test_logs_contain_no_tokens_and_no_full_addresses(
 
     async def scenario(host: FakeHost) -> None:
         configure_logs("debug", "json", host.network)
-        host.hypervisor.next += [HealthyVm, WrongVm, PanicsVm]
+        host.hypervisor.next += [HealthyVm, WrongAgentVm, PanicsVm]
         changes: dict[str, Any] = {"session": {"per_user": 5}, "vm_check": {"every_seconds": 0.1}}
         async with controller(host, **changes) as asked:
             secrets.extend(

@@ -28,7 +28,7 @@ from polydev.controller.server import Server
 from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.driving import until
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 
 PATIENCE_SECONDS = 60
 HEALTH = "/api/auth/health"
@@ -134,7 +134,7 @@ Run = Callable[..., None]
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("database") / "controller.sqlite3"
-    lay_migrated(made)
+    copy_migrated_database(made)
     return made
 
 

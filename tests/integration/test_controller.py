@@ -24,7 +24,7 @@ import pytest
 from polydev.controller.migrations import HEAD
 from polydev.run import Completed, run, spawn
 from tests.certificates import Tls, make_tls
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -73,7 +73,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
         made = Host(tmp_path, listening)
         made.configure()
-        lay_migrated(made.database)
+        copy_migrated_database(made.database)
         yield made
 
 

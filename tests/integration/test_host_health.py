@@ -38,7 +38,7 @@ from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.vm_usage import measure_vm
 from polydev.controller.settings import AlertSettings, ControllerSettings, Sampling
 from tests.api import JWT_SECRET, Served, StillHypervisor, served
-from tests.stores import NETWORK, lay_migrated, run_async
+from tests.stores import NETWORK, copy_migrated_database, run_async
 
 DEADLINE_SECONDS = 60
 ENDPOINTS = ("system", "cpu", "memory", "disk", "network", "temperature", "network-health")
@@ -407,7 +407,7 @@ async def service(folder: Path) -> AsyncIterator[Served]:
         vm_root=folder / "vms",
         jwt_secret=SecretStr(JWT_SECRET),
     )
-    lay_migrated(folder / "controller.sqlite3")
+    copy_migrated_database(folder / "controller.sqlite3")
     async with served(settings, StillHypervisor(folder / "vms")) as made:
         yield made
 

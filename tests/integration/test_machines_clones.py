@@ -16,12 +16,12 @@ from polydev.errors import ConfigError
 from tests.driving import QUICK, World, play, until, worlds
 from tests.vms import (
     IMAGE_DIGEST,
-    DarkVm,
     DiesAsCloneVm,
     FakeVm,
-    GarbledVm,
+    GarbledScreenVm,
     HealthyVm,
-    NamelessVm,
+    NoIdentityVm,
+    SilentScreenVm,
     UnloadableVm,
 )
 
@@ -39,7 +39,7 @@ async def created(world: World) -> AsyncIterator[tuple[Session, Vm]]:
 
 def test_session_gets_clone_with_receipt(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         async with created(world) as (session, vm):
             assert (vm.state, vm.stage, vm.template) == ("ready", "ready", TEMPLATE)
             assert vm.receipt is not None
@@ -63,17 +63,20 @@ def test_session_gets_clone_with_receipt(tmp_path: Path) -> None:
     ("kind", "reason"),
     [
         (UnloadableVm, "it could not be resumed: microvm@2 did not start"),
-        (NamelessVm, "it could not be resumed: the guest's answer did not end within 45 s"),
+        (NoIdentityVm, "it could not be resumed: the guest's answer did not end within 45 s"),
         (DiesAsCloneVm, "it could not be resumed: VM "),
-        (GarbledVm, "it could not be resumed: the VM's screen does not speak RFB"),
-        (DarkVm, "it could not be resumed: the greeting of the VM's screen did not end within 0."),
+        (GarbledScreenVm, "it could not be resumed: the VM's screen does not speak RFB"),
+        (
+            SilentScreenVm,
+            "it could not be resumed: the greeting of the VM's screen did not end within 0.",
+        ),
     ],
 )
 def test_failed_clone_boots_instead_and_reports_why(
     tmp_path: Path, kind: type[FakeVm], reason: str
 ) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         async with created(world) as (session, vm):
             assert (vm.template, vm.receipt) == (None, None)
             assert (vm.boots_because or "").startswith(reason)
@@ -98,7 +101,7 @@ def test_vm_without_template_boots_and_reports_why(tmp_path: Path) -> None:
 
 def test_clone_uses_the_image_of_the_serving_template(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE, OLDER)
+        world.host.hypervisor.use_template(TEMPLATE, OLDER)
         async with created(world) as (_, vm):
             assert (vm.image_digest, vm.template) == (OLDER, TEMPLATE)
             assert world.host.hypervisor.vms[2].launch.image_digest == OLDER
@@ -136,7 +139,7 @@ def test_vm_boots_if_templates_cannot_be_listed(tmp_path: Path) -> None:
 
 def test_vm_boots_without_reason_if_templates_are_off(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         async with created(world) as (_, vm):
             assert (vm.template, vm.boots_because) == (None, None)
 
@@ -149,7 +152,7 @@ def test_next_driver_gives_clone_its_identity(tmp_path: Path, done: str) -> None
 
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         session = await world.start()
         vm = await world.vm_of(session)
         await world.vms.resumes(vm.id, IMAGE_DIGEST, TEMPLATE)

@@ -15,7 +15,15 @@ from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import StoredCredentials
 from polydev.errors import CredentialsInUse, CredentialsNotFound, CredentialsSealed
 from tests.driving import World, play, until, worlds
-from tests.fake_vms import FakeVm, FinickyVm, HesitantVm, OldImageVm, PanicsVm, SlowVm, UpsetVm
+from tests.fake_vms import (
+    FailingCredentialsVm,
+    FakeVm,
+    NeverInjectedVm,
+    OldImageVm,
+    PanicsVm,
+    RefusingToolVm,
+    SlowVm,
+)
 
 OLD, NEW = {"refresh": "one"}, {"refresh": "two"}
 OLD_PLAIN, NEW_PLAIN = b'{"refresh":"one"}', b'{"refresh":"two"}'
@@ -191,9 +199,9 @@ def test_credentials_stored_during_session_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "words", "stale"),
     [
-        (FinickyVm, "token expired", True),
+        (RefusingToolVm, "token expired", True),
         (OldImageVm, "does not accept credentials", False),
-        (UpsetVm, "credentials cannot be reached", None),
+        (FailingCredentialsVm, "credentials cannot be reached", None),
     ],
 )
 def test_refused_injection_falls_back_to_login(
@@ -226,7 +234,7 @@ def test_refused_injection_falls_back_to_login(
             fake = world.host.hypervisor.vms[2]
             await world.sessions.set_login(session.id, "waiting")
             fake.log_in(NEW)
-            if kind is UpsetVm:
+            if kind is FailingCredentialsVm:
 
                 async def is_told() -> bool:
                     return (await world.sessions.get(session.id)).login == "failed"
@@ -234,7 +242,7 @@ def test_refused_injection_falls_back_to_login(
                 await until(is_told, "the end of the login")
                 return
             await world.until_session(session, "authenticated")
-        if kind is FinickyVm:
+        if kind is RefusingToolVm:
             found_again, plain = await stored(world)
             assert (plain, found_again.may_be_stale) == (NEW_PLAIN, False)
 
@@ -273,7 +281,7 @@ def test_session_end_during_injection_marks_credentials_maybe_stale(
         found, plain = await stored(world)
         assert (found.holder_id, found.may_be_stale, plain) == (None, True, OLD_PLAIN)
 
-    play(with_key(tmp_path, kind=HesitantVm), scenario)
+    play(with_key(tmp_path, kind=NeverInjectedVm), scenario)
 
 
 def test_session_end_before_injection_leaves_credentials_not_stale(

@@ -13,8 +13,8 @@ from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.cpu_wait import ThreadTimes
 from tests.driving import World, play, until, worlds
 from tests.vms import (
-    BrokenVm,
     DyingVm,
+    FailedServiceVm,
     FakeVm,
     HealthyVm,
     NeverBootsVm,
@@ -25,7 +25,7 @@ from tests.vms import (
     SickVm,
     SlowVm,
     StubbornVm,
-    WrongVm,
+    WrongAgentVm,
 )
 
 
@@ -41,7 +41,7 @@ def test_healthy_vm_is_ready_and_leaves_nothing(tmp_path: Path) -> None:
             await world.sessions.apply(session.id, "terminate")
             vm = await world.until_released(session)
             assert (vm.state, vm.reason) == ("ended", None)
-            await world.nothing_is_left()
+            await world.assert_nothing_left()
 
     play(worlds(tmp_path), scenario)
 
@@ -117,7 +117,7 @@ async def failed(world: World, session: Session) -> tuple[str, Vm]:
     found = await world.until_session(session, "failed")
     vm = await world.until_released(session)
     assert (vm.state, vm.reason) == ("failed", found.reason)
-    await world.nothing_is_left(logs=True)
+    await world.assert_nothing_left(logs=True)
     return found.reason or "", vm
 
 
@@ -146,7 +146,7 @@ def test_each_stage_has_its_deadline(
                 world.clock.pass_(seconds - 1)
             else:
                 world.clock.pass_(seconds - 11)
-            await world.looked_at()
+            await world.until_checked()
             assert (await world.vm_of(session)).state == "starting"
             world.clock.pass_(1)
             reason, vm = await failed(world, session)
@@ -165,18 +165,18 @@ def test_vm_that_waits_for_a_cpu_has_longer_to_boot(tmp_path: Path) -> None:
             fake = await world.host.hypervisor.started(2)
             await fake.reach("kernel")
             await world.until_stage(session, "kernel")
-            await world.looked_at()
+            await world.until_checked()
             # Its deadline of 120 s is over by the clock, but it waited for half of the time.
             fake.cpu = ThreadTimes(ran=90, waited=90)
             world.clock.pass_(180)
-            await world.looked_at()
+            await world.until_checked()
             await fake.reach("init")
             await world.until_stage(session, "init")
         # Another process takes over, and sees the VM for the first time.
         fake.cpu = ThreadTimes(ran=110, waited=250)
         world.clock.pass_(180)
         async with world.driving():
-            await world.looked_at()
+            await world.until_checked()
             await fake.reach("ready")
             await world.until_session(session, "vm_created")
 
@@ -190,7 +190,7 @@ def test_starved_vm_fails_at_last_and_blames_the_machine(tmp_path: Path) -> None
             fake = await world.host.hypervisor.started(2)
             await fake.reach("kernel")
             await world.until_stage(session, "kernel")
-            await world.looked_at()
+            await world.until_checked()
             fake.cpu = ThreadTimes(ran=20, waited=460)
             world.clock.pass_(480)
             reason, _ = await failed(world, session)
@@ -273,8 +273,8 @@ def test_vm_without_network_fails_at_its_deadline(tmp_path: Path) -> None:
         (DyingVm, "the VM ended by itself: exit-code 1: qemu: could not open disk.qcow2"),
         (RefusedVm, "it could not be started: microvm@2 was refused"),
         (NoSpaceVm, "it could not be started: starting the VM in slot 2 failed: No space left"),
-        (WrongVm, "answers at its address"),
-        (BrokenVm, "its services failed: browser: the unit has failed: start-limit-hit"),
+        (WrongAgentVm, "answers at its address"),
+        (FailedServiceVm, "its services failed: browser: the unit has failed: start-limit-hit"),
     ],
 )
 def test_hopeless_vm_fails_at_once_with_its_reason(
@@ -290,7 +290,7 @@ def test_hopeless_vm_fails_at_once_with_its_reason(
             other = await world.start()
             await world.until_session(other, "vm_created")
             assert (await world.vm_of(other)).slot == 2
-        if kind is BrokenVm:
+        if kind is FailedServiceVm:
             assert vm.failed_units == ("polydev-browser.service",)
 
     play(worlds(tmp_path, kind=kind), scenario)
@@ -363,7 +363,7 @@ def test_failed_stop_is_retried(tmp_path: Path) -> None:
             await world.until_session(session, "vm_created")
             await world.sessions.apply(session.id, "terminate")
             await world.until_released(session)
-            await world.nothing_is_left()
+            await world.assert_nothing_left()
         assert world.host.hypervisor.calls.count("stop 2") >= 2
 
     play(worlds(tmp_path, kind=StubbornVm), scenario)
@@ -510,7 +510,7 @@ def test_session_without_heartbeat_expires_and_its_vm_ends(tmp_path: Path) -> No
             expired = await world.until_session(session, "expired")
             assert expired.reason
             await world.until_released(session)
-            await world.nothing_is_left()
+            await world.assert_nothing_left()
 
     play(worlds(tmp_path), scenario)
 
@@ -586,7 +586,7 @@ def test_logs_of_failed_vms_are_deleted_after_a_day(tmp_path: Path) -> None:
                 return not console.exists()
 
             await until(gone, "the end of the logs")
-            await world.nothing_is_left()
+            await world.assert_nothing_left()
 
     play(worlds(tmp_path, kind=PanicsVm), scenario)
 

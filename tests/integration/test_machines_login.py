@@ -22,7 +22,7 @@ from polydev.controller.store.users import Users
 from polydev.errors import CredentialsNotFound
 from polydev.run import spawn, wait_or_end
 from tests.driving import PATIENCE_SECONDS, World, play, until, worlds
-from tests.fake_vms import FakeVm, HeldVm, LyingVm, OldImageVm
+from tests.fake_vms import FakeVm, HangingCredentialsVm, OldImageVm, WrongCredentialsVm
 
 MARKER = "marker-of-a-secret-that-nobody-sees"
 TOKENS = {"claudeAiOauth": {"accessToken": MARKER, "refreshToken": "ü"}}
@@ -83,7 +83,7 @@ def test_login_hands_over_and_wipes_credentials_and_completes_session(tmp_path: 
             await world.until_session(session, "completed")
             await world.until_released(session)
             assert await kinds(world) == ["handed_over", "read"]
-        await world.nothing_is_left()
+        await world.assert_nothing_left()
 
     play(with_key(tmp_path), scenario)
 
@@ -192,7 +192,7 @@ def test_invalid_credentials_are_reported_and_not_stored(
     async def scenario(world: World) -> None:
         async with world.driving() as driver:
             session, fake = await waiting(world)
-            assert isinstance(fake, LyingVm)
+            assert isinstance(fake, WrongCredentialsVm)
             fake.lie = lie
             fake.log_in(TOKENS)
 
@@ -210,7 +210,7 @@ def test_invalid_credentials_are_reported_and_not_stored(
             fake.lie = {"provider": "claude", "credentials": TOKENS}  # the user tries again
             await world.until_session(session, "authenticated")
 
-    play(with_key(tmp_path, kind=LyingVm), scenario)
+    play(with_key(tmp_path, kind=WrongCredentialsVm), scenario)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_next_driver_finishes_handover_of_killed_process(tmp_path: Path, method:
     async def scenario(world: World) -> None:
         async with world.driving():
             session, fake = await waiting(world)
-        assert isinstance(fake, HeldVm)
+        assert isinstance(fake, HangingCredentialsVm)
         fake.hold = method
         fake.log_in(TOKENS)
         key = KEY.get_secret_value()
@@ -346,7 +346,7 @@ def test_next_driver_finishes_handover_of_killed_process(tmp_path: Path, method:
         assert (await world.credentials.get(world.user_id, "claude"))[1] == PLAIN
         assert (await kinds(world)).count("handed_over") == 1
 
-    play(with_key(tmp_path, kind=HeldVm), scenario)
+    play(with_key(tmp_path, kind=HangingCredentialsVm), scenario)
 
 
 def test_next_driver_completes_the_session(

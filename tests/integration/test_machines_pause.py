@@ -175,7 +175,7 @@ def test_session_end_ends_paused_vm(tmp_path: Path) -> None:
             await until_paused(world, session)
             await world.sessions.apply(session.id, "terminate")
             await world.until_released(session)
-            await world.nothing_is_left()
+            await world.assert_nothing_left()
 
     play(worlds(tmp_path, **ENDLESS), scenario)
 

@@ -12,7 +12,7 @@ from polydev.controller.entities import Session, Vm
 from polydev.controller.machines.hypervisor import Launch
 from polydev.errors import CapacityError
 from tests.driving import World, play, until, worlds
-from tests.vms import IMAGE_DIGEST, DiesAsCloneVm, MuteVm, NamelessVm, UnloadableVm
+from tests.vms import IMAGE_DIGEST, DiesAsCloneVm, MuteVm, NoIdentityVm, UnloadableVm
 
 TEMPLATE, NEWER = "7e" * 32, "8f" * 32
 ROOMY: dict[str, Any] = {"templates": True, "pool": {"size": 2, "least_free_memory_mib": 0}}
@@ -39,7 +39,7 @@ async def taken_clone(world: World, session: Session) -> Vm:
 def test_pool_fills_and_its_vms_are_paused_without_identity(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         async with world.driving() as driver:
             vms = await primed(world, 2)
             await driver.more_turns()
@@ -59,7 +59,7 @@ def test_pool_fills_and_its_vms_are_paused_without_identity(tmp_path: Path) -> N
 def test_session_takes_primed_vm_and_pool_refills(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         async with world.driving():
             first, second = await primed(world, 2)
             session = await world.start()
@@ -79,7 +79,7 @@ def test_session_takes_primed_vm_and_pool_refills(tmp_path: Path) -> None:
 
 def test_pool_leaves_and_returns_slots_to_sessions(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         async with world.driving() as driver:
             await primed(world, 1)
             await driver.more_turns()
@@ -96,7 +96,7 @@ def test_pool_leaves_and_returns_slots_to_sessions(tmp_path: Path) -> None:
 def test_session_takes_unprimed_pool_vm_if_no_slot_is_free(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         hypervisor.kind = MuteVm  # its agent never answers: it is primed for ever
         async with world.driving():
             fake = await hypervisor.started(2)
@@ -116,10 +116,10 @@ def test_session_takes_unprimed_pool_vm_if_no_slot_is_free(tmp_path: Path) -> No
 def test_newer_template_replaces_pool_vms(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         async with world.driving():
             old = await primed(world, 2)
-            hypervisor.resumes_from(NEWER)
+            hypervisor.use_template(NEWER)
 
             async def renewed() -> bool:
                 found = [vm for vm in await world.vms.held() if vm.state == "ready"]
@@ -135,7 +135,7 @@ def test_newer_template_replaces_pool_vms(tmp_path: Path) -> None:
 
 def test_pool_is_drained_if_templates_are_off(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         await world.vms.add_pooled(IMAGE_DIGEST, TEMPLATE, spare_slots=0)
         async with world.driving():
 
@@ -153,7 +153,7 @@ def test_pool_vm_that_cannot_be_primed_fails_and_is_replaced(
 ) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         hypervisor.next = [kind, kind]
         async with world.driving():
             await primed(world, 2)
@@ -167,7 +167,7 @@ def test_pool_vm_that_cannot_be_primed_fails_and_is_replaced(
 def test_dead_primed_vm_is_replaced(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         async with world.driving():
             first, _second = await primed(world, 2)
             hypervisor.vms[first.slot].die("oom-kill")
@@ -185,8 +185,8 @@ def test_dead_primed_vm_is_replaced(tmp_path: Path) -> None:
 
 def test_pool_vm_with_silent_guest_boots_instead(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
-        world.host.hypervisor.next = [NamelessVm]
+        world.host.hypervisor.use_template(TEMPLATE)
+        world.host.hypervisor.next = [NoIdentityVm]
         async with world.driving():
             await primed(world, 1)
             session = await world.start()
@@ -205,7 +205,7 @@ def test_next_driver_continues_with_the_pool(tmp_path: Path, done: str) -> None:
 
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         vm = await world.vms.add_pooled(IMAGE_DIGEST, TEMPLATE, spare_slots=0)
         assert vm
         reached = steps.index(done)
@@ -236,7 +236,7 @@ def test_next_driver_continues_with_the_pool(tmp_path: Path, done: str) -> None:
 
 def test_concurrent_sessions_get_different_vms(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         async with world.driving():
             await primed(world, 2)
             sessions = await asyncio.gather(*(world.start() for _ in range(6)))
@@ -250,7 +250,7 @@ def test_concurrent_sessions_get_different_vms(tmp_path: Path) -> None:
 def test_memory_shortage_drains_pool_and_queues_sessions(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
-        hypervisor.resumes_from(TEMPLATE)
+        hypervisor.use_template(TEMPLATE)
         async with world.driving() as driver:
             await primed(world, 2)
             hypervisor.free_memory_mib = 100
@@ -274,7 +274,7 @@ def test_memory_shortage_drains_pool_and_queues_sessions(tmp_path: Path) -> None
 
 def test_driver_notifies_after_each_vm_step(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        world.host.hypervisor.resumes_from(TEMPLATE)
+        world.host.hypervisor.use_template(TEMPLATE)
         notified: list[str] = []
         async with world.driving(on_step=lambda: notified.append("")) as driver:
             await primed(world, 2)

@@ -122,7 +122,7 @@ async def run_interrupted_session(
         await user
         came.cancel()
         await asyncio.wait({came})
-        await world.nothing_is_left(logs=bool(ends))
+        await world.assert_nothing_left(logs=bool(ends))
     return struck.came.is_set()
 
 
@@ -174,7 +174,7 @@ def test_driver_restart_does_not_extend_boot_deadline(tmp_path: Path) -> None:
         world.clock.pass_(119)
         async with world.driving():
             await until(lambda: _true(fake.runs), "the VM")
-            await world.looked_at()
+            await world.until_checked()
             assert (await world.vm_of(session)).state == "starting"
             world.clock.pass_(1)
             await world.until_session(session, "failed")
@@ -298,7 +298,7 @@ def test_session_end_during_boot_releases_the_vm(tmp_path: Path) -> None:
             await world.sessions.apply(session.id, "terminate")
             vm = await world.until_released(session)
             assert (vm.state, vm.ready_at) == ("ended", None)
-            await world.nothing_is_left()
+            await world.assert_nothing_left()
 
     play(worlds(tmp_path, kind=SlowVm), scenario)
 

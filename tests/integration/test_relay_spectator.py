@@ -106,7 +106,7 @@ def text_message(text: str) -> bytes:
     return struct.pack(">B3xI", 6, len(text)) + text.encode()
 
 
-async def spectators_url(made: Screens, session_id: str) -> str:
+async def spectator_url(made: Screens, session_id: str) -> str:
     """Return the URL of the screen with a read-only ticket by the session's owner."""
     async with httpx.AsyncClient(base_url=f"http://{HOST}:{made.port}", trust_env=False) as client:
         answer = await client.post(
@@ -155,7 +155,7 @@ async def shared_screens(
         screen.start("stdbuf", "-oL", "xinput", "test-xi2", "--root")
         session = await made.session(screen)
         owner = await stack.enter_async_context(made.connect(session.id))
-        url = await spectators_url(made, session.id)
+        url = await spectator_url(made, session.id)
         spectator = await stack.enter_async_context(made.connect(session.id, None, uri=url))
         at = SharedScreen(
             screen, RfbClient(owner), RfbClient(spectator), partial(closing_of, spectator)

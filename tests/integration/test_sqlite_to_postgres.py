@@ -37,7 +37,7 @@ from polydev.controller.store.usage import Usage
 from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
 from polydev.controller.webhook_events import EVENT_TYPES
 from tests.databases import PostgresServer, sqlite_url
-from tests.stores import Store, lay_migrated, opened, run_async
+from tests.stores import Store, copy_migrated_database, opened, run_async
 
 pytest_plugins = ["tests.databases"]
 
@@ -98,7 +98,7 @@ async def rows_of(url: str) -> dict[str, list[Any]]:
 async def copy_without_rows(folder: Path) -> Path:
     """Make a backup of a migrated SQLite database that has no rows."""
     copy = folder / "copy"
-    lay_migrated(folder / "controller.sqlite3")
+    copy_migrated_database(folder / "controller.sqlite3")
     await backup(sqlite_url(folder), copy)
     return copy
 
@@ -149,7 +149,7 @@ async def test_existing_rows_are_reported_and_replaced(tmp_path: Path, postgres_
 @run_async
 async def test_backup_of_older_release_is_migrated(tmp_path: Path, postgres_url: str) -> None:
     copy = tmp_path / "copy"
-    lay_migrated(tmp_path / "controller.sqlite3")
+    copy_migrated_database(tmp_path / "controller.sqlite3")
     with closing(sqlite3.connect(tmp_path / "controller.sqlite3")) as old, old:
         old.execute("INSERT INTO users VALUES ('1', 'user', '2026-01-01 12:00:00.000000', 'Ada')")
         for name in (
@@ -175,7 +175,7 @@ async def test_backup_of_older_release_is_migrated(tmp_path: Path, postgres_url:
 @run_async
 async def test_rejected_row_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
     """PostgreSQL refuses texts that SQLite accepts: too long ones, and those with NUL bytes."""
-    lay_migrated(tmp_path / "controller.sqlite3")
+    copy_migrated_database(tmp_path / "controller.sqlite3")
     await migrate(postgres_url)
     async with opened(postgres_url) as store:
         former = await store.new_user()
@@ -260,7 +260,7 @@ async def test_large_databases_are_copied_in_parts(
 ) -> None:
     monkeypatch.setattr(sqlite_to_postgres, "ROWS_AT_ONCE", 7)
     copy = tmp_path / "copy"
-    lay_migrated(tmp_path / "controller.sqlite3")
+    copy_migrated_database(tmp_path / "controller.sqlite3")
     async with opened(sqlite_url(tmp_path)) as store:
         users = {await store.new_user() for _ in range(30)}
         await backup(sqlite_url(tmp_path), copy)

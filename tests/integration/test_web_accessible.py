@@ -67,7 +67,7 @@ async def states_of_session(site: Site, page: Page) -> AsyncIterator[str]:
     yield "coming"
     await site.made.vms[booting.id].reach("services")
     await site.made.services.vms.ready(booting.vm_id)
-    site.ring()
+    site.notify_followers()
     await until_shown(page)
     yield "screen"
     for panel in ("login", "clipboard", "share"):
@@ -104,7 +104,7 @@ async def _states_of_the_login(site: Site, page: Page, session: Session) -> Asyn
     services = site.made.services
     keys = keyring_of(services.settings.credentials_key)
     await CredentialHandovers(services.database, keys, 3600).hand_over(waiting, b'{"a":1}')
-    site.ring()
+    site.notify_followers()
     await page.wait_for_selector("#login-completes:not([hidden])")
     yield "handed over"
     await page.click("#share-button")
@@ -121,7 +121,7 @@ async def _states_of_the_end(site: Site, page: Page, session: Session) -> AsyncI
     await page.wait_for_selector("#countdown:not([hidden])")
     yield "countdown"
     await site.made.services.vms.fail(session.vm_id, "its process ended")
-    site.ring()
+    site.notify_followers()
     await until_covered(page, "over")
     yield "over"
     await page.goto(f"{site.url}/session/{session.vm_id}")

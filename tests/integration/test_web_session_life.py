@@ -36,11 +36,11 @@ def test_page_follows_boot_until_screen_is_shown(play: Play) -> None:
             for stage, words in BOOT.items():
                 await vm.reach(stage)
                 await vms.stage_reached(session.vm_id, stage)
-                site.ring()
+                site.notify_followers()
                 await until_text(page, words)
             assert await page.get_attribute("#cover-progress", "value") is not None
             await vms.ready(session.vm_id)
-            site.ring()
+            site.notify_followers()
             await until_shown(page)
 
     play(scenario)
@@ -68,7 +68,7 @@ def test_failed_vm_shows_reason_and_start_button(play: Play) -> None:
             await until_shown(page)
             site.made.vms[session.id].die()
             await site.made.services.vms.fail(session.vm_id, DIED)
-            site.ring()
+            site.notify_followers()
             await until_covered(page, "over", "The VM failed", "The VM's process ended: signal 9.")
             await page.click("text=Start a new session")
             await page.wait_for_url(lambda url: "/session/" in url and session.id not in url)
@@ -131,7 +131,7 @@ def test_idle_session_shows_countdown_and_stay_button(play: Play) -> None:
                 return bool(await sessions.expire_due())
 
             await until(has_expired, "the end")
-            site.ring()
+            site.notify_followers()
             await until_covered(
                 page, "over", "The session has expired", "No viewer and no heartbeat for 8 s."
             )

@@ -29,14 +29,14 @@ LOGIN_URL = "https://claude.example/oauth"
 CREDENTIALS = b'{"a":1}'
 
 
-def hand_overs(site: Site, complete_after_seconds: float = 3600) -> CredentialHandovers:
+def handovers_of(site: Site, complete_after_seconds: float = 3600) -> CredentialHandovers:
     """Return the object for handovers of credentials, since the site has no driver."""
     services = site.made.services
     keys = keyring_of(services.settings.credentials_key)
     return CredentialHandovers(services.database, keys, complete_after_seconds)
 
 
-async def logging_in(site: Site) -> Session:
+async def session_logging_in(site: Site) -> Session:
     """A session whose tool waits for its user."""
     session = await site.session()
     site.made.vms[session.id].login = login_reply("claude", "waiting", LOGIN_URL)
@@ -98,7 +98,7 @@ def test_failed_login_shows_tool_message_and_can_be_retried(play: Play) -> None:
 
 def test_device_code_is_shown_and_pasted_code_reaches_tool(play: Play) -> None:
     async def scenario(site: Site) -> None:
-        session = await logging_in(site)
+        session = await session_logging_in(site)
         vm = site.made.vms[session.id]
         vm.login = cast(LoginReply, {**vm.login, "device_code": "WXYZ-1234"})
         async with page_of(site.browser, expects_network_errors=True) as page:
@@ -123,20 +123,20 @@ def test_device_code_is_shown_and_pasted_code_reaches_tool(play: Play) -> None:
 
 def test_handover_ends_session_with_receipt(play: Play) -> None:
     async def scenario(site: Site) -> None:
-        session = await logging_in(site)
+        session = await session_logging_in(site)
         async with page_of(site.browser) as page:
             await open_session(page, site, session)
             await page.wait_for_selector("#login-button[data-state=waiting]")
-            done = await hand_overs(site).hand_over(session, CREDENTIALS)
+            done = await handovers_of(site).hand_over(session, CREDENTIALS)
             assert done.receipt is not None
-            site.ring()
+            site.notify_followers()
             await page.wait_for_selector("#login-button[data-state=handed_over]")
             told = await page.inner_text("#login-receipt")
             assert "stored them, encrypted" in told
             assert done.receipt.sha256[:16] in told
             await page.wait_for_selector("#login-clock:text-matches('^(60|59):')")
             await site.made.services.sessions.apply(session.id, "complete")
-            site.ring()
+            site.notify_followers()
             await until_covered(page, "over", "The session is complete", "stored them, encrypted")
 
     play(scenario, credentials_key=new_key())
@@ -144,12 +144,12 @@ def test_handover_ends_session_with_receipt(play: Play) -> None:
 
 def test_credentials_stay_in_vm_if_host_cannot_store_them(play: Play) -> None:
     async def scenario(site: Site) -> None:
-        session = await logging_in(site)
+        session = await session_logging_in(site)
         async with page_of(site.browser) as page:
             await open_session(page, site, session)
             await page.wait_for_selector("#login-button[data-state=waiting]")
-            await hand_overs(site).finish_without(session.id, NO_KEY)
-            site.ring()
+            await handovers_of(site).finish_without(session.id, NO_KEY)
+            site.notify_followers()
             await page.wait_for_selector("#login-button[data-state=done]")
             await page.wait_for_selector("#login-problem:has-text('no key to seal them with')")
             assert await page.is_hidden("#login-completes")
@@ -169,7 +169,7 @@ def test_refused_stored_credentials_lead_to_login(play: Play) -> None:
             await page.wait_for_selector("#login-button[data-state=injecting]")
             why = "the tool says: token expired"
             await CredentialInjections(services.database, keys).refused(session.id, why, tried=True)
-            site.ring()
+            site.notify_followers()
             await page.wait_for_selector("#login-problem:has-text('token expired')")
             await page.click("#login-start-button")
             await page.wait_for_selector("#login-button[data-state=starting]")
@@ -192,7 +192,7 @@ def test_texts_of_guests_and_tools_are_escaped(play: Play) -> None:
             await site.screen.copy(MARKUP)
             await page.wait_for_selector("#status-text:has-text('copied in the VM')")
             await site.made.services.vms.fail(session.vm_id, MARKUP)
-            site.ring()
+            site.notify_followers()
             await until_covered(page, "over", MARKUP)
             await page.goto(site.url)
             assert MARKUP in await page.inner_text("#sessions")

@@ -11,7 +11,7 @@ from polydev.controller.settings import WebhookSettings
 from tests import loopback
 from tests.api import Served, api_host
 from tests.pages import browser
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 from tests.webhooks import until
 
 SECRET = "whsec_" + "front" * 8
@@ -19,7 +19,7 @@ PATH = "/api/admin/webhooks"
 
 
 def test_operators_list_resend_and_test_webhook_deliveries(tmp_path: Path) -> None:
-    lay_migrated(tmp_path / "controller.sqlite3")
+    copy_migrated_database(tmp_path / "controller.sqlite3")
     status = 500
 
     def answer(_: loopback.Asked) -> loopback.Answer:

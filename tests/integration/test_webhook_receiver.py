@@ -24,7 +24,7 @@ from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
 from polydev.run import spawn, wait_or_end
 from tests.databases import sqlite_url
-from tests.stores import lay_migrated, opened, run_async
+from tests.stores import copy_migrated_database, opened, run_async
 from tests.webhooks import until_states
 
 DOCUMENT = Path(__file__).parents[2] / "docs/webhooks.md"
@@ -119,7 +119,7 @@ def test_receiver_refuses_wrong_or_old_signatures(receiver: Receiver) -> None:
 @run_async
 async def test_receiver_ignores_repeated_messages(receiver: Receiver, tmp_path: Path) -> None:
     """The host sends the message, and an operator resends it."""
-    lay_migrated(tmp_path / "controller.sqlite3")
+    copy_migrated_database(tmp_path / "controller.sqlite3")
     endpoint = WebhookEndpoint(name="front", url=receiver.url)
     async with opened(sqlite_url(tmp_path)) as store:
         await store.start_ready(await store.new_user())

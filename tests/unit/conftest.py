@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polydev.hosttool.paths import Paths
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 from tests.unit.command_line import CommandLine
 from tests.unit.hosttool_host import Host, bare_host, deploy
 
@@ -17,7 +17,7 @@ from tests.unit.hosttool_host import Host, bare_host, deploy
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database to copy: it is as a migration left it."""
     file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
-    lay_migrated(file)
+    copy_migrated_database(file)
     return file
 
 

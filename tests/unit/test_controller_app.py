@@ -28,7 +28,7 @@ from polydev.controller.migrations import HEAD
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import ConfigError, VmError
 from tests.api import StillHypervisor
-from tests.stores import lay_migrated
+from tests.stores import copy_migrated_database
 
 HEALTH = "/api/auth/health"
 USER_ID = "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10"
@@ -52,7 +52,7 @@ def settings(database: Path, tmp_path: Path) -> ControllerSettings:
 @pytest.fixture
 def app(settings: ControllerSettings, database: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """With a migrated database, and routes that fail in each way."""
-    lay_migrated(database)
+    copy_migrated_database(database)
     made = create_app(settings)
     as_operator(made, monkeypatch)
 
