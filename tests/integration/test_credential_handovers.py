@@ -295,3 +295,21 @@ async def test_credential_log_names_actor_and_is_pruned(store_url: str) -> None:
         assert await log.prune(began) == 0
         assert await log.prune(store.clock.at) == 1
         assert await log.list(user) == found[:3]
+
+
+@run_async
+async def test_a_user_cannot_fill_the_log_nor_push_out_what_they_did_before(store_url: str) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, other, kept = await store.new_user(), await store.new_user(), credentials_of(store)
+        log = CredentialLog(store.database, store.clock)
+        for each in (user, other):
+            await kept.store(each, "claude", b"{}")
+            for _ in range(3):
+                await kept.get(each, "claude")
+        await kept.get(user, "claude")
+        assert await log.trim(4) == 0
+        before = await log.list(user)
+        assert await log.trim(3) == 1
+        assert [each.kind for each in before] == ["read"] * 4 + ["stored"]
+        assert await log.list(user) == [*before[:3], before[4]]
+        assert len(await log.list(other)) == 4

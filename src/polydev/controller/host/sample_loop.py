@@ -145,6 +145,7 @@ class SampleLoop:
             await self._usage.prune(day_of(at - timedelta(days=self._settings.keep_usage_days)))
             kept = timedelta(days=self._settings.keep_credential_events_days)
             await self._credential_log.prune(at - kept)
+            await self._credential_log.trim()
 
     async def _workload(self) -> Workload:
         return await asyncio.wait_for(self._read_workload(), DATABASE_TIMEOUT_SECONDS)

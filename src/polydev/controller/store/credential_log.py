@@ -24,6 +24,9 @@ from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.webhook_events import EventType
 
 _events = tables.credential_events.c
+# How many entries of one kind are kept of a user: reading credentials over and over must not fill
+# the database, nor push out who stored and removed them.
+MOST_OF_A_KIND = 10_000
 WEBHOOKS: Mapping[CredentialEventKind, EventType] = {
     "stored": "credentials.ready",
     "handed_over": "credentials.ready",
@@ -105,3 +108,16 @@ class CredentialLog:
     async def prune(self, before: datetime) -> int:
         """Delete events from before that time, and return how many."""
         return await self._database.delete(tables.credential_events, _events.at < before)
+
+    async def trim(self, most: int = MOST_OF_A_KIND) -> int:
+        """Delete the oldest events of a user and kind that has more, and return how many."""
+        full = sa.select(_events.user_id, _events.kind).group_by(_events.user_id, _events.kind)
+        async with self._database.reading() as connection:
+            found = (await connection.execute(full.having(sa.func.count() > most))).all()
+        return sum([await self._trim(most, *row) for row in found])
+
+    async def _trim(self, most: int, user_id: str, kind: CredentialEventKind) -> int:
+        theirs = (_events.user_id == user_id, _events.kind == kind)
+        newest = sa.select(_events.id).where(*theirs).order_by(_events.id.desc())
+        last = newest.offset(most).limit(1).scalar_subquery()
+        return await self._database.delete(tables.credential_events, *theirs, _events.id <= last)
