@@ -313,3 +313,60 @@ async def test_a_user_cannot_fill_the_log_nor_push_out_what_they_did_before(stor
         assert [each.kind for each in before] == ["read"] * 4 + ["stored"]
         assert await log.list(user) == [*before[:3], before[4]]
         assert len(await log.list(other)) == 4
+
+
+@run_async
+async def test_credentials_stored_by_hand_have_a_receipt_in_the_session_they_are_from(
+    store_url: str,
+) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, kept = await store.new_user(), credentials_of(store)
+        starting, _ = await store.sessions.start(NewSession(user, "claude", DIGEST))
+        waits, done = await pending(store, user), await pending(store, user)
+        await handovers_of(store).finish_without(done.id, "its image hands nothing over")
+        for session in (starting, waits, done):
+            await kept.store(user, "claude", b'{"a":1}', session.id)
+        assert (await store.sessions.get(starting.id)).receipt is None
+        for session in (waits, done):
+            found = await store.sessions.get(session.id)
+            assert found.state == "authenticated"
+            assert found.receipt is not None
+            assert found.receipt.sha256 == hashlib.sha256(b'{"a":1}').hexdigest()
+            assert found.receipt.at == store.clock.at
+            assert (found.login_detail, found.completes_at) == (None, None)
+            assert not found.has_login_under_way  # nothing is deleted in its VM
+            told = (await store.sessions.news(session.id))[-1]
+            sha256 = found.receipt.sha256
+            words = {"provider": "claude", "kept": True, "sha256": sha256, "recipient": None}
+            assert (told.kind, told.data) == ("credentials", words)
+
+
+@run_async
+async def test_those_stored_by_hand_after_a_hand_over_leave_the_deletion_in_the_vm_due(
+    store_url: str,
+) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user, kept = await store.new_user(), credentials_of(store)
+        session = await handovers_of(store).hand_over(await pending(store, user), b"{}")
+        await kept.store(user, "claude", b'{"a":1}', session.id)
+        found = await store.sessions.get(session.id)
+        assert found.receipt is not None
+        assert found.receipt.sha256 == hashlib.sha256(b'{"a":1}').hexdigest()
+        assert found.waits_for_wiping
+        assert found.completes_at == session.completes_at
+
+
+@run_async
+async def test_those_stored_by_hand_are_sealed_to_the_recipient_of_their_session(
+    store_url: str,
+) -> None:
+    async with opened(store_url, limits=MANY) as store:
+        user = await store.new_user()
+        session = await pending(store, user, recipient=RECIPIENT)
+        kept = CredentialStore(store.database, None, store.clock)  # so no key is needed
+        await kept.store(user, "claude", b'{"a":1}', session.id)
+        stored, sealed = await kept.get(user, "claude")
+        receipt = (await store.sessions.get(session.id)).receipt
+        assert receipt is not None
+        assert (stored.recipient, receipt.recipient) == (RECIPIENT, RECIPIENT)
+        assert b"AGE ENCRYPTED FILE" in sealed or sealed.startswith(b"age-encryption.org")

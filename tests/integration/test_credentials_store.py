@@ -83,10 +83,11 @@ async def test_database_and_backup_contain_no_plain_credentials(
         await kept.store(user, "claude", MARKER, session.id)
         await backup(store_url, tmp_path / "copy")
         news = await store.sessions.news(session.id)
-        assert [each.data for each in news[-2:]] == [
+        assert [each.data for each in news[-3:-1]] == [
             {"state": "oauth_pending"},
             {"state": "authenticated"},
         ]
+        assert MARKER.decode() not in str(news)
         files = files_in(tmp_path)
         written = [json.dumps([dict(each.data) for each in news]).encode(), *files.values()]
         if store_url.startswith("postgresql"):

@@ -264,7 +264,11 @@ def test_credentials_stored_by_hand_are_not_replaced_by_login(tmp_path: Path) ->
             fake.log_in(TOKENS)
             await driver.more_turns()
             assert (await world.credentials.get(world.user_id, "claude"))[1] == b"{}"
-            assert (await world.sessions.get(session.id)).receipt is None
+            found = await world.sessions.get(session.id)
+            assert found.receipt is not None
+            assert found.receipt.sha256 == hashlib.sha256(b"{}").hexdigest()
+            assert found.completes_at is None
+            assert fake.credentials == TOKENS  # the VM's are left to its user
 
     play(with_key(tmp_path), scenario)
 

@@ -154,10 +154,14 @@ def test_storing_authenticates_a_session_that_waits_for_login(
             assert answer.json()["sessionId"] == session
             found = (await asked.ask("GET", f"/api/auth/session/{session}")).json()
             assert found["status"] == after
+            receipt = found["credentialsReceipt"]
+            assert (receipt is None) == (before == after)
         told = (await asked.services.sessions.news(session))[news:]
-        assert [dict(each.data) for each in told] == (
-            [] if before == after else [{"state": "authenticated"}]
-        )
+        kinds = [] if before == after else ["state", "credentials", "credentials"]
+        assert [each.kind for each in told] == kinds
+        if receipt:
+            del receipt["at"]
+            assert dict(told[-1].data) == {**receipt, "kept": True}
 
     host.run(scenario)
 

@@ -147,7 +147,7 @@ class Vm:
 
 @dataclass(frozen=True)
 class CredentialsReceipt:
-    """A receipt for credentials that were handed over. `sha256` is that of their compact JSON;
+    """A receipt for credentials that were stored. `sha256` is that of their compact JSON;
     `recipient` is the age key that they are encrypted to, None if the host encrypts them.
     """
 
@@ -165,8 +165,8 @@ class Session:
     login_detail    why the login failed, or why no credentials are stored or injected
     recipient       the age recipient to encrypt the credentials to
     stored_credentials  state of the user's stored credentials; None if they are not used
-    credentials_sha256, credentials_at   of the credentials that were handed over, and when
-    wiped_at        when they were wiped from the VM
+    credentials_sha256, credentials_at   of the credentials that were stored, and when
+    wiped_at        when they were wiped from the VM, or left there since their user stored them
     completes_at    when the session is completed automatically
     """
 
@@ -196,7 +196,7 @@ class Session:
 
     @property
     def receipt(self) -> CredentialsReceipt | None:
-        """The receipt of the credentials that this session handed over."""
+        """The receipt of the credentials that were stored from this session."""
         if self.credentials_sha256 is None or self.credentials_at is None:
             return None
         return CredentialsReceipt(

@@ -171,7 +171,9 @@ def _add_store(router: APIRouter, services: Services) -> None:
         status_code=201,
         summary="Store the caller's credentials of a provider, replacing earlier ones",
         description="They are encrypted at rest. `sessionId` must name a live session of the "
-        "caller and of that provider; a session that waits for its login becomes `authenticated`.",
+        "caller and of that provider. If its tool waits for its login, it becomes "
+        "`authenticated`; then it gets the receipt of the credentials, and if it has a recipient, "
+        "they are encrypted to that.",
         responses={
             200: {"model": StoredAnswer, "description": "Stored, replacing earlier ones"},
             201: {"description": "Stored; `Location` is the credentials' path"},

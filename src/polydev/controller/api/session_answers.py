@@ -115,7 +115,8 @@ class SessionWarning(ApiModel):
 
 
 class CredentialsReceiptAnswer(ApiModel):
-    """The receipt for credentials that a session's login has stored for their owner.
+    """The receipt for credentials that were stored for their owner: of a session's login, or by
+    hand.
 
     sha256      of the credentials as compact JSON
     recipient   the age recipient that they are encrypted to; null if the host can decrypt them

@@ -5,7 +5,6 @@ Every step can be repeated: a session has one receipt, which is of the stored cr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -15,6 +14,7 @@ from polydev.controller.entities import Session, now
 from polydev.controller.sealing import Keyring, Sealed, sealed_to
 from polydev.controller.store import tables
 from polydev.controller.store.credential_log import log_session_event
+from polydev.controller.store.credential_receipts import receipt_values, receipt_words
 from polydev.controller.store.credentials import write_credentials
 from polydev.controller.store.session_changes import add_news, change_session, locked_live_session
 from polydev.controller.store.transactions import Database, uninterrupted
@@ -65,8 +65,7 @@ class CredentialHandovers:
             values = {
                 "login": "done",
                 "login_detail": None,
-                "credentials_sha256": hashlib.sha256(plain).hexdigest(),
-                "credentials_at": at,
+                **receipt_values(plain, at),
                 "completes_at": self._completes_at(at),
             }
             session = await change_session(connection, session, "oauth_done", at, values=values)
@@ -105,15 +104,3 @@ class CredentialHandovers:
         if self._complete_after_seconds is None:
             return None
         return at + timedelta(seconds=self._complete_after_seconds)
-
-
-def receipt_words(session: Session) -> dict[str, object]:
-    """Return the data of the event `credentials` after a handover."""
-    receipt = session.receipt
-    assert receipt is not None
-    return {
-        "provider": receipt.provider,
-        "kept": True,
-        "sha256": receipt.sha256,
-        "recipient": receipt.recipient,
-    }

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import Session, now
-from polydev.controller.sealing import Keyring, Sealed
+from polydev.controller.sealing import Keyring, Sealed, sealed_to
 from polydev.controller.store import session_errors, tables
 from polydev.controller.store.credential_holders import (
     HOLDER,
@@ -24,8 +24,14 @@ from polydev.controller.store.credential_holders import (
     of_user,
 )
 from polydev.controller.store.credential_log import CONTROLLER, OPERATOR, EventActor, log_event
+from polydev.controller.store.credential_receipts import receipt_values, receipt_words
 from polydev.controller.store.row_mapping import Row
-from polydev.controller.store.session_changes import change_session, locked_session
+from polydev.controller.store.session_changes import (
+    add_news,
+    change_session,
+    locked_session,
+    write_session,
+)
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.users import lock_user
 from polydev.errors import CredentialsLocked, NotAllowed, WrongProvider
@@ -99,24 +105,28 @@ class CredentialStore:
     ) -> tuple[StoredCredentials, bool]:
         """Store credentials, replacing earlier ones, and return them and whether they are new.
 
-        A session that held the earlier ones no longer does. A session that waits for credentials
-        continues in the same transaction. Raises NoCredentialsKey and UserNotFound, and for the
-        session SessionNotFound, NotAllowed, SessionExpired and WrongProvider.
+        A session that held the earlier ones no longer does. The session that they are from gets
+        their receipt in the same transaction and, if it waits for its login, continues; where it
+        has a recipient, they are sealed to that. Raises NoCredentialsKey and UserNotFound, and for
+        the session SessionNotFound, NotAllowed, SessionExpired and WrongProvider.
         """
-        sealed = self._required_keys().seal(plain, user_id, provider)
         async with self._database.writing() as connection:
             await lock_user(connection, user_id)
             session = None
             if session_id is not None:
                 session = await locked_session(connection, session_id)
                 _require_fit(session, user_id, provider)
+            if session is not None and session.recipient is not None:
+                sealed = sealed_to(session.recipient, plain)
+            else:
+                sealed = self._required_keys().seal(plain, user_id, provider)
             at = self._clock()
             written = await write_credentials(connection, user_id, provider, sealed, session_id, at)
             await log_event(
                 connection, at, "stored", user_id, provider, actor=actor, session_id=session_id
             )
-            if session is not None and session.state == "oauth_pending":
-                await change_session(connection, session, "oauth_done", at)
+            if session is not None:
+                await _give_receipt(connection, session, plain, at)
             return written
 
     async def list(self, user_id: str) -> builtins.list[StoredCredentials]:
@@ -162,13 +172,8 @@ class CredentialStore:
         self, user_id: str, actor: EventActor, *which: sa.ColumnElement[bool]
     ) -> builtins.list[str]:
         """Remove credentials of a user, and return their providers."""
-        statement = sa.delete(tables.credentials).where(_kept.user_id == user_id, *which)
         async with self._database.writing() as connection:
-            found = await connection.execute(statement.returning(_kept.provider))
-            removed, at = sorted(found.scalars()), self._clock()
-            for provider in removed:
-                await log_event(connection, at, "removed", user_id, provider, actor=actor)
-            return removed
+            return await delete_credentials(connection, self._clock(), user_id, actor, *which)
 
     async def seal_anew(self) -> ResealCounts:
         """Seal all credentials with the first key, one after the other.
@@ -230,6 +235,26 @@ def _require_fit(session: Session, user_id: str, provider: str) -> None:
         )
 
 
+async def _give_receipt(
+    connection: AsyncConnection, session: Session, plain: bytes, at: datetime
+) -> None:
+    """Give a session the receipt of credentials that its user stored by hand.
+
+    Its VM's copy is left to the user. A session whose VM has shown no login yet gets no receipt,
+    since that would end its login.
+    """
+    values = {**receipt_values(plain, at), "login_detail": None}
+    if session.credentials_at is None:
+        values["wiped_at"] = at
+    if session.state == "oauth_pending":
+        session = await change_session(connection, session, "oauth_done", at, values=values)
+    elif session.state == "authenticated":
+        session = await write_session(connection, session, **values)
+    else:
+        return
+    await add_news(connection, session.id, at, "credentials", receipt_words(session))
+
+
 async def write_credentials(
     connection: AsyncConnection,
     user_id: str,
@@ -249,6 +274,22 @@ async def write_credentials(
         await connection.execute(sa.insert(tables.credentials).values({**first, **values}))
     found = await connection.execute(METADATA.where(*row_of_it))
     return _stored_of(found.mappings().one()), is_new
+
+
+async def delete_credentials(
+    connection: AsyncConnection,
+    at: datetime,
+    user_id: str,
+    actor: EventActor,
+    *which: sa.ColumnElement[bool],
+) -> builtins.list[str]:
+    """Delete credentials of a user, log that, and return their providers."""
+    statement = sa.delete(tables.credentials).where(_kept.user_id == user_id, *which)
+    found = await connection.execute(statement.returning(_kept.provider))
+    removed = sorted(found.scalars())
+    for provider in removed:
+        await log_event(connection, at, "removed", user_id, provider, actor=actor)
+    return removed
 
 
 def columns(sealed: Sealed) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 // The progress of the login of the session's tool. Pure.
 //
 // state        none; starting; waiting: its page is open in the VM; failed; done: the tool is logged
-//              in; handed_over: the credentials are stored for their user, and the VM has none any
-//              more; injecting, injected: the tool is given, or has, credentials stored before
+//              in; handed_over: its credentials are stored for their user; injecting, injected: the
+//              tool is given, or has, credentials stored before
 // words        what the tool said, or why its credentials were not handed over or not injected
 // url          the login URL; "" until it is known
 // deviceCode   the code to enter on that page, in any browser; "" if the tool has none
