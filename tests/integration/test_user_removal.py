@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 import sqlalchemy as sa
@@ -51,6 +52,25 @@ async def test_remove_user_deletes_only_rows_of_the_user(store_url: str) -> None
         assert await rows(store) == before
         with pytest.raises(UserNotFound):
             await remove_user(store.database, user)
+
+
+@run_async
+async def test_remove_user_sends_credentials_removed_webhooks(store_url: str) -> None:
+    async with opened(store_url) as store:
+        user, other = await store.new_user(), await store.new_user()
+        kept = CredentialStore(store.database, keyring_of(SecretStr(new_key())))
+        for owner, provider in ((user, "gemini"), (user, "claude"), (other, "claude")):
+            await kept.store(owner, provider, b"secret")
+        await remove_user(store.database, user)
+        events = tables.webhook_events.c
+        asked = sa.select(events.body).where(events.type == "credentials.removed")
+        async with store.database.reading() as connection:
+            found = await connection.execute(asked.order_by(events.number))
+            told = [json.loads(body)["data"] for body in found.scalars()]
+        assert told == [
+            {"userId": user, "provider": provider, "sessionId": None}
+            for provider in ("claude", "gemini")
+        ]
 
 
 @run_async

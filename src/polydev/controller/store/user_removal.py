@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import now
 from polydev.controller.store import tables
+from polydev.controller.store.credential_log import OPERATOR
+from polydev.controller.store.credentials import delete_credentials
 from polydev.controller.store.session_changes import change_session, locked_session
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import lock_user
@@ -78,17 +80,15 @@ async def _end_access(
     for table in (tables.tickets, tables.sign_ins):
         await connection.execute(sa.delete(table).where(table.c.user_id == user_id))
     tokens = sa.delete(tables.tokens).where(tables.tokens.c.user_id == user_id)
-    credentials = sa.delete(tables.credentials).where(tables.credentials.c.user_id == user_id)
     tokens_gone = (await connection.execute(tokens)).rowcount
     live = sa.select(_sessions.id).where(_sessions.user_id == user_id, _sessions.ended_at.is_(None))
     for session_id in (await connection.execute(live.order_by(_sessions.id))).scalars().all():
         session = await locked_session(connection, session_id)
         await change_session(connection, session, "terminate", at, reason=REASON)
     # After the sessions, as in all transactions that change both, so that none deadlock.
+    removed = await delete_credentials(connection, at, user_id, OPERATOR)
     return replace(
-        gone,
-        tokens=gone.tokens + tokens_gone,
-        credentials=gone.credentials + (await connection.execute(credentials)).rowcount,
+        gone, tokens=gone.tokens + tokens_gone, credentials=gone.credentials + len(removed)
     )
 
 
