@@ -119,6 +119,33 @@ def test_cancelled_request_closes_its_connection(end: str) -> None:
     asyncio.run(scenario())
 
 
+def test_login_start_has_longer_timeout() -> None:
+    async def scenario() -> None:
+        others_are_late = asyncio.Event()
+
+        async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked = await reader.readuntil(b"\r\n\r\n")
+            await others_are_late.wait()
+            body = b'{"provider":"claude","status":"starting","url":null,"detail":""}'
+            if asked.startswith(b"POST"):
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                writer.write(head.encode() + body)
+            writer.close()
+
+        server = await asyncio.start_server(slow, ADDRESS, 0)
+        client = AgentClient(0.2, port=server.sockets[0].getsockname()[1])
+        starting = asyncio.create_task(client.login(ADDRESS, "claude", start=True))
+        with pytest.raises(AgentUnreachable, match=r"within 0\.2 s") as raised:
+            await client.login(ADDRESS, "claude")
+        assert "ask again" in (raised.value.hint or "")
+        others_are_late.set()
+        assert (await starting).status == "starting"
+        await client.close()
+        server.close()
+
+    asyncio.run(scenario())
+
+
 def test_refused_connection_raises_agent_unreachable() -> None:
     async def scenario() -> None:
         client = AgentClient(5, port=1)

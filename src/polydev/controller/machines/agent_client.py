@@ -25,6 +25,9 @@ MAX_BODY_BYTES = 256 * 1024
 # The agent waits for the tool's status command, which takes long on an emulated CPU.
 INJECT_SECONDS = 300.0
 CREDENTIALS_SECONDS = 30.0
+# The agent answers once the unit of the login has started, for which it waits 30 s.
+START_SECONDS = 45.0
+ASK_AGAIN = "ask again in a moment; if the VM stays silent, its session ends and says why"
 NEWER_IMAGE = "build and promote a newer image"
 
 
@@ -65,7 +68,7 @@ class AgentClient:
         Raises AgentUnreachable and ProtocolError.
         """
         method, path = "POST" if start else "GET", f"/login/{provider}"
-        status, body = await self._ask(method, vm_ip, path)
+        status, body = await self._ask(method, vm_ip, path, seconds=START_SECONDS if start else 0)
         if status in (404, 405):
             raise ProtocolError(f"its agent does not support {path}", NEWER_IMAGE)
         if status != 200:
@@ -157,10 +160,11 @@ class AgentClient:
             asking = self._ask_until_closed(method, vm_ip, path, body, limit)
             return await within(limit, asking, "the answer")
         except VmError:
-            raise AgentUnreachable(f"its agent did not answer within {limit:g} s") from None
+            words = f"its agent did not answer within {limit:g} s"
+            raise AgentUnreachable(words, ASK_AGAIN) from None
         except httpx.HTTPError as error:
             words = bridge_problem(error) or _words(error)
-            raise AgentUnreachable(f"its agent does not answer: {words}") from None
+            raise AgentUnreachable(f"its agent does not answer: {words}", ASK_AGAIN) from None
 
     async def _ask_until_closed(
         self,
