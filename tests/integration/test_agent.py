@@ -17,7 +17,6 @@ import select
 import shlex
 import shutil
 import socket
-import socketserver
 import struct
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from polydev.agent.health import UNIT_OF
 from polydev.agent.reply_types import HealthReply, IndexReply, LoginReply, ProblemReply
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.errors import AgentUnreachable, LoginRefused, ProtocolError
+from tests.guest_services import CredentialsService, FakeServer, Talk
 from tests.guest_tools import CREDENTIALS, FILE, provider_data, write_provider
 from tests.sessions import wait_for
 
@@ -44,41 +44,6 @@ HANGS_AFTER_SECONDS = 60
 # The agent is at 127.0.0.1; whoever asks from there is the guest itself.
 HOST = "127.0.0.2"
 REPLY = TypeAdapter(HealthReply)
-
-Talk = Callable[[socket.socket], None]
-
-
-class FakeServer:
-    """Accepts on a loopback port (or a Unix path) and gives each connection to `talk`."""
-
-    def __init__(self, talk: Talk, path: Path | None = None) -> None:
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                with contextlib.suppress(OSError, EOFError):
-                    talk(self.request)
-
-        class Tcp(socketserver.ThreadingTCPServer):
-            block_on_close = False
-            daemon_threads = True
-
-        class Unix(socketserver.ThreadingUnixStreamServer):
-            block_on_close = False
-            daemon_threads = True
-
-        self._server = Unix(str(path), Handler) if path else Tcp(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        return int(self._server.socket.getsockname()[1])
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def exactly(client: socket.socket, count: int) -> bytes:
@@ -653,25 +618,6 @@ def test_login_that_cannot_start_reports_the_reason(
     assert "exited with status 5: Unit not found." in reply["detail"]
 
 
-class CredentialsService:
-    """polydev-credentials.socket: a program for each connection, with a home of the test's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.home = folder / "home"
-        self.home.mkdir()
-        self.path = folder / "credentials"
-        words = [f"--providers={folder}/providers"]
-        code = "import sys; from polydev.agent.credentials_program import main; main(sys.argv[1:])"
-        environment = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(self.home)}
-
-        def talk(client: socket.socket) -> None:
-            argv = [sys.executable, "-c", code, *words]
-            subprocess.run(argv, stdin=client.fileno(), env=environment, check=True)
-
-        self._server = FakeServer(talk, self.path)
-        self.close = self._server.close
-
-
 @pytest.fixture
 def credentials_service(desktop: Desktop) -> Iterator[CredentialsService]:
     service = CredentialsService(desktop.folder)
@@ -714,6 +660,24 @@ def test_credentials_are_injected_read_and_wiped(
         * 2
     )
     assert "a1" not in agent.log.read_text()
+
+
+def test_login_without_its_credentials_can_start_again(
+    start_agent: StartAgent, desktop: Desktop, credentials_service: CredentialsService
+) -> None:
+    logins, file = Logins(desktop), credentials_service.home / FILE
+    settings = (*logins.settings, f"--credentials-socket={credentials_service.path}")
+    agent = start_agent(*settings)
+    file.parent.mkdir()
+    file.write_text(json.dumps(CREDENTIALS))
+    for there, status in ((CREDENTIALS, "done"), ({"no": "token"}, "starting"), (None, "starting")):
+        file.write_text(json.dumps(there)) if there else file.unlink()
+        logins.claude.write_text(state("done"))
+        assert login(agent)["status"] == "done"
+        assert login(agent, "POST")["status"] == status
+    credentials_service.close()
+    logins.claude.write_text(state("done"))
+    assert login(agent, "POST")["status"] == "done"  # nobody can say whether they are there
 
 
 def test_controller_agent_client_works_with_real_agent(

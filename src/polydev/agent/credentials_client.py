@@ -35,6 +35,18 @@ def read_credentials(provider: GuestProvider, settings: AgentSettings) -> dict[s
     return found
 
 
+def lost_credentials(provider: GuestProvider, settings: AgentSettings) -> bool:
+    """Return whether a provider's credentials are not there, or not valid."""
+    if provider.credentials is None:
+        return False
+    try:
+        return _asked("read", provider, settings) is None
+    except CheckFailed:
+        return True
+    except RequestRefused:  # nobody can say
+        return False
+
+
 def remove_credentials(provider: GuestProvider, settings: AgentSettings) -> None:
     """Remove the credentials of a login. Raises CheckFailed if that is not possible."""
     with _one_at_a_time:

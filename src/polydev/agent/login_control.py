@@ -23,6 +23,8 @@ from polydev.agent.login_state import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from polydev.agent.providers import GuestProvider
     from polydev.agent.reply_types import LoginReply
     from polydev.agent.settings import AgentSettings
@@ -40,14 +42,18 @@ def current_login(provider: str, settings: AgentSettings) -> LoginReply:
     return reply_of_state(provider, state)
 
 
-def start_login(provider: str, settings: AgentSettings) -> LoginReply:
+def start_login(
+    provider: str, settings: AgentSettings, *, is_lost: Callable[[], bool] = lambda: False
+) -> LoginReply:
     """Start a provider's login unless it runs or is done; return how far it is.
+
+    `is_lost` says whether the credentials of a login that is done are gone: then it starts again.
 
     The unit counts as started once it has written its state, so the state is not that of an older
     login. For systemd, two starts at the same time are one job.
     """
     before = current_login(provider, settings)
-    if before["status"] in NOT_TO_START:
+    if before["status"] in NOT_TO_START and not (before["status"] == "done" and is_lost()):
         return before
     timeout_seconds = settings.login_start_timeout_seconds
     try:

@@ -6,8 +6,14 @@ Only the host may ask: a request from within the VM could come from any page or 
 from __future__ import annotations
 
 import json
+from functools import partial
 
-from polydev.agent.credentials_client import inject, read_credentials, remove_credentials
+from polydev.agent.credentials_client import (
+    inject,
+    lost_credentials,
+    read_credentials,
+    remove_credentials,
+)
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.http_messages import HttpReply, HttpRequest, json_reply, problem
 from polydev.agent.login_control import current_login, start_login, type_code
@@ -38,8 +44,10 @@ def answer_login(request: HttpRequest, rest: str, settings: AgentSettings) -> Ht
     provider = provider_of(settings.providers, name)
     try:
         if what == "":
-            answer = start_login if request.method == "POST" else current_login
-            return json_reply(200, answer(name, settings))
+            if request.method != "POST":
+                return json_reply(200, current_login(name, settings))
+            is_lost = partial(lost_credentials, provider, settings)
+            return json_reply(200, start_login(name, settings, is_lost=is_lost))
         if what == "code":
             return _typed(provider, request, settings)
         return _credentials(provider, request, settings)
