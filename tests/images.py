@@ -66,9 +66,12 @@ def record_of(seed: str, created_at: datetime = FIRST, verified: bool | None = N
     )
 
 
-def write_record(folder: Path) -> None:
-    """Give an image's folder the record of a verified image that is old and has our providers."""
-    found = {"digest": folder.name, "providers": _providers()}
+def write_record(folder: Path, providers: Mapping[str, Provider] | None = None) -> None:
+    """Give an image's folder the record of a verified image that is old.
+
+    It has our providers, unless others are named.
+    """
+    found = {"digest": folder.name, "providers": providers or _providers()}
     record = record_of(folder.name, LONG_AGO, verified=True).model_copy(update=found)
     (folder / RECORD).write_text(record.model_dump_json())
 
