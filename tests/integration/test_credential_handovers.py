@@ -298,7 +298,7 @@ async def test_credential_log_names_actor_and_is_pruned(store_url: str) -> None:
 
 
 @run_async
-async def test_a_user_cannot_fill_the_log_nor_push_out_what_they_did_before(store_url: str) -> None:
+async def test_log_is_trimmed_by_user_and_kind(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, other, kept = await store.new_user(), await store.new_user(), credentials_of(store)
         log = CredentialLog(store.database, store.clock)
@@ -316,7 +316,7 @@ async def test_a_user_cannot_fill_the_log_nor_push_out_what_they_did_before(stor
 
 
 @run_async
-async def test_credentials_stored_by_hand_have_a_receipt_in_the_session_they_are_from(
+async def test_storing_by_hand_gives_session_a_receipt(
     store_url: str,
 ) -> None:
     async with opened(store_url, limits=MANY) as store:
@@ -342,7 +342,7 @@ async def test_credentials_stored_by_hand_have_a_receipt_in_the_session_they_are
 
 
 @run_async
-async def test_those_stored_by_hand_after_a_hand_over_leave_the_deletion_in_the_vm_due(
+async def test_storing_by_hand_after_handover_keeps_wipe_due(
     store_url: str,
 ) -> None:
     async with opened(store_url, limits=MANY) as store:
@@ -357,7 +357,7 @@ async def test_those_stored_by_hand_after_a_hand_over_leave_the_deletion_in_the_
 
 
 @run_async
-async def test_those_stored_by_hand_are_sealed_to_the_recipient_of_their_session(
+async def test_storing_by_hand_seals_to_session_recipient(
     store_url: str,
 ) -> None:
     async with opened(store_url, limits=MANY) as store:

@@ -146,7 +146,7 @@ async def expire(host: FakeHost, session: dict[str, Any]) -> None:
         await database.close()
 
 
-def test_two_users_at_once_get_their_own(made: Provider, tmp_path: Path) -> None:
+def test_two_users_at_once_get_their_own_credentials(made: Provider, tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         has_login_guests(host, made.issuer)
         async with controller(host, **SETTINGS) as asked:
@@ -160,7 +160,7 @@ def test_two_users_at_once_get_their_own(made: Provider, tmp_path: Path) -> None
     run(tmp_path, scenario)
 
 
-def test_a_login_that_comes_to_nothing_is_begun_again(made: Provider, tmp_path: Path) -> None:
+def test_failed_login_can_start_again(made: Provider, tmp_path: Path) -> None:
     """Started twice at once, denied, a code mistyped, then finished; older pages are over."""
 
     async def scenario(host: FakeHost) -> None:
@@ -197,7 +197,7 @@ def test_a_login_that_comes_to_nothing_is_begun_again(made: Provider, tmp_path: 
     run(tmp_path, scenario)
 
 
-def test_a_session_that_expires_leaves_nothing_and_the_next_one_logs_in(
+def test_expired_session_stores_nothing_and_next_one_logs_in(
     made: Provider, tmp_path: Path
 ) -> None:
     async def scenario(host: FakeHost) -> None:
@@ -220,7 +220,7 @@ def test_a_session_that_expires_leaves_nothing_and_the_next_one_logs_in(
     run(tmp_path, scenario)
 
 
-def test_a_login_goes_on_while_no_controller_runs(made: Provider, tmp_path: Path) -> None:
+def test_login_finishes_while_no_controller_runs(made: Provider, tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         has_login_guests(host, made.issuer)
         async with controller(host, **SETTINGS) as asked:
@@ -236,7 +236,7 @@ def test_a_login_goes_on_while_no_controller_runs(made: Provider, tmp_path: Path
     run(tmp_path, scenario)
 
 
-def test_a_login_goes_on_in_a_vm_that_stood_and_runs_again(made: Provider, tmp_path: Path) -> None:
+def test_login_continues_after_vm_is_paused_and_resumed(made: Provider, tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
         has_login_guests(host, made.issuer)
         async with controller(host, **SETTINGS) as asked:
