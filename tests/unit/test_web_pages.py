@@ -134,15 +134,15 @@ def test_asset_urls_contain_the_content_digest(tmp_path: Path) -> None:
     assets = Assets(empty_assets(tmp_path / "one"))
     other = empty_assets(tmp_path / "other")
     (other / "htmx.js").write_text("changed")
-    assert Assets(other).url("app.js") != assets.url("app.js")
+    assert Assets(other).url("requests_and_notices.js") != assets.url("requests_and_notices.js")
     with pytest.raises(KeyError, match=r"no file x\.js"):
         assets.url("x.js")
 
 
 def test_assets_are_gzipped_if_accepted(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
-        url = asked.app.state.pages.assets.url("app.js")
-        content = (OWN / "app.js").read_bytes()
+        url = asked.app.state.pages.assets.url("requests_and_notices.js")
+        content = (OWN / "requests_and_notices.js").read_bytes()
         zipped = await _raw(asked, url, "gzip, br")
         plain = await _raw(asked, url, "identity")
         assert zipped.headers["content-encoding"] == "gzip"
@@ -165,7 +165,7 @@ def test_unknown_asset_paths_are_refused(host: ApiHost) -> None:
         digest = asked.app.state.pages.assets.digest
         for path in (
             f"/static/{digest}/none.js",
-            "/static/0000000000000000/app.js",
+            "/static/0000000000000000/requests_and_notices.js",
             f"/static/{digest}/%2e%2e/pages.py",
             f"/static/{digest}//etc/passwd",
             f"/static/{digest}/",

@@ -34,7 +34,7 @@ def test_each_page_for_each_caller(host: ApiHost, route: tuple[str, str]) -> Non
         values = {"session_id": session["id"], "vm_id": session["vmId"], "digest": IMAGE_DIGEST}
         values |= {"user_id": asked.users["user"], "deployment_id": "20261121_101500-abcd"}
         if "/static/" in route[1]:
-            values |= {"digest": pages.assets.digest, "name:path": "app.js"}
+            values |= {"digest": pages.assets.digest, "name:path": "requests_and_notices.js"}
         path = route[1].replace("{name:path}", values.pop("name:path", "")).format(**values)
         answered = {}
         for caller in VIEWERS:
@@ -385,7 +385,12 @@ def test_malformed_paths_do_not_bypass_authentication(host: ApiHost, path: str) 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_other_methods_of_open_paths_are_refused(host: ApiHost, method: str) -> None:
     async def scenario(asked: Served) -> None:
-        for path in ("/login", "/login/code", "/api/auth/redeem", "/static/x/app.js"):
+        for path in (
+            "/login",
+            "/login/code",
+            "/api/auth/redeem",
+            "/static/x/requests_and_notices.js",
+        ):
             assert (await asked.client.request(method, path)).status_code == 405, path
         assert (await asked.client.request(method, "/session/x?ticket=y")).status_code == 401
 

@@ -1,6 +1,6 @@
 // Browser notifications of new alerts while the page is open, if the user turned them on.
 
-import { textsOf } from "./app.js";
+import { textsOf } from "./requests_and_notices.js";
 
 const t = textsOf("alert-texts");
 const button = document.getElementById("notify");

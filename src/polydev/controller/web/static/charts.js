@@ -1,6 +1,6 @@
 // The charts of the last 24 hours, loaded once a minute while the page is visible.
 
-import { ask, sentence, textsOf } from "./app.js";
+import { ask, sentence, textsOf } from "./requests_and_notices.js";
 import { chartsOf } from "./chart_list.js";
 import { Chart, readColours } from "./chart.js";
 

@@ -1,6 +1,6 @@
 // Follow a VM's serial console, and keep a limited number of lines.
 
-import { problemOf, showProblem } from "./app.js";
+import { problemOf, showProblem } from "./requests_and_notices.js";
 import { MOST_CHARACTERS, plain } from "./console_lines.js";
 import { pauseSeconds } from "./retry_pauses.js";
 

@@ -1,6 +1,6 @@
 // The host's page, whose parts are reloaded every five seconds while it is visible.
 
-import { clearNotice, showProblem, Problem, textsOf } from "./app.js";
+import { clearNotice, showProblem, Problem, textsOf } from "./requests_and_notices.js";
 import { startCharts } from "./charts.js";
 
 const EVERY_MS = 5000;

@@ -1,6 +1,6 @@
 // The page of one VM: live console, screenshots, and ending its session.
 
-import { Problem, ask, clearNotice, problemOf, sentence, showProblem, textsOf } from "./app.js";
+import { Problem, ask, clearNotice, problemOf, sentence, showProblem, textsOf } from "./requests_and_notices.js";
 import { follow } from "./console.js";
 
 const text = textsOf("machine-texts");

@@ -1,6 +1,6 @@
 // The start page: start and end sessions, and delete stored logins.
 
-import { Problem, ask, sentence, showProblem, textsOf } from "./app.js";
+import { Problem, ask, sentence, showProblem, textsOf } from "./requests_and_notices.js";
 import { confirmed } from "./dialogs.js";
 
 const t = textsOf("start-texts");

@@ -1,6 +1,6 @@
 // A user's tokens: let an admin revoke one, after a confirmation.
 
-import { Problem, ask, showProblem } from "./app.js";
+import { Problem, ask, showProblem } from "./requests_and_notices.js";
 
 const dialog = document.getElementById("confirm-revoke");
 let meant = "";

@@ -1,6 +1,6 @@
 // The cover that is shown in place of the screen while there is none.
 
-import { sentence } from "../app.js";
+import { sentence } from "../requests_and_notices.js";
 
 const element = (id) => document.getElementById(id);
 const WAITS = ["loading", "coming", "connecting"];

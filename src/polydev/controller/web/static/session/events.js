@@ -1,7 +1,7 @@
 // Read server-sent events by fetch: unlike EventSource, fetch reports why a stream was refused, and
 // can send a key in a header.
 
-import { Problem, problemOf } from "../app.js";
+import { Problem, problemOf } from "../requests_and_notices.js";
 import { pauseSeconds } from "../retry_pauses.js";
 import { EventReader } from "./event_reader.js";
 

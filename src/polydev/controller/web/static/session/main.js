@@ -1,6 +1,6 @@
 // The page of one session: its state, where it comes from, and the parts that show it.
 
-import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../app.js";
+import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../requests_and_notices.js";
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
 import { SESSION_OVER } from "./connection.js";

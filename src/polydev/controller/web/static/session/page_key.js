@@ -1,7 +1,7 @@
 // The key of a page that was opened by a link. The link's ticket works once; the key that it is
 // exchanged for is kept for this tab, so that a reload works.
 
-import { ask } from "../app.js";
+import { ask } from "../requests_and_notices.js";
 
 /** Return { key, viewOnly } of the page; the key is null if the browser is signed in. */
 export async function openKey({ sessionId }) {

@@ -1,6 +1,6 @@
 // Keep the screen connected: get a new ticket for each attempt, and schedule attempts.
 
-import { Problem, ask } from "../app.js";
+import { Problem, ask } from "../requests_and_notices.js";
 import { IDLE, next } from "./connection.js";
 
 export class Link {

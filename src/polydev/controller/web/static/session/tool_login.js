@@ -1,6 +1,6 @@
 // The login of the session's tool: poll its progress, and run the user's actions.
 
-import { Problem } from "../app.js";
+import { Problem } from "../requests_and_notices.js";
 import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login.js";
 import { LoginPanel } from "./login_panel.js";
 import { isComing } from "./progress.js";
