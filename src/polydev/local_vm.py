@@ -25,7 +25,7 @@ from polydev.vm.boot_stages import Stage, last_lines
 from polydev.vm.config import VmConfig
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.health import TIMEOUT_SECONDS, agent_health
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 
 VM_ID = "local"
 VM_FILE = "vm.json"

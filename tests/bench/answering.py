@@ -16,7 +16,7 @@ import requests
 from polydev import http_client
 from polydev.vm.boot_stages import last_lines
 from polydev.vm.config import Ports, VmConfig
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 
 POLL_SECONDS = 0.1
 # QEMU accepts at once what the guest does not yet listen to, so an early question is given up.

@@ -81,7 +81,7 @@ def running(config: Any, memory: int, state: int, disk: int, image: int) -> Iter
     from polydev.host_layout import GUEST_ADDRESS, VNC_PORT
     from polydev.vm import template
     from polydev.vm.config import MemoryFile
-    from polydev.vm.machine import start
+    from polydev.vm.qemu_process import start
     from polydev.vm.template_client import DISK, copy_data
     from polydev.vm.untrusted_files import descriptor_path
 

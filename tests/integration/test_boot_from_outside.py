@@ -12,7 +12,7 @@ import pytest
 from polydev.image.boot import Boot, GuestCheck
 from polydev.vm.config import Ports
 from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
-from polydev.vm.machine import Machine
+from polydev.vm.qemu_process import Machine
 from tests.loopback import Answer, served
 
 STARTING = "[    0.0] Linux version 6.1\n"

@@ -27,7 +27,7 @@ from polydev.run import end_group, run, spawn
 from polydev.settings import Settings
 from polydev.vm.config import VmConfig
 from polydev.vm.cpu_wait import CpuWait
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 from tests.quickguest import cpio_archive
 from tests.quickvm import MEMORY_MIB, golden_parts, make_quick_image, quick_record
 

@@ -17,7 +17,7 @@ from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
 from polydev.vm import boot_stages
 from polydev.vm.health import agent_health
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 from tests.quickguest import VARIANTS
 from tests.quickvm import MEMORY_MIB, make_quick_image
 

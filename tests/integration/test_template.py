@@ -38,7 +38,7 @@ from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.config import NO_PORTS, MemoryFile, VmConfig
 from polydev.vm.health import agent_health
 from polydev.vm.identity import Receipt, new_identity
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 from polydev.vm.temp_folders import temp_folder
 from polydev.vm.template_client import DISK, MEMORY, STATE
 from tests.guest_tools import CREDENTIALS, FILE, provider_data

@@ -24,7 +24,7 @@ from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
 from polydev.run import spawn
 from polydev.settings import Settings
-from polydev.vm.machine import start
+from polydev.vm.qemu_process import start
 from polydev.vm.temp_folders import abandoned_temp_folders
 from tests.hosts import ROOT
 from tests.quickvm import MEMORY_MIB, make_quick_image

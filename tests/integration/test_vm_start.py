@@ -9,7 +9,7 @@ import pytest
 
 from polydev.errors import VmError
 from polydev.vm.config import VmConfig
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 
 TAKEN = "Could not set up host forwarding rule"
 

@@ -13,7 +13,7 @@ from polydev.settings import Settings
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait import CpuSample, ThreadTimes
 from polydev.vm.health import TIMEOUT_SECONDS
-from polydev.vm.machine import Machine
+from polydev.vm.qemu_process import Machine
 
 DIGEST = "d" * 64
 CONFIG = VmConfig(

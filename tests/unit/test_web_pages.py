@@ -13,7 +13,8 @@ from polydev import image_diff
 from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import FOREVER, OWN, Assets
 from polydev.controller.web.image_pages import FORMATS
-from polydev.controller.web.pages import OPERATOR_LINKS, USER_LINKS, content_security_policy
+from polydev.controller.web.navigation import OPERATOR_LINKS, USER_LINKS
+from polydev.controller.web.security_headers import content_security_policy
 from polydev.controller.web.texts import text, texts
 from tests.api import ApiHost, Served, api_host, empty_assets
 from tests.pages import Browser

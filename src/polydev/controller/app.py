@@ -38,7 +38,7 @@ from polydev.controller.problems import answer_problem
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.web import router
 from polydev.controller.web.assets import Assets
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 from polydev.errors import Error
 
 ROUTERS = (

@@ -20,7 +20,7 @@ from polydev.vm import boot_stages
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict, wait_between
 from polydev.vm.health import agent_health
-from polydev.vm.machine import Machine
+from polydev.vm.qemu_process import Machine
 
 POLL_SECONDS = 0.25
 HEALTH_TIMEOUT_SECONDS = 8.0

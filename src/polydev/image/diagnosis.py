@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from polydev.errors import VmError
 from polydev.host_layout import GUEST_ADDRESS
 from polydev.image.guest_shell import GuestShell
-from polydev.vm.machine import Machine
+from polydev.vm.qemu_process import Machine
 
 # While a unit is restarted again and again, systemd never finishes the boot.
 RESTARTS_THAT_TELL = 4

@@ -49,7 +49,7 @@ from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.boot_stages import last_lines
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait import CpuWait
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 from polydev.vm.temp_folders import temp_folder
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from polydev.vm.machine import process_runs
+from polydev.vm.qemu_process import process_runs
 
 LAB_FILE = "lab.json"
 # A name of an interface has at most 15 characters, and systemd on this machine would serve

@@ -129,7 +129,7 @@ def end_waiting(qemu: int, config: VmConfig) -> None:
 
     If QEMU ended by itself, or the launcher could not become QEMU, there is nothing to end.
     """
-    from polydev.vm.machine import process_runs
+    from polydev.vm.qemu_process import process_runs
 
     if process_runs(qemu, str(config.identity_socket)):
         with suppress(ProcessLookupError):

@@ -33,7 +33,7 @@ from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait import CpuWait, verdict
 from polydev.vm.identity import new_identity
 from polydev.vm.launch import held
-from polydev.vm.machine import Machine, start
+from polydev.vm.qemu_process import Machine, start
 from polydev.vm.template_client import DISK, FILES, MEMORY, STATE, copy_data
 from polydev.vm.template_store import Build, Template, TemplateStore, file_sums
 from polydev.vm.untrusted_files import descriptor_path

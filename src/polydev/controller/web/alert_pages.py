@@ -14,7 +14,7 @@ from polydev.controller.entities import Alert, now
 from polydev.controller.store.webhook_log import Delivery
 from polydev.controller.web.css_classes import LEVELS, delivery_level
 from polydev.controller.web.formatting import clock_text, duration_text, time_text
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 
 HISTORY = timedelta(days=7)
 MOST_PAST = 200

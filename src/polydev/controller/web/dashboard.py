@@ -21,7 +21,7 @@ from polydev.controller.host.processes import why_unavailable
 from polydev.controller.web.compressed_content import Content
 from polydev.controller.web.dashboard_rows import process_rows
 from polydev.controller.web.dashboard_view import view_of
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 
 PARTS = ("status", "findings", "bars", "sessions", "network", "alerts")
 FRESH_SECONDS = 2.0

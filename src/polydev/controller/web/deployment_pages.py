@@ -18,7 +18,7 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.web.css_classes import deployment_level
 from polydev.controller.web.formatting import NOTHING, duration_text, time_text
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 
 SHOWN = 30
 MOST_OPERATIONS = 500

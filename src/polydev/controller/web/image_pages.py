@@ -20,7 +20,7 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.host.images import DIGEST
 from polydev.controller.web.formatting import NOTHING, size_text, time_text
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 from polydev.errors import ImageError
 from polydev.image_diff import ImageDiff
 from polydev.image_record import ImageRecord, Package, SpecResult

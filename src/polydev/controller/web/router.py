@@ -17,7 +17,7 @@ from polydev.controller.web import (
     user_pages,
     vm_pages,
 )
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from polydev.controller.api.sessions import session_for, uuid_of
 from polydev.controller.app_services import Services
 from polydev.controller.entities import Caller, now
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import Asking
 from polydev.controller.entities import Caller, CredentialEvent, Session, now
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 from polydev.controller.web.texts import text
 from polydev.controller.web.user_rows import QuotaBar, quota_bar
 

@@ -16,7 +16,7 @@ from polydev.controller.entities import now
 from polydev.controller.quotas import month_of
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS
 from polydev.controller.web.formatting import hours_text, time_text
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 from polydev.controller.web.user_rows import day_bars, token_state, user_row
 from polydev.controller.web.vm_pages import vm_entries
 from polydev.controller.web.vm_rows import vm_row

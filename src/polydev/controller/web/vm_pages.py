@@ -16,7 +16,7 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.entities import Vm, now
 from polydev.controller.web.formatting import clock_text, duration_text, time_text
-from polydev.controller.web.pages import Pages
+from polydev.controller.web.page_rendering import Pages
 from polydev.controller.web.vm_rows import VmEntry, counted, vm_row
 from polydev.vm.boot_stages import STAGES
 

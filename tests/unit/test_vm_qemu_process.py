@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from polydev.errors import VmError
-from polydev.vm import machine
+from polydev.vm import qemu_process
 from polydev.vm.config import MemoryFile, Ports, VmConfig
-from polydev.vm.machine import Machine, free_ports, process_runs
+from polydev.vm.qemu_process import Machine, free_ports, process_runs
 
 NO_PROCESS = 2**22 + 1
 
@@ -67,9 +67,9 @@ class Qemu:
 @pytest.fixture
 def qemu(config: VmConfig, monkeypatch: pytest.MonkeyPatch) -> Qemu:
     made = Qemu(config)
-    monkeypatch.setattr(machine, "spawn", made.spawn)
-    monkeypatch.setattr(machine, "run", lambda _: made.log.append("overlay"))
-    monkeypatch.setattr(machine, "_greets", made.greets)
+    monkeypatch.setattr(qemu_process, "spawn", made.spawn)
+    monkeypatch.setattr(qemu_process, "run", lambda _: made.log.append("overlay"))
+    monkeypatch.setattr(qemu_process, "_greets", made.greets)
     monkeypatch.setattr(Machine, "stop", made.stop)
     return made
 
@@ -78,7 +78,7 @@ def test_start_removes_files_of_an_earlier_run(config: VmConfig, qemu: Qemu) -> 
     config.folder.mkdir()
     for file in (config.serial_log, config.qmp_socket, config.qemu_log):
         file.write_text("of an earlier one")
-    made = machine.start(config, (7,))
+    made = qemu_process.start(config, (7,))
     assert qemu.log == ["overlay", "start, stays=False, (7,)"]
     assert made.serial() == ""
     assert made.qemu_said() == ""
@@ -90,12 +90,12 @@ def test_start_of_a_clone_keeps_its_disk(config: VmConfig, qemu: Qemu) -> None:
     from dataclasses import replace
 
     clone = replace(config, memory_file=MemoryFile(Path("/memory"), private=True))
-    machine.start(clone)
+    qemu_process.start(clone)
     assert qemu.log == ["start, stays=False, ()"]
 
 
 def test_vm_is_recorded_before_its_start_is_awaited(config: VmConfig, qemu: Qemu) -> None:
-    made = machine.start(config, record=lambda vm: qemu.log.append(f"record {vm.pid}"))
+    made = qemu_process.start(config, record=lambda vm: qemu.log.append(f"record {vm.pid}"))
     assert made.pid == NO_PROCESS
     assert qemu.log == ["overlay", "start, stays=True, ()", f"record {NO_PROCESS}"]
 
@@ -105,21 +105,21 @@ def test_vm_that_cannot_be_recorded_is_stopped(config: VmConfig, qemu: Qemu) -> 
         raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        machine.start(config, record=fail)
+        qemu_process.start(config, record=fail)
     assert qemu.stopped == 1
 
 
 def test_start_is_retried_with_new_ports(config: VmConfig, qemu: Qemu) -> None:
     qemu.ends = ["Could not set up host forwarding rule", None]
-    machine.start(config)
+    qemu_process.start(config)
     assert qemu.log.count("overlay") == 2
 
 
 def test_number_of_start_attempts_is_limited(config: VmConfig, qemu: Qemu) -> None:
-    qemu.ends = ["Could not set up host forwarding rule"] * (machine.START_ATTEMPTS + 1)
+    qemu.ends = ["Could not set up host forwarding rule"] * (qemu_process.START_ATTEMPTS + 1)
     with pytest.raises(VmError, match="Could not set up"):
-        machine.start(config)
-    assert qemu.log.count("overlay") == machine.START_ATTEMPTS
+        qemu_process.start(config)
+    assert qemu.log.count("overlay") == qemu_process.START_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_other_start_failures_are_reported_at_once(
 ) -> None:
     qemu.ends = [said]
     with pytest.raises(VmError, match=f"QEMU did not start: {shown}"):
-        machine.start(config)
+        qemu_process.start(config)
     assert qemu.log.count("overlay") == 1
 
 
