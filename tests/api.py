@@ -83,7 +83,7 @@ class StillHypervisor:
         return set()
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
     def console(self, slot: int, vm_id: str) -> Path:
         return self.root / str(slot) / vm_id / "serial.log"
@@ -100,7 +100,7 @@ class StillHypervisor:
 
 @dataclass(frozen=True)
 class Served:
-    """`users` are ids, `tokens` what each of CALLERS sends, None where that is nothing."""
+    """A served application; `users` are ids, `tokens` those of CALLERS, None for no token."""
 
     app: FastAPI
     client: httpx.AsyncClient
@@ -128,7 +128,7 @@ class Served:
         return await self.client.request(method, path, headers=sent, **words)
 
     async def start(self, caller: str = "user", **words: Any) -> dict[str, Any]:
-        """A new session of the caller."""
+        """Start a session of the caller."""
         body = {"userId": self.users[caller], "provider": "claude"}
         answer = await self.ask("POST", "/api/auth/start", caller, json=body, **words)
         assert answer.status_code == 201, answer.text
@@ -140,7 +140,7 @@ class Served:
 async def served(
     settings: ControllerSettings, hypervisor: Hypervisor, packed_assets: Path | None = None
 ) -> AsyncIterator[Served]:
-    """The application on a migrated database, with a user of each kind; no work in background."""
+    """The application on a migrated database, with a user of each role and no background work."""
     app = create_app(settings, hypervisor, packed_assets)
     async with (
         app.router.lifespan_context(app),
@@ -154,7 +154,7 @@ async def served(
 
 
 async def _tokens(services: Services, users: Mapping[str, str]) -> dict[str, str | None]:
-    """Users come by JWT, operators by token."""
+    """Return JWTs for users and tokens for operators."""
     revoked, plain = await services.tokens.create(users["admin"], "revoked")
     await services.tokens.revoke(revoked.id)
     return {
@@ -185,7 +185,7 @@ def image_store(root: Path) -> Path:
 
 
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
-    """Every route as method and path; WS stands for a WebSocket."""
+    """Return every route as method and path; WS stands for a WebSocket."""
     return {
         (method, route.path)
         for route in _flat(app.routes)
@@ -217,7 +217,7 @@ class ApiHost:
         return Path(self.settings.database_url.removeprefix(SQLITE))
 
     def run(self, scenario: Scenario, **changes: Any) -> None:
-        """With an application of its own; `changes` are of its settings."""
+        """Run a scenario with its own application; `changes` are settings."""
 
         async def talk() -> None:
             settings = self.settings.model_copy(update=changes)
@@ -230,7 +230,7 @@ class ApiHost:
 
 
 def api_host(migrated: Path, folder: Path, **words: Any) -> ApiHost:
-    """With a copy of a migrated database; `words` are settings besides."""
+    """Return a host with a copy of a migrated database; `words` are further settings."""
     database = folder / "controller.sqlite3"
     shutil.copy(migrated, database)
     settings = ControllerSettings(
@@ -252,7 +252,7 @@ def empty_assets(folder: Path) -> Path:
 
 
 def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
-    """The problem details of an answer that must have this status."""
+    """Return the problem details of an answer that must have this status."""
     told: dict[str, Any] = answer.json()
     assert (answer.status_code, told["status"]) == (status, status), answer.text
     assert answer.headers["content-type"] == "application/problem+json"

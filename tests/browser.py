@@ -89,7 +89,7 @@ def in_browser(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """The browser; contexts that a scenario opened in it are closed at the end."""
+    """Yield the browser; close the contexts that a scenario opened in it."""
     browser = await _loop().browser()
     try:
         yield browser

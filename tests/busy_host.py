@@ -54,7 +54,7 @@ class BusyHost:
         return f"{self.url}/admin/vms/{self.sessions[name].vm_id}"
 
     async def begin(self, name: str, user: str, screen: Serve | None = None) -> Session:
-        """A session of a user whose VM is ready, and whose console has said something."""
+        """Start a session of a user whose VM is ready and has written to its console."""
         self.made.users[user] = self.ids[user]
         session = await self.made.session(screen, user=user)
         self.say(session, CONSOLE)
@@ -67,7 +67,7 @@ class BusyHost:
             file.write(text)
 
     async def measure(self, cpu_percent: float = 12.5) -> None:
-        """Take a sample in which each VM uses something, the later ones more."""
+        """Take a sample in which each VM uses CPU, later ones more."""
         held = await self.made.services.vms.held()
         found = [_sample(vm, number, cpu_percent) for number, vm in enumerate(held, 2)]
         self.made.services.sample_loop.latest = Sample(vm=found)
@@ -118,7 +118,7 @@ async def _people(host: BusyHost) -> None:
 
 
 async def use_days(host: BusyHost, name: str, hours: float, seed: int = 0) -> None:
-    """The usage of a user today, and on some of the 29 days before."""
+    """Record usage of a user for today and for some of the 29 days before."""
     today, gib = day_of(now()), 2**30
     used = {}
     for ago in range(30):
@@ -157,7 +157,7 @@ async def _machines(host: BusyHost, screen: Serve | None) -> None:
 
 
 async def _age(host: BusyHost) -> None:
-    """Have sessions begun at other times than just now, and their boots taken a while."""
+    """Move sessions into the past and give their boots durations."""
     timings = {"kernel": 1.2, "init": 4.8, "network": 8.9, "services": 14.3, "ready": 22.9}
     async with host.made.services.database.writing() as connection:
         for number, session in enumerate(host.sessions.values()):

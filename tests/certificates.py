@@ -30,7 +30,7 @@ class Tls:
     authority: Path
 
     def client(self) -> ssl.SSLContext:
-        """Trusts this authority and no other."""
+        """Return a client context that trusts this authority only."""
         return ssl.create_default_context(cafile=self.authority)
 
     @property

@@ -23,7 +23,7 @@ from tests.web import PATIENCE_MS
 
 @dataclass
 class DashboardPage:
-    """A page that is open, and what its console said that is an error."""
+    """An open page, and the errors of its console."""
 
     page: Page
     base: str
@@ -48,7 +48,7 @@ class DashboardPage:
 async def dashboard_pages(
     browser: Browser, screens: Screens, **options: Any
 ) -> AsyncIterator[DashboardPage]:
-    """A browser of its own, signed in as the operator; `options` are Playwright's."""
+    """A page in its own browser context, signed in as operator; `options` are Playwright's."""
     context = await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     context.set_default_timeout(PATIENCE_MS)
     page = await context.new_page()
@@ -65,7 +65,7 @@ async def dashboard_pages(
 
 
 def day_of_samples(end: datetime) -> Iterator[tuple[datetime, Sample]]:
-    """A day as it is kept: a sample every minute, and every ten seconds in the last hour."""
+    """Return a day of samples: one a minute, and one every ten seconds in the last hour."""
     at = end - timedelta(hours=24)
     received = sent = 0
     while at < end:
@@ -103,7 +103,7 @@ def day_of_samples(end: datetime) -> Iterator[tuple[datetime, Sample]]:
 
 
 async def fill(services: Services) -> int:
-    """Keep a day of samples; how many they are."""
+    """Store a day of samples; return their number."""
     end, count = now(), 0
     for at, sample in day_of_samples(end):
         await services.samples.add(at, sample.model_dump(mode="json"))
@@ -113,7 +113,7 @@ async def fill(services: Services) -> int:
 
 
 async def add_starts(services: Services, end: datetime) -> None:
-    """Sessions that are over, one each 20 minutes: most from the pool, some of each other kind."""
+    """Add an ended session every 20 minutes: most from the pool, some of each other kind."""
     user = (await services.users.add("user")).id
     slot = services.settings.slots[0]
     vms, sessions = [], []

@@ -64,7 +64,7 @@ class PostgresServer:
         return f"postgresql+psycopg://owner@/{database}?host={self.folder}"
 
     def create(self, template: str = "template0") -> str:
-        """Make a database: its name."""
+        """Make a database; return its name."""
         name = f"test_{next(self._numbers)}"
         self.do(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
@@ -91,14 +91,14 @@ class PostgresServer:
 
 
 def own_address() -> str:
-    """An address of loopback that no other process's server has."""
+    """Return a loopback address that no other process listens on."""
     pid = os.getpid()
     return f"127.{1 + (pid >> 14) % 254}.{pid >> 7 & 127}.{1 + (pid & 127)}"
 
 
 @contextmanager
 def running_server(address: str | None = None, hba: str = HBA) -> Iterator[PostgresServer]:
-    """A server that listens at an address, and takes there whom `hba` names."""
+    """Run a server that listens at an address and authenticates by `hba`."""
     address = address or own_address()
     # The server's user must get there, and a socket's path must be short: not pytest's folder.
     folder = Path(tempfile.mkdtemp(prefix="polydev-pg-", dir="/tmp"))
@@ -133,7 +133,7 @@ def running_server(address: str | None = None, hba: str = HBA) -> Iterator[Postg
 
 
 def _as_unprivileged(folder: Path) -> list[str]:
-    """The beginning of a command line whose process ends with us and is not root's."""
+    """Return the start of a command line that runs unprivileged and ends with this process."""
     dies_with_us = ["setpriv", "--pdeathsig", "INT"]
     if os.geteuid() != 0:
         return dies_with_us
@@ -158,7 +158,7 @@ def migrated_template(postgres_server: PostgresServer) -> str:
 
 @pytest.fixture(params=KINDS)
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database that was never migrated, of each kind."""
+    """URL of a database that was never migrated, of each kind."""
     if request.param == "sqlite":
         yield sqlite_url(tmp_path)
         return
@@ -170,7 +170,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(params=KINDS)
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database at this code's schema, of each kind."""
+    """URL of an empty migrated database, of each kind."""
     if request.param == "sqlite":
         copy_migrated_database(tmp_path / "controller.sqlite3")
         yield sqlite_url(tmp_path)

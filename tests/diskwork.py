@@ -26,7 +26,7 @@ def _inode(info: os.stat_result) -> Inode:
 
 
 class DiskWork:
-    """The synced files, and each rename with the faults at its moment."""
+    """The synced files, and each rename with the faults found at that moment."""
 
     def __init__(self, spared: frozenset[str]) -> None:
         self.spared = spared

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class CountedDriver(Driver):
-    """`turns`: how often it has looked at everything."""
+    """A driver that counts its rounds in `turns`."""
 
     turns = 0
 
@@ -63,7 +63,7 @@ class CountedDriver(Driver):
         return pause
 
     async def more_turns(self) -> None:
-        """Wait until it has looked often enough to do whatever it is going to do."""
+        """Wait for enough rounds that pending work is done."""
         enough = self.turns + 20
 
         async def has_turned() -> bool:
@@ -130,7 +130,7 @@ class World:
         intervals: Intervals = QUICK,
         on_step: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[CountedDriver]:
-        """A driver at work, as one process has it."""
+        """Run a driver, as one process does, for the block."""
         agent = AgentClient(self.settings.vm_check.timeout_seconds)
         driver = CountedDriver(
             self.settings,
@@ -167,7 +167,7 @@ class World:
         return await self.vms.get(session.vm_id)
 
     async def until_checked(self) -> None:
-        """Wait until the driver has looked often enough at a VM that boots to find it late."""
+        """Wait until the driver has checked booting VMs often enough to find one late."""
         seen = self.host.hypervisor.looks
 
         async def often() -> bool:
@@ -208,7 +208,7 @@ class World:
         return await until(look, f"news {kind}")
 
     async def assert_nothing_left(self, *, logs: bool = False) -> None:
-        """No row that holds a slot, no VM, and no file but logs that are to be kept."""
+        """Check that no row holds a slot and no VM or file is left, except logs to keep."""
         assert not await self.vms.held()
         assert not self.host.hypervisor.running()
 
@@ -235,7 +235,7 @@ async def until(look: Callable[[], Awaitable[T | None]], what: str) -> T:
 async def worlds(
     root: Path, slots: Sequence[int] = (2, 3), kind: type[FakeVm] = HealthyVm, **settings: Any
 ) -> AsyncIterator[World]:
-    """A host with its database and one user, and nobody who drives yet."""
+    """A host with its database and one user, without a driver."""
     async with fake_hosts(root, slots, kind) as host:
         values = {"vm_check": CHECKS, **host.settings_values, **settings}
         made = ControllerSettings(**values)
@@ -261,7 +261,7 @@ Scenario = Callable[[World], Awaitable[None]]
 
 
 def play(world: AbstractAsyncContextManager[World], scenario: Scenario) -> None:
-    """Run a scenario, and see that no task outlives it."""
+    """Run a scenario; fail if a task outlives it."""
 
     async def played() -> None:
         async with world as made:

@@ -15,7 +15,7 @@ FILE = ".tool/credentials.json"
 
 
 def provider_data(name: str = "claude", **changes: Any) -> dict[str, Any]:
-    """A tool called `claude` that logs in by `claude login`; `changes` go into its login."""
+    """Return a provider whose tool `claude` logs in by `claude login`; `changes` change that."""
     checked = providers.Provider.model_validate(
         {
             "name": name,
@@ -39,18 +39,18 @@ def provider(name: str = "claude", **changes: Any) -> GuestProvider:
 
 
 def kept_by(tool: GuestProvider) -> CredentialsFile:
-    """The description of its credentials."""
+    """Return the description of a provider's credentials."""
     assert tool.credentials is not None
     return tool.credentials
 
 
 def golden_provider(name: str) -> GuestProvider:
-    """One of the browser VM's own."""
+    """Return a provider of the browser VM."""
     found = providers.load_providers(GOLDEN / "providers")[name]
     return GuestProvider(json.loads(providers.guest_json(found)))
 
 
 def write_provider(folder: Path, data: dict[str, Any]) -> None:
-    """Lay it where the agent and the programs of logins look for it."""
+    """Write a provider file where the agent and the login programs look for it."""
     folder.mkdir(exist_ok=True)
     (folder / f"{data['name']}.json").write_text(json.dumps(data))

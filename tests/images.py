@@ -35,12 +35,12 @@ def verification(passed: bool = True) -> Verification:
 
 
 def said_to_be_verified(record: ImageRecord) -> ImageRecord:
-    """The record as a passed verification leaves it, though nothing was booted."""
+    """Return the record with a passed verification, although nothing was booted."""
     return record.model_copy(update={"verification": verification()})
 
 
 def contents(seed: str) -> dict[str, bytes]:
-    """The files of an image, other ones for each seed."""
+    """Return the files of an image, different for each seed."""
     return {name: f"{name} of {seed}".encode() for name in BOOT_FILES}
 
 

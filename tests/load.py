@@ -31,7 +31,7 @@ class Load:
 
 @contextmanager
 def under_load(host: str, port: int, clients: int = 4) -> Iterator[Load]:
-    """Requests from several clients for as long as this lasts."""
+    """Send requests from several clients for the block."""
     load, end = Load(), threading.Event()
     threads = [
         threading.Thread(target=_client, args=(host, port, number % 2 == 0, load, end))

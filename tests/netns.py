@@ -98,7 +98,7 @@ class SmallHost:
 
 @contextmanager
 def small_host(folder: Path, site: HostData) -> Iterator[SmallHost]:
-    """A host with all of its slots, while this lasts."""
+    """Make a host with all of its slots for the block."""
     tool = folder / "polydev-host"
     tool.write_bytes(tool_bytes())
     values = network_values(site)

@@ -13,7 +13,7 @@ from tests.hosts import ROOT, DeployedHost
 
 @dataclass(frozen=True)
 class Operator:
-    """./inv with the lab's inventory named, as for any host."""
+    """./inv with the lab's inventory as an option, as for any host."""
 
     host: DeployedHost
     token: str = ""

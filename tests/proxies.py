@@ -60,7 +60,7 @@ def documented(language: str) -> str:
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
-    """The text with each of these places changed, all of which it must have."""
+    """Return the text with these replacements, each of which must match."""
     for old, new in changes.items():
         assert old in text, f"{DOCUMENT} has no {old!r} any more"
         text = text.replace(old, new)
@@ -122,7 +122,7 @@ async def proxy(
     compresses: bool = False,
     read_timeout: str = "60s",
 ) -> AsyncIterator[Proxy]:
-    """A proxy that serves HTTPS on a port of its own, until the block ends."""
+    """Run a proxy that serves HTTPS on its own port for the block."""
     port = _free_port()
     make_lines, words = PROGRAMS[program]
     lines = make_lines(

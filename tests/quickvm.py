@@ -59,7 +59,7 @@ class Parts:
 
 
 def assemble(parts: Parts, folder: Path, variant: str) -> Path:
-    """Make the image of these parts in `folder`, unless it is there; its own folder."""
+    """Make the image of these parts in `folder`, unless it is there; return its folder."""
     words = command_line(variant)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quick-") as scratch:
         made = Path(scratch, "image")
@@ -136,7 +136,7 @@ def make_quick_image(golden: Path, folder: Path, variant: str = "healthy") -> Pa
 
 
 def install_quick_image(host: DeployedHost, image: Path) -> str:
-    """Bring the image to the lab's store and make it golden there; its digest."""
+    """Copy the image to the lab's store and make it golden there; return its digest."""
     lab, digest = host.lab, image.name
     there = json.loads(run_inside(lab, [TOOL, "image", "list"]).stdout)
     if digest not in there["images"]:

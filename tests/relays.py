@@ -48,7 +48,7 @@ class ScreenVm(SlowVm):
 
 @dataclass
 class Screens:
-    """The service, listening, with a user, another one and an operator; nothing drives VMs."""
+    """The listening service with two users and an operator, without a driver of VMs."""
 
     host: FakeHost
     services: Services
@@ -62,14 +62,14 @@ class Screens:
     async def session(
         self, screen: Serve | None = None, *, user: str = "user", new: NewSession | None = None
     ) -> Session:
-        """A session whose VM is ready; the VM greets and echoes unless it is told otherwise."""
+        """Make a session whose VM is ready; by default its screen greets and echoes."""
         session = await self.booting(screen, user=user, new=new)
         await self.vms[session.id].reach("services")
         await self.services.vms.ready(session.vm_id)
         return await self.services.sessions.get(session.id)
 
     async def waiting(self, *, user: str = "user", new: NewSession | None = None) -> Session:
-        """A session whose VM nobody has started yet; `new` is what is asked for."""
+        """Make a session whose VM is not started yet; `new` is the request."""
         new = new or NewSession(self.users[user], "claude", IMAGE_DIGEST)
         return (await self.services.sessions.start(new))[0]
 
@@ -192,7 +192,7 @@ async def serving(
 
 
 class RawViewer:
-    """A WebSocket client that does only what a test wants it to; its frames are not masked well."""
+    """A WebSocket client that does only what a test tells it; its masks are not random."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -217,7 +217,7 @@ class RawViewer:
 async def raw_viewer(
     screens: Screens, session_id: str, *headers: str, caller: str = "user", after: bytes = b""
 ) -> AsyncIterator[RawViewer]:
-    """Upgraded, and with small buffers, so that a slow one is felt soon.
+    """Connect a viewer with small buffers, so that a slow reader has an effect soon.
 
     `after` follows the request for the upgrade, without waiting for its answer.
     """
@@ -247,7 +247,7 @@ async def raw_viewer(
 async def rfb_screen(
     pixels: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """A VNC server that lets anybody in and shows one picture: four bytes a pixel, red first."""
+    """A VNC server without authentication that shows one picture: four bytes a pixel, red first."""
     writer.write(RFB_GREETING)
     await reader.readexactly(len(RFB_GREETING))
     writer.write(b"\x01\x01")  # one way of coming in: none

@@ -76,7 +76,7 @@ class Api:
         return found
 
     def wait(self, session_id: str, *states: str) -> dict[str, Any]:
-        """The session once it is in one of these states; it must not end before."""
+        """Wait until the session has one of these states; it must not end before."""
 
         def look() -> dict[str, Any] | None:
             found = self.session(session_id)
@@ -186,7 +186,7 @@ def inside_vm(service: Operated, address: str) -> dict[str, Any]:
 
 
 def news_until(api: Api, session_id: str, state: str) -> list[dict[str, Any]]:
-    """The events of a session's stream, up to the one that brings it into `state`."""
+    """Return the events of a session's stream up to the one with `state`."""
     path = f"/api/auth/session/{session_id}/events"
     found: list[dict[str, Any]] = []
     with api.http.get(path, headers=api.headers, timeout=300, stream=True) as answer:

@@ -47,7 +47,7 @@ P = ParamSpec("P")
 
 
 def run_async(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    """A test that is a coroutine, as pytest takes it."""
+    """Make a coroutine a test function for pytest."""
 
     @functools.wraps(test)
     def in_loop(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -59,14 +59,14 @@ def run_async(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
 
 
 def copy_migrated_database(file: Path) -> None:
-    """Put a database of SQLite as a migration leaves it here, unless there is one."""
+    """Copy a migrated SQLite database to this path, unless there is one."""
     if not file.exists():
         file.write_bytes(_migrated())
 
 
 @functools.cache
 def _migrated() -> bytes:
-    """The database, made once in each process: a migration takes a third of a second of CPU."""
+    """Return the migrated database, made once per process since that takes 0.3 s of CPU."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(1) as beside:  # a loop may run here
         file = Path(folder, "controller.sqlite3")
         beside.submit(asyncio.run, migrate(f"sqlite+aiosqlite:///{file}")).result()
@@ -74,7 +74,7 @@ def _migrated() -> bytes:
 
 
 def with_a_failing_migration(folder: Path) -> Path:
-    """Copy the migrations into a folder, with one after them that fails half-way."""
+    """Copy the migrations into a folder, with a last one that fails half-way."""
     shutil.copytree(MIGRATIONS, folder)
     (folder / "versions/bad.py").write_text(FAILING_MIGRATION)
     return folder
@@ -82,7 +82,7 @@ def with_a_failing_migration(folder: Path) -> Path:
 
 @dataclass
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that moves only when a test says so."""
 
     at: datetime = field(default_factory=now)
 
@@ -108,7 +108,7 @@ class Store:
         return (await self.sessions.start(NewSession(user_id, "claude", DIGEST, key)))[0]
 
     async def start_ready(self, user_id: str) -> Session:
-        """A session whose VM is up."""
+        """Start a session whose VM is ready."""
         session = await self.start(user_id)
         await self.vms.launched(session.vm_id)
         await self.vms.ready(session.vm_id)

@@ -22,7 +22,7 @@ def viewer_url(base: str, session_id: str) -> str:
 async def rfb_viewer(
     url: str, token: str, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[asyncvnc.Client]:
-    """A VNC client whose bytes travel over the WebSocket at `url`."""
+    """A VNC client connected through the WebSocket at `url`."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_websocket(url, token, tls))
         bridge = await asyncio.start_server(

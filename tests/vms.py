@@ -258,7 +258,7 @@ class FakeHost:
 async def fake_hosts(
     root: Path, slots: Sequence[int] = (2, 3, 4), kind: type[FakeVm] = HealthyVm
 ) -> AsyncIterator[FakeHost]:
-    """A host with these slots; VMs that still run at the end are ended."""
+    """A host with these slots; end the VMs that still run after the block."""
     with _claimed_network() as network:
         values: dict[str, Any] = {
             "slots": list(slots),
@@ -280,7 +280,7 @@ async def fake_hosts(
 
 @contextmanager
 def _claimed_network() -> Iterator[IPv4Network]:
-    """A /24 of loopback addresses that no other test has: its first address is bound."""
+    """Claim a /24 of loopback addresses for one test by binding its first address."""
     for number in range(16 * 256, 256 * 256 - 256):
         network = IPv4Network(f"127.{number >> 8}.{number & 255}.0/24")
         with socket.socket() as claim:

@@ -14,7 +14,7 @@ NOT_CONFINING = {
 
 
 def confining_properties(unit: str, slot: int) -> list[str]:
-    """The lines of the unit's section that confine it, of what `systemctl cat` shows."""
+    """Return the confining settings of a unit from the output of `systemctl cat`."""
     section, found = "", []
     for line in unit.splitlines():
         if line.startswith("["):

@@ -69,7 +69,7 @@ Play = Callable[..., None]
 
 
 class PageErrors:
-    """Errors of a page's console and of its requests; see `page_of`."""
+    """The errors of a page's console and requests; see `page_of`."""
 
     def __init__(self, expects_network_errors: bool) -> None:
         self.expects_network_errors = expects_network_errors
@@ -99,10 +99,11 @@ class PageErrors:
 async def page_of(
     browser: Browser, *, expects_network_errors: bool = False, **context: Any
 ) -> AsyncIterator[Page]:
-    """A page of a user of their own; `context` is Playwright's. Raises AssertionError at the end
-    if the console told of an error.
+    """A page in a new browser context; `context` are Playwright's options.
 
-    expects_network_errors   of those of the network: the test cuts it, or asks for a refusal
+    Raises AssertionError at the end if the console reported an error.
+
+    expects_network_errors   ignore network errors: the test cuts the network or causes a refusal
     """
     given = {"viewport": {"width": 1280, "height": 800}, **context}
     made: BrowserContext = await browser.new_context(**given)
@@ -126,7 +127,7 @@ async def page_of(
 
 @dataclass
 class Site:
-    """The application, a screen that its VMs may have, and the browser of its users."""
+    """The application, a real screen for its VMs, and the browser of its users."""
 
     made: Screens
     screen: XScreen
@@ -144,13 +145,13 @@ class Site:
         return f"{self.url}/session/{session.id}"
 
     def notify_followers(self) -> None:
-        """Tell those who follow a session that it has news: here nothing drives VMs."""
+        """Notify followers of sessions of news, as a driver would."""
         self.made.services.event_notifier.notify()
 
 
 @asynccontextmanager
 async def sites(root: Path, packed_assets: Path, **changes: Any) -> AsyncIterator[Site]:
-    """`changes` are those of `screens`."""
+    """Run the application with a screen and a browser; `changes` are those of `screens`."""
     for name in ("host", "screen"):
         (root / name).mkdir()
     async with AsyncExitStack() as stack:
@@ -198,7 +199,7 @@ async def until_text(page: Page, text: str) -> None:
 
 
 async def picture(page: Page) -> str:
-    """The VM's screen as the page shows it: equal for equal pixels."""
+    """Return the VM's screen as the page shows it, in a form that can be compared."""
     shown: str = await page.evaluate(PIXELS, CANVAS)
     return shown
 
@@ -223,7 +224,7 @@ async def violations(page: Page, node_modules: Path, *, ignored: Sequence[str] =
 
 
 def player(root: Path, packed_assets: Path) -> Play:
-    """Return what plays a scenario on a site of its own, made with `changes` of `screens`."""
+    """Return a function that runs a scenario on its own site; `changes` are those of `screens`."""
 
     async def played(scenario: Callable[[Site], Awaitable[None]], **changes: Any) -> None:
         async with sites(root, packed_assets, **changes) as site:

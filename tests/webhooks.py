@@ -83,5 +83,5 @@ async def deliveries(database: Database) -> list[Mapping[Any, Any]]:
 
 
 async def event_types(database: Database) -> list[str]:
-    """The types of all events, in their order."""
+    """Return the types of all events in order."""
     return [row["type"] for row in await rows(database, tables.webhook_events)]

@@ -11,7 +11,7 @@ from tests.xscreen import first_of, pumped
 
 
 class Wire:
-    """The connection of a browser to a service: it can be cut, or lead to another service."""
+    """A connection from browser to service that a test can cut or direct to another service."""
 
     def __init__(self, to_port: int) -> None:
         self.to_port = to_port

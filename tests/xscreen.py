@@ -36,7 +36,7 @@ class Typed:
         await until(is_there, "the terminal")
 
     async def until(self, text: str) -> None:
-        """Wait until that, and nothing else, was typed."""
+        """Wait until exactly this text was typed."""
 
         async def has_come() -> bool:
             return self.file.read_text() == text
@@ -58,7 +58,7 @@ class XScreen:
             await first_of(pumped(reader, vnc_writer), pumped(vnc_reader, writer))
 
     def start(self, *argv: str) -> Process:
-        """A program that goes on; what it prints lies in a file of its name."""
+        """Start a program in the background; its output goes to a file of its name."""
         output = (self.folder / Path(argv[0]).name).open("wb")
         self._ended.callback(output.close)
         process = spawn(argv, env={"DISPLAY": self.display}, stdout=output, stderr=output)
@@ -119,7 +119,7 @@ async def pumped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 async def x_screens(
     folder: Path, width: int = WIDTH, height: int = HEIGHT
 ) -> AsyncIterator[XScreen]:
-    """A display of its own, whose server takes VNC at a socket in the empty `folder`."""
+    """Run an X display whose server accepts VNC at a socket in the empty `folder`."""
     with ExitStack() as ended:
         readable, writable = os.pipe()
         ended.callback(os.close, readable)

@@ -45,7 +45,7 @@ def machine_of(image: VmConfig) -> Iterator[Machine]:
 
 
 def boot_seconds(image: VmConfig, *, until_ready: bool) -> Answering:
-    """Boot an image on a disk of its own and watch all its ports at once."""
+    """Boot an image on its own disk; return the seconds until each of its ports answers."""
     started = time.monotonic()
     with machine_of(image) as machine, ThreadPoolExecutor(3) as pool:
         ports = machine.config.ports

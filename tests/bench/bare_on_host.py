@@ -43,7 +43,7 @@ class Resumed:
 
 
 def see_first_frame(screen: Screen) -> None:
-    """Look at a screen that has greeted until it shows what the template's does."""
+    """Open a screen after its greeting, and read it until it shows the template's picture."""
     deadline = time.monotonic() + FRAME_SECONDS
     screen.open()
     screen.ask(is_all=True)
@@ -77,7 +77,7 @@ def main() -> None:
 
 @contextmanager
 def running(config: Any, memory: int, state: int, disk: int, image: int) -> Iterator[Resumed]:
-    """One more VM of the template, as long as this lasts."""
+    """Run one more VM of the template for the block."""
     from polydev.host_layout import GUEST_ADDRESS, VNC_PORT
     from polydev.vm import template
     from polydev.vm.config import MemoryFile
@@ -130,7 +130,7 @@ class Bare:
         self._say("stop")
 
     def timed(self) -> Resumed:
-        """Resume it and end it."""
+        """Resume a VM and end it; return its times."""
         resumed = self.resume()
         self.stop()
         _until_gone(resumed.pid)

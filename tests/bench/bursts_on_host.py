@@ -51,14 +51,14 @@ def burst_of(host: Host, count: int) -> dict[str, Any]:
 
 
 def _start(host: Host, user: str, began: float) -> tuple[Started | None, float]:
-    """A session, and when it was seen: counted from the moment that all began."""
+    """Start one session; return it and its seconds since the burst began."""
     late = time.perf_counter() - began
     started = host.start_for(user, has_frame=False)
     return started, late + (started.seconds if started else 0)
 
 
 def pool_burst(host: Host, count: int) -> dict[str, Any]:
-    """A burst of what the pool has, and single starts from it before."""
+    """Measure single starts from the pool, then a burst of all that the pool has."""
     alone = []
     for _ in range(ALONE):
         host.settle()
@@ -74,7 +74,7 @@ def pool_burst(host: Host, count: int) -> dict[str, Any]:
 
 
 def clone_burst(host: Host, count: int) -> dict[str, Any]:
-    """A burst of clones, and as many bare resumes before."""
+    """Measure bare resumes, then a burst of as many clones."""
     with bare_resumes() as bare:
         bare.timed()
         alone = [round(bare.timed().seconds, 4) for _ in range(count)]

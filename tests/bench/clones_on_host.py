@@ -30,7 +30,7 @@ SPAN_SECONDS = 30.0
 
 
 def own_memory_mb(pid: int) -> float:
-    """Memory that a process has written to, in MB."""
+    """Return the memory that a process has written to, in MB."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, words = line.partition(":")
         if name == "Anonymous":
@@ -56,7 +56,7 @@ def pid_of(vm: dict[str, Any]) -> int:
 
 @contextmanager
 def viewers(host: Host, session_ids: Sequence[str]) -> Iterator[None]:
-    """A viewer of each session that takes over whatever changes, as long as this lasts."""
+    """Follow the screen of each session with a viewer for the block."""
     is_over = Event()
 
     def follow(screen: Screen) -> None:
@@ -89,7 +89,7 @@ def started(host: Host, count: int) -> list[Started]:
 
 
 def measured_bare(count: int) -> list[float]:
-    """Memory of bare resumes that ran for as long as sessions do here."""
+    """Return the memory of bare resumes that ran as long as the sessions."""
     with ExitStack() as stack:
         alone = [stack.enter_context(bare_resumes()).resume().pid for _ in range(count)]
         time.sleep(SETTLE_SECONDS)

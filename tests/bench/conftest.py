@@ -82,7 +82,7 @@ def ratio(capsys: pytest.CaptureFixture[str], results: list[Result]) -> Ratios:
 
 
 def quickest(measured: Callable[[], T], seconds: Callable[[T], float], good_seconds: float) -> T:
-    """The quickest of at most three times; the first that is good is not repeated.
+    """Return the quickest of at most three runs; stop at the first that is good enough.
 
     Of work that takes a few seconds, what else the machine has to do then is a large part.
     """
@@ -96,7 +96,7 @@ def quickest(measured: Callable[[], T], seconds: Callable[[T], float], good_seco
 
 @dataclass(frozen=True)
 class Checkout:
-    """Recipe and agent as they were when the run began: others may be at work on them."""
+    """A copy of recipe and agent from the start of the run, since somebody may edit them."""
 
     root: Path
 
@@ -174,7 +174,7 @@ def touched(
 def plain_under_way(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkout: Checkout
 ) -> Iterator[Future[PlainImage] | None]:
-    """The plain image, which is being made from the start of a run that needs it."""
+    """The plain image, which is made in the background from the start of the run."""
     if not any("plain" in fixtures_of(item) for item in request.session.items):
         yield None
         return

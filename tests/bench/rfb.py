@@ -42,7 +42,7 @@ def serve(listening: socket.socket) -> None:
 
 
 def replay(viewer: socket.socket) -> None:
-    """Say what is asked for until the viewer has enough."""
+    """Send what the viewer requests until it closes."""
     viewer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     pixels = memoryview(os.urandom(MOST_BYTES))
     sizes = itertools.cycle(RECORDING)
@@ -78,7 +78,7 @@ class Direct:
         self.socket.sendall(request)
 
     def skip(self, count: int) -> None:
-        """Take so many bytes of RFB."""
+        """Read and drop so many bytes of RFB."""
         while count:
             taken = self.socket.recv_into(self._room[: min(count, len(self._room))])
             assert taken, "the connection was closed"
@@ -89,7 +89,7 @@ class Direct:
 
 
 class Viewer(Direct):
-    """A client behind a relay. It unpacks no frame but for its header, to cost little."""
+    """A client behind a relay. It reads only the headers of frames, to use little CPU."""
 
     def __init__(self, relayed: Relayed) -> None:
         super().__init__(("127.0.0.1", relayed.port))

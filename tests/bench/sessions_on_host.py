@@ -65,7 +65,7 @@ class Host:
         return [self.users[number // self.per_user] for number in range(begun, begun + count)]
 
     def start(self) -> Started | None:
-        """Start one more session; None where there is no room for it."""
+        """Start one more session; return None if the host has no room for it."""
         (user,) = self.users_of(1)
         return self.start_for(user)
 
@@ -90,7 +90,7 @@ class Host:
 
     @contextmanager
     def looking(self, session_id: str) -> Iterator[Screen]:
-        """A viewer whose screen has greeted."""
+        """Connect a viewer to a session and wait for the greeting of its screen."""
         with self._websocket(session_id) as socket:
 
             def receive() -> bytes:
@@ -156,7 +156,7 @@ class Host:
         return all(vm["releasedAt"] for vm in vms)
 
     def settle(self) -> None:
-        """Wait until the pool has what it can have; a host without one is ready at once."""
+        """Wait until the pool is as full as it can be; return at once on a host without one."""
         until("the pool", self._has_what_it_can)
 
     def _has_what_it_can(self) -> bool:
@@ -168,7 +168,7 @@ class Host:
         return int(self.ask("GET", "/api/admin/pool")["size"])
 
     def primed(self) -> list[dict[str, Any]]:
-        """VMs that wait paused."""
+        """Return the paused VMs of the pool."""
         vms = self.ask("GET", "/api/vm")["vms"]
         return [vm for vm in vms if vm["pooled"] and vm["status"] == "ready"]
 
@@ -197,7 +197,7 @@ def _asked(*words: str) -> Any:
 
 @contextmanager
 def operated(url: str) -> Iterator[Host]:
-    """The controller, with users of ours as long as this lasts."""
+    """The controller of this host, with users that exist for the block."""
     from polydev.controller.settings import load_settings
 
     per_user = load_settings(Path("/etc/master-controller/config.yaml")).session.per_user

@@ -22,7 +22,7 @@ KINDS = ("bare", "pool", "clone", "cold")
 
 @contextmanager
 def without_templates() -> Iterator[None]:
-    """While this lasts, VMs have nothing to be resumed from."""
+    """Make all templates unusable for the block, so that VMs boot."""
     from polydev.controller.machines.host_templates import templates_of
     from polydev.controller.settings import load_settings
 

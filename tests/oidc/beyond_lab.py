@@ -58,7 +58,7 @@ class ProviderBeyondLab:
 
 @contextmanager
 def provider_beyond(lab: Lab, packages: Path, folder: Path) -> Iterator[ProviderBeyondLab]:
-    """A provider that VMs of the lab reach while this lasts."""
+    """Run a provider that VMs of the lab reach, for the block."""
     argv = provider_argv(packages, folder, host=HOST, port=PORT)
     process = LineProcess(["unshare", "--net", "sh", "-c", START, "provider", *argv])
     try:

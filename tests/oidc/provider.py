@@ -77,7 +77,7 @@ def issuer_of(process: LineProcess) -> str:
 
 @contextmanager
 def provider(packages: Path, folder: Path) -> Iterator[Provider]:
-    """A provider of this machine's loopback while this lasts."""
+    """Run a provider on this machine's loopback for the block."""
     folder.mkdir(exist_ok=True)
     process = LineProcess(provider_argv(packages, folder))
     try:
