@@ -70,6 +70,10 @@ class DeployedHost:
         """What a line of shell says as root in the lab, past SSH and firewall."""
         return run_inside(self.lab, ["sh", "-c", command], check=check).stdout.strip()
 
+    def journal(self, options: str = "") -> str:
+        """The messages of the journal, with all that was written before."""
+        return self.inside(f"journalctl --sync; journalctl -q --no-pager -o cat {options}")
+
     def gate(self) -> dict[str, Any]:
         """What the health gate says now, without waiting."""
         found: dict[str, Any] = json.loads(self.inside(f"{TOOL} health --seconds 0"))

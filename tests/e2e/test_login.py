@@ -68,6 +68,7 @@ for folder, folders, names in os.walk("/"):
         except FileNotFoundError:
             continue  # one of the moment
 # Its files may be compressed.
+subprocess.run(["journalctl", "--sync"], check=True)
 argv = ["journalctl", "--all", "--output=export"]
 with subprocess.Popen(argv, stdout=subprocess.PIPE) as journal:
     look("the journal", journal.stdout)

@@ -55,7 +55,7 @@ def test_credentials_key_rotation_and_rollback_keep_credentials(
         assert deployed.inside(f"cat {SECRET}") == own.read_text().strip()
         assert stored(client) == CREDENTIALS
         log = (deployed.logs / f"deployment-{record.id}.log").read_text()
-        journal = deployed.inside("journalctl --unit master-controller --output cat")
+        journal = deployed.journal("--unit master-controller")
         for secret in (*keys.read_text().split(), CREDENTIALS["token"]):
             assert secret not in f"{log}{journal}"
         client.delete(PATH).raise_for_status()

@@ -339,7 +339,7 @@ def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> 
         assert clone.inside(f"stat -c '%U %a' /home/browser/{FILE}") == "browser 600"
         assert agent.get("/credentials").json() == handed_over
     failed = clone.inside("systemctl list-units --state=failed --plain --no-legend")
-    assert failed == "", clone.inside("journalctl --no-pager --unit='polydev-*'")
+    assert failed == "", clone.inside("journalctl --sync; journalctl --no-pager --unit='polydev-*'")
 
 
 def test_killed_browser_of_clone_reopens_its_profile(clones: list[Clone]) -> None:

@@ -172,7 +172,7 @@ def test_a_host_with_postgresql(
     assert "--replace" in str(refused.value.hint)
 
     logs = "".join(file.read_text() for file in deployed.logs.glob("*.log"))
-    journal = deployed.inside("journalctl --output cat --no-pager")
+    journal = deployed.journal()
     assert PASSWORD not in logs
     assert PASSWORD not in journal
     kept = deployed.inside("grep -l -r s3cret-that /opt/polydev-ai /run /tmp /var/tmp", check=False)

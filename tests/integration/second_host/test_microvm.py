@@ -183,7 +183,7 @@ class TestRefused:
         assert words in answer["message"]
         unit = f"microvm@{OTHER_SLOT}.service"
         assert words in hypervisor.host.inside(f"cat {ROOT}/{OTHER_SLOT}/current/qemu.log")
-        assert words in hypervisor.host.inside(f"journalctl -q -o cat --since -1min -u {unit}")
+        assert words in hypervisor.host.journal(f"-n 50 -u {unit}")
         assert hypervisor.poll(OTHER_SLOT)["detail"] == "exit-code 1"
 
     def test_image_that_is_not_there(self, other_slot: Hypervisor) -> None:

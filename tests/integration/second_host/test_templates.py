@@ -159,7 +159,7 @@ def test_the_deployment_leads_to_a_template_that_vms_may_have(switched_on: Deplo
     assert report["bootsBecause"] == BEING_MADE
     made = Operator(host).answer("template.build")
     assert made["imageDigest"] == host.golden_image().name
-    said = host.inside(f"journalctl -u {MAKER} -b -o cat")
+    said = host.journal(f"-b -u {MAKER}")
     (template,) = json.loads(host.inside(LIST))
     assert (template["key"], template["image_digest"]) == (made["key"], made["imageDigest"]), said
     # After each that was made it looks again.
