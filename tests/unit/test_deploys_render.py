@@ -21,7 +21,6 @@ from jinja2 import UndefinedError
 from polydev.deploys import network, network_checks
 from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.deadman import access_hash
-from polydev.deploys.host import browser_host
 from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.host_files_and_units import (
     ACCESS_FILES,
@@ -33,6 +32,7 @@ from polydev.deploys.host_files_and_units import (
 )
 from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
 from polydev.deploys.sysctl import VALUES, sysctl_text
+from polydev.deploys.whole_host import browser_host
 from polydev.errors import ConfigError
 from polydev.hosttool import sshd
 from tests.certificates import make_tls
@@ -63,7 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def deployed(values: dict[str, Any]) -> Iterator[FakeHost]:
     """All that would be done to a host that has nothing."""
     with fake_host(DEBIAN) as host, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("polydev.deploys.host.host_values", lambda: ("browsers", values))
+        patch.setattr("polydev.deploys.whole_host.host_values", lambda: ("browsers", values))
         browser_host()
         yield host
 
@@ -677,7 +677,9 @@ class TestOtherFiles:
     def test_old_sshd_file_is_removed_and_in_the_backup_scope(self, site: Site) -> None:
         with fake_host({**DEBIAN, "ls -1A /etc/ssh": [Path(OLD_SSHD_FILE).name]}) as host:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("polydev.deploys.host.host_values", lambda: ("browsers", site()))
+                patch.setattr(
+                    "polydev.deploys.whole_host.host_values", lambda: ("browsers", site())
+                )
                 browser_host()
             assert host.planned[f"SSH | {OLD_SSHD_FILE}"] == [f"rm {OLD_SSHD_FILE}"]
         made = backup_scope(HostData())

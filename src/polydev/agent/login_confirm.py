@@ -9,9 +9,9 @@ import os
 import shutil
 
 from polydev.agent import credentials_file
-from polydev.agent.command import output_of
 from polydev.agent.errors import CheckFailed
 from polydev.agent.providers import tool_environment
+from polydev.agent.run_command import output_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

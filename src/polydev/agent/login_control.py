@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from stat import S_ISFIFO, S_ISREG
 
-from polydev.agent.command import output_of
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_state import (
     CODE_FIFO,
@@ -20,6 +19,7 @@ from polydev.agent.login_state import (
     login_reply,
     reply_of_state,
 )
+from polydev.agent.run_command import output_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _socket import AF_UNIX, SOCK_DGRAM, socket
 
-from polydev.agent.command import output_of
+from polydev.agent.run_command import output_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
