@@ -15,7 +15,7 @@ import {
 } from "../../../src/polydev/controller/web/static/session/login.js";
 import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
 import { edits } from "../../../src/polydev/controller/web/static/session/typing.js";
-import { viewOf } from "../../../src/polydev/controller/web/static/session/cover_view.js";
+import { viewOf } from "../../../src/polydev/controller/web/static/session/screen_cover_view.js";
 
 const BOOT = { stage: "none", template: null, bootsBecause: null };
 const NOW = Date.parse("2026-11-21T10:00:00Z");

@@ -4,7 +4,7 @@ import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf }
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
 import { SESSION_OVER } from "./connection.js";
-import { Cover } from "./cover.js";
+import { Cover } from "./screen_cover.js";
 import { Heartbeat } from "./heartbeat.js";
 import { Events } from "./events.js";
 import { openKey } from "./page_key.js";
@@ -14,8 +14,8 @@ import { ToolLogin } from "./tool_login.js";
 import { pauseSeconds } from "../retry_pauses.js";
 import { Screen } from "./screen.js";
 import { isComing, isLive } from "./progress.js";
-import { onWake } from "./wake.js";
-import { viewOf } from "./cover_view.js";
+import { onWake } from "./wake_detection.js";
+import { viewOf } from "./screen_cover_view.js";
 
 const config = JSON.parse(document.getElementById("session-config").textContent);
 const t = textsOf("session-texts");
