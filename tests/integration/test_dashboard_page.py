@@ -18,7 +18,7 @@ from playwright.async_api import Page
 from polydev.controller.entities import now
 from polydev.controller.host import processes, system_reader
 from polydev.controller.host.network_checks import NetworkChecks
-from polydev.controller.host.status import NetworkCheck, NetworkHealth
+from polydev.controller.host.system_status import NetworkCheck, NetworkHealth
 from tests.browser import chromium, run_in_browser
 from tests.dashboards import DashboardPage, dashboard_pages, fill
 from tests.relays import Screens, screens

@@ -22,7 +22,7 @@ from polydev.controller.host.history_cache import HistoryCache, LastDay
 from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.processes import Process
 from polydev.controller.host.sample import Sample, SlotCounts
-from polydev.controller.host.status import (
+from polydev.controller.host.system_status import (
     CpuStatus,
     DiskStatus,
     MemoryStatus,

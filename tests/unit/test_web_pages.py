@@ -167,7 +167,7 @@ def test_unknown_asset_paths_are_refused(host: ApiHost) -> None:
         for path in (
             f"/static/{digest}/none.js",
             "/static/0000000000000000/requests_and_notices.js",
-            f"/static/{digest}/%2e%2e/pages.py",
+            f"/static/{digest}/%2e%2e/page_rendering.py",
             f"/static/{digest}//etc/passwd",
             f"/static/{digest}/",
         ):

@@ -20,7 +20,8 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, operator_of
 from polydev.controller.entities import now
 from polydev.controller.host.network_checks import NetworkChecks
-from polydev.controller.host.status import (
+from polydev.controller.host.system_monitor import SystemMonitor
+from polydev.controller.host.system_status import (
     AlertReport,
     AlertsReport,
     CpuStatus,
@@ -31,7 +32,6 @@ from polydev.controller.host.status import (
     SystemStatus,
     TemperatureStatus,
 )
-from polydev.controller.host.system_monitor import SystemMonitor
 
 MOST_ALERTS = 1000
 

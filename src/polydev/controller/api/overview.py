@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
-from polydev.controller.host.status import Status
+from polydev.controller.host.system_status import Status
 
 EXAMPLE: dict[str, Any] = {
     "at": "2026-11-21T10:15:00Z",

@@ -16,7 +16,7 @@ from typing import Literal
 from polydev.controller.entities import Severity
 from polydev.controller.host.network_watch import NetworkDifference
 from polydev.controller.host.sample import Sample, Workload, disk_key
-from polydev.controller.host.status import (
+from polydev.controller.host.system_status import (
     Status,
     percent_text,
     status_of_percent,

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from polydev.controller.host.network_checks import SLOT_PORT_PREFIX
 from polydev.controller.host.sample import HELD_STATES, Sample
-from polydev.controller.host.status import FrozenModel
 from polydev.controller.host.system_reader import rate
+from polydev.controller.host.system_status import FrozenModel
 from polydev.controller.states import LIVE_SESSION_STATES
 from polydev.controller.store.session_starts import SessionStart, StartKind
 

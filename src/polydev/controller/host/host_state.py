@@ -13,8 +13,8 @@ from polydev.controller.health import Health
 from polydev.controller.host.cached_call import CachedCall
 from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.overview import Overview, overview_of
-from polydev.controller.host.status import NetworkHealth, SystemStatus
 from polydev.controller.host.system_monitor import SystemMonitor
+from polydev.controller.host.system_status import NetworkHealth, SystemStatus
 from polydev.controller.machines.hypervisor import Hypervisor, TemplatesReport
 from polydev.controller.machines.pool import PoolState, pool_state
 from polydev.controller.settings import ControllerSettings

@@ -15,7 +15,7 @@ import psutil
 from polydev.controller.host import network_watch
 from polydev.controller.host.blocking_call import TIMEOUT_SECONDS, BlockingCall, NoAnswer
 from polydev.controller.host.network_watch import declared_check, read_report, unread_check
-from polydev.controller.host.status import NetworkCheck, NetworkHealth, worst
+from polydev.controller.host.system_status import NetworkCheck, NetworkHealth, worst
 from polydev.controller.machines.bridge_status import BRIDGE
 
 ROUTES = Path("/proc/net/route")

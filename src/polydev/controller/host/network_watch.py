@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.controller.entities import Severity
-from polydev.controller.host.status import NetworkCheck
+from polydev.controller.host.system_status import NetworkCheck
 
 FILE = Path("/run/polydev/network.json")
 # The watch writes it every 10 s, or less often where there are very many slots.

@@ -9,7 +9,7 @@ from polydev.controller.entities import Alert
 from polydev.controller.health import Component, State
 from polydev.controller.host.alert_rules import HOST, template_missing_observation
 from polydev.controller.host.network_watch import REPAIR_HINT
-from polydev.controller.host.status import (
+from polydev.controller.host.system_status import (
     NetworkHealth,
     Status,
     SystemStatus,

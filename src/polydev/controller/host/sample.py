@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from polydev.controller.entities import Session, Vm
-from polydev.controller.host.status import DiskStatus, FrozenModel, SystemStatus
+from polydev.controller.host.system_status import DiskStatus, FrozenModel, SystemStatus
 from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
 

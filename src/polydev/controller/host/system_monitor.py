@@ -12,7 +12,7 @@ import psutil
 
 from polydev.controller.host import blocking_call, system_reader
 from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
-from polydev.controller.host.status import (
+from polydev.controller.host.system_status import (
     CpuStatus,
     DisksStatus,
     DiskStatus,

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from polydev.controller.host.status import (
+from polydev.controller.host.system_status import (
     CpuStatus,
     DiskStatus,
     InterfaceStatus,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from polydev.controller.host.status import Status
+from polydev.controller.host.system_status import Status
 from polydev.controller.store.webhook_log import DeliveryState
 
 Level = Literal["good", "warn", "bad", "over", "unknown"]

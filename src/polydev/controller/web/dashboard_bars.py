@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polydev.controller.host.status import Status, SystemStatus
+from polydev.controller.host.system_status import Status, SystemStatus
 from polydev.controller.web.css_classes import LEVELS, Level
 from polydev.controller.web.formatting import exact_percent_text, size_text
 from polydev.controller.web.texts import text

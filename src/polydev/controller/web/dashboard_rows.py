@@ -10,7 +10,7 @@ from polydev.controller.entities import Alert, Session
 from polydev.controller.host.network_checks import SLOT_PORT_PREFIX
 from polydev.controller.host.overview import HealthFinding
 from polydev.controller.host.processes import Process
-from polydev.controller.host.status import InterfaceStatus, NetworkCheck, Status
+from polydev.controller.host.system_status import InterfaceStatus, NetworkCheck, Status
 from polydev.controller.web.css_classes import LEVELS, Level
 from polydev.controller.web.formatting import (
     NOTHING,

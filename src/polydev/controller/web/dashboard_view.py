@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polydev.controller.host.host_state import HostState
-from polydev.controller.host.status import Status
+from polydev.controller.host.system_status import Status
 from polydev.controller.machines.pool import PoolState
 from polydev.controller.web.css_classes import LEVELS, Level
 from polydev.controller.web.dashboard_bars import Bar, bars_of, slots_bar
