@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deployment.connection import HostRefused
-from polydev.durable import UNFINISHED
+from polydev.durable_files import UNFINISHED
 from polydev.hosttool import backup, restore
 from polydev.hosttool.backup_manifest import Backup
 from polydev.hosttool.backup_scope import ControllerScope, Scope, list_scope

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from polydev import durable
+from polydev import durable_files
 from polydev.deploys import atomic_folder
 from polydev.disk import file_sha256
 from polydev.errors import ImageError, VmError
@@ -138,11 +138,11 @@ def full_disk(*_: object) -> None:
 
 
 def store_record(place: Path) -> None:
-    durable.write_text_durably(place / "file", "new")
+    durable_files.write_text_durably(place / "file", "new")
 
 
 @pytest.mark.parametrize(
-    "write", [lambda place: durable.write_durably(place / "file", b"new"), store_record]
+    "write", [lambda place: durable_files.write_durably(place / "file", b"new"), store_record]
 )
 def test_failed_write_keeps_the_existing_file(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
 from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
 from polydev.controller.settings import ControllerSettings, VmSettings
-from polydev.durable import point_link
+from polydev.durable_files import point_link
 from polydev.errors import AgentError, ImageError, VmError
 from polydev.hosttool import golden_link, images
 from polydev.image_layout import GOLDEN_LINK

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polydev.durable import read_json
+from polydev.durable_files import read_json
 from polydev.hosttool import backup, backup_manifest, disk_reserve
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.disk_reserve import RESERVE_BYTES

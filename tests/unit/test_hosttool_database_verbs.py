@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from polydev.durable import write_new
+from polydev.durable_files import write_new
 from polydev.hosttool import database_dump, database_verbs, deployment_lock
 from polydev.hosttool.cli import parser
 from polydev.hosttool.controller_program import secrets_of, without_secrets

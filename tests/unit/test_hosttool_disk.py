@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev import durable
+from polydev import durable_files
 from polydev.hosttool import backup, deadman, deployment_records
 from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import make_dump
@@ -23,7 +23,7 @@ from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put
 
 
 def test_sync_closes_its_descriptor(tmp_path: Path) -> None:
-    durable.sync(tmp_path)
+    durable_files.sync(tmp_path)
     opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     assert tmp_path not in opened
 
@@ -38,7 +38,7 @@ def lost(host: Host) -> None:
     """A backup, and then nothing of what it holds, not even its folders."""
     host.backup()
     etc = host.root / "etc" / "polydev"
-    durable.remove(etc)
+    durable_files.remove(etc)
     host.controller.database.unlink()
 
 

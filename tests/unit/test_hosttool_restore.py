@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.durable import unfinished
+from polydev.durable_files import unfinished
 from polydev.hosttool import backup, backup_manifest, restore_controller, sqlite_database
 from polydev.hosttool.backup_manifest import BackupEntry
 from polydev.hosttool.errors import HostError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.durable import unfinished
+from polydev.durable_files import unfinished
 from polydev.hosttool.upload import Upload, file_upload
 
 SECRET = b"correct horse battery staple\x00\xff\n" * 1000

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from polydev import hosttool
-from polydev.durable import read_json
+from polydev.durable_files import read_json
 from polydev.hosttool import (
     cli,
     deadman,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from polydev import durable
+from polydev import durable_files
 from polydev.client import lab_access
 from polydev.hosttool import deployment_records, deployment_slice, network_state, verb_lock
 from polydev.hosttool.disk_reserve import keep_reserve
@@ -42,8 +42,8 @@ def usual_umask() -> Iterator[None]:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: durable.write_new(path, b"secret", 0o644),
-        lambda path: durable.copy_new(Path(__file__), path),
+        lambda path: durable_files.write_new(path, b"secret", 0o644),
+        lambda path: durable_files.copy_new(Path(__file__), path),
     ],
     ids=["write_new", "copy_new"],
 )
@@ -66,8 +66,8 @@ def test_file_being_written_is_private(
 @pytest.mark.parametrize(
     "write",
     [
-        lambda folder: durable.write_new(folder / "file", b"secret"),
-        lambda folder: durable.copy_new(FILE, folder / "file"),
+        lambda folder: durable_files.write_new(folder / "file", b"secret"),
+        lambda folder: durable_files.copy_new(FILE, folder / "file"),
         lambda folder: lab_access.store_access(folder, NOBODYS),
     ],
     ids=["write_new", "copy_new", "access"],
@@ -86,7 +86,7 @@ def test_link_created_meanwhile_is_not_followed(
 
 
 @pytest.mark.parametrize(
-    "write", [durable.write_new, lambda path, data: durable.copy_new(FILE, path)]
+    "write", [durable_files.write_new, lambda path, data: durable_files.copy_new(FILE, path)]
 )
 def test_existing_link_is_replaced_and_not_followed(write: Any, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
@@ -145,8 +145,8 @@ def test_modes_on_a_host(make: Callable[[Host], list[Path]], expected: int, host
 
 def test_modes_of_created_parent_folders(tmp_path: Path) -> None:
     os.umask(0o077)
-    durable.make_folder(tmp_path / "a/b")
-    durable.make_folder(tmp_path / "c/d", 0o700)
+    durable_files.make_folder(tmp_path / "a/b")
+    durable_files.make_folder(tmp_path / "c/d", 0o700)
     modes = {name: mode(tmp_path / name) for name in ("a", "a/b", "c", "c/d")}
     assert modes == {"a": 0o755, "a/b": 0o755, "c": 0o755, "c/d": 0o700}
 

@@ -39,7 +39,7 @@ from polydev.deployment_records import (
     newest_first,
     rollback_state,
 )
-from polydev.durable import json_bytes, read_json
+from polydev.durable_files import json_bytes, read_json
 from polydev.hosttool import (
     backup,
     backup_manifest,

@@ -37,7 +37,7 @@ RELEASED = (
         "controller",
         "deployment_records.py",
         "disk.py",
-        "durable.py",
+        "durable_files.py",
         "errors.py",
         "host_layout.py",
         "image_diff.py",
@@ -147,7 +147,7 @@ def vm_digest(root: Path) -> str:
             root,
             (
                 "disk.py",
-                "durable.py",
+                "durable_files.py",
                 "errors.py",
                 "host_layout.py",
                 "image_layout.py",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import write_durably
+from polydev.durable_files import write_durably
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.sudoers import ETC, applies_to, is_only_about, rules_by_file
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from polydev.durable import json_bytes, make_folder, read_json, remove, sync, write_new
+from polydev.durable_files import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.hosttool.backup_manifest import (
     MANIFEST,
     MOVED,

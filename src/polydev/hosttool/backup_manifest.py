@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import json_bytes, read_json, write_json
+from polydev.durable_files import json_bytes, read_json, write_json
 from polydev.hosttool.backup_scope import Scope, scope_from
 from polydev.hosttool.database_dump import DatabaseDump, dump_from
 from polydev.hosttool.deployment_counter import number_of

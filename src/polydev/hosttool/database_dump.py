@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import copy_new, remove
+from polydev.durable_files import copy_new, remove
 from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.file_metadata import file_sha256
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from polydev.durable import read_json, write_json
+from polydev.durable_files import read_json, write_json
 from polydev.hosttool.controller_program import uses_postgresql
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.sqlite_database import LIVE, connected

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from polydev.durable import copy_new
+from polydev.durable_files import copy_new
 from polydev.hosttool.backup import keep_moved_database
 from polydev.hosttool.backup_manifest import Backup, read_backup
 from polydev.hosttool.controller_program import (

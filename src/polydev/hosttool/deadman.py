@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from polydev.durable import read_json, write_json
+from polydev.durable_files import read_json, write_json
 from polydev.hosttool.backup_manifest import read_backup, require_intact
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths

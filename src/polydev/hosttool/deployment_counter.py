@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import make_folder, read_json, write_json
+from polydev.durable_files import make_folder, read_json, write_json
 from polydev.hosttool.paths import Paths
 
 

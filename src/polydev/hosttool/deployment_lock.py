@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import make_folder, read_json, remove, write_json
+from polydev.durable_files import make_folder, read_json, remove, write_json
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
 

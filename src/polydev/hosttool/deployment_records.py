@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from polydev.durable import make_folder, read_json, write_json
+from polydev.durable_files import make_folder, read_json, write_json
 from polydev.host_layout import DEPLOYMENT_ID
 from polydev.hosttool import deployment_slice
 from polydev.hosttool.deployment_counter import next_number, number_of, order

@@ -12,7 +12,7 @@ import os
 import shlex
 from pathlib import Path
 
-from polydev.durable import make_folder, unfinished
+from polydev.durable_files import make_folder, unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.systemd import Systemd

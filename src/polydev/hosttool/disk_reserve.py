@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from polydev.durable import make_folder
+from polydev.durable_files import make_folder
 from polydev.hosttool.paths import Paths
 
 RESERVE_BYTES = 16 << 20

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.durable import (
+from polydev.durable_files import (
     UNFINISHED,
     make_folder,
     point_link,

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import (
+from polydev.durable_files import (
     json_bytes,
     make_folder,
     read_json,

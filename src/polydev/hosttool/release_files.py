@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import read_json, write_new
+from polydev.durable_files import read_json, write_new
 from polydev.hosttool.backup_scope import ControllerScope
 from polydev.hosttool.file_metadata import file_sha256
 

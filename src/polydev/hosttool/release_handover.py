@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.durable import point_link, remove, target_of
+from polydev.durable_files import point_link, remove, target_of
 from polydev.hosttool.controller_socket import socket_users
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths

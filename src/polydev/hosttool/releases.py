@@ -16,7 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from polydev.durable import json_bytes, make_folder, read_json, remove, sync, write_new
+from polydev.durable_files import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.host_layout import CONTROLLER_ROOT
 from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.database_schema_cache import remember

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydev.durable import point_link, remove, target_of
+from polydev.durable_files import point_link, remove, target_of
 from polydev.hosttool.backup_manifest import Backup, DatabaseCopy
 from polydev.hosttool.backup_scope import ControllerScope
 from polydev.hosttool.controller_program import ControllerProgram

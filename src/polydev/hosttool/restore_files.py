@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from polydev.durable import (
+from polydev.durable_files import (
     copy_new,
     make_folder,
     read_json,

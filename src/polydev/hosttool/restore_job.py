@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import make_folder, read_json, write_json
+from polydev.durable_files import make_folder, read_json, write_json
 from polydev.hosttool.disk_reserve import use_reserve
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id

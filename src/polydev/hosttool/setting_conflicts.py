@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from polydev.durable import make_folder, write_durably
+from polydev.durable_files import make_folder, write_durably
 from polydev.hosttool.errors import HostError
 
 ROOT = Path("/")

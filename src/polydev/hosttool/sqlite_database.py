@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polydev.durable import copy_new, sync, unfinished
+from polydev.durable_files import copy_new, sync, unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_metadata import PathEntry, gid_of, uid_of
 from polydev.hosttool.listeners import PROC, opened_by

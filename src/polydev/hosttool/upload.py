@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polydev.durable import unfinished
+from polydev.durable_files import unfinished
 
 SCRIPT = """\
 set -eu

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from polydev.durable import make_folder
+from polydev.durable_files import make_folder
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 

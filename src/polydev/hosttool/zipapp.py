@@ -20,7 +20,7 @@ from polydev.hosttool.cli import main
 sys.exit(main())
 """
 # Modules of `polydev` itself that the tool imports; like it, they import nothing of ours.
-SHARED = ("durable.py", "host_layout.py", "image_layout.py")
+SHARED = ("durable_files.py", "host_layout.py", "image_layout.py")
 TIME = (1980, 1, 1, 0, 0, 0)
 
 

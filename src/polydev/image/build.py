@@ -20,7 +20,7 @@ from pathlib import Path
 
 from polydev import __version__
 from polydev.disk import file_sha256
-from polydev.durable import write_text_durably
+from polydev.durable_files import write_text_durably
 from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import file_listing
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from polydev.disk import file_sha256
-from polydev.durable import sync
+from polydev.durable_files import sync
 from polydev.errors import ImageError
 from polydev.image_layout import BOOT_FILES, CMDLINE, IN_USE, INITRD, KERNEL, RECORD, ROOTFS
 from polydev.image_record import ImageRecord, manifest_digest

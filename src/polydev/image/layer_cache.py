@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.durable import sync
+from polydev.durable_files import sync
 from polydev.errors import BuildError, CommandError
 from polydev.image import guest_npm, kernel, reproducible
 from polydev.image.apt import Archive, Deb

@@ -10,7 +10,7 @@ import fcntl
 from collections.abc import Collection
 from pathlib import Path
 
-from polydev.durable import write_text_durably
+from polydev.durable_files import write_text_durably
 from polydev.errors import BuildError
 from polydev.image.layer_cache import layer_bytes, remove_layer
 from polydev.image.store import ImageStore

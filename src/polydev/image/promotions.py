@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from polydev.durable import UNFINISHED_TEXT, sync, write_text_durably
+from polydev.durable_files import UNFINISHED_TEXT, sync, write_text_durably
 from polydev.errors import ImageError
 from polydev.image.store_lock import Actor, this_actor
 from polydev.image_layout import (

@@ -22,7 +22,7 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Literal
 
-from polydev.durable import sync, write_text_durably
+from polydev.durable_files import sync, write_text_durably
 from polydev.errors import ImageError
 from polydev.image import image_folder
 from polydev.image.image_folder import Hold

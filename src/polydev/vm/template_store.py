@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.disk import file_sha256
-from polydev.durable import sync
+from polydev.durable_files import sync
 from polydev.vm.config import MemoryFile, VmConfig
 from polydev.vm.qemu import qemu_argv
 from polydev.vm.template_client import FILES

@@ -26,7 +26,7 @@ from polydev.controller.migrate import known_revisions, migrate
 from polydev.controller.store import postgres_backup, sqlite_backup, tables
 from polydev.controller.store.backup_error import STOP_HINT, BackupError
 from polydev.controller.store.sqlite_to_postgres import fill_postgres
-from polydev.durable import sync
+from polydev.durable_files import sync
 
 SQLITE_START = b"SQLite format 3\0"
 ARCHIVE_START = b"PGDMP"
