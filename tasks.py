@@ -38,7 +38,16 @@ from verbs import (
 from verbs.connection import access_fields, controller_url, lab_access, page_fields
 from verbs.golden import open_store, verify
 from verbs.hosts import described_host
-from verbs.places import JSON_HELP, LAB_INVENTORY, LOGS, RECIPE, RECIPE_HELP, ROOT, SPECS, lab_name
+from verbs.paths_and_help import (
+    JSON_HELP,
+    LAB_INVENTORY,
+    LOGS,
+    RECIPE,
+    RECIPE_HELP,
+    ROOT,
+    SPECS,
+    lab_name,
+)
 
 if TYPE_CHECKING:
     from polydev.progress import Steps

@@ -12,7 +12,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from verbs.hosts import described_host
-from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
+from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.tables import minute, table_text
 
 if TYPE_CHECKING:

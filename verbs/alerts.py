@@ -9,7 +9,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, task
 from verbs.access import ON_HOST_HELP, host_controller
 from verbs.connection import API_HELP, connect
-from verbs.places import LAB_INVENTORY
+from verbs.paths_and_help import LAB_INVENTORY
 from verbs.tables import minute, table_text
 
 MOST_SHOWN = 50

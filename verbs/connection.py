@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 from verbs.hosts import described_host
-from verbs.places import HOST_HELP, JSON_HELP, LAB_INVENTORY, lab_name
+from verbs.paths_and_help import HOST_HELP, JSON_HELP, LAB_INVENTORY, lab_name
 
 if TYPE_CHECKING:
     from polydev.client.controller_api import ControllerApi

@@ -8,7 +8,7 @@ from polydev.cli import answer, edge, require_at_least, task
 from verbs.access import ON_HOST_HELP, USER_HELP
 from verbs.connection import API_HELP, connect
 from verbs.hosts import described_host
-from verbs.places import JSON_HELP, LAB_INVENTORY
+from verbs.paths_and_help import JSON_HELP, LAB_INVENTORY
 from verbs.sessions import session_user
 from verbs.tables import minute, short, table_text
 

@@ -16,7 +16,7 @@ from verbs.hosts import (
     record_fields,
     require_ready,
 )
-from verbs.places import LAB_INVENTORY, LOGS
+from verbs.paths_and_help import LAB_INVENTORY, LOGS
 from verbs.plan_text import DIFF_HELP, plan_fields, plan_text
 
 

@@ -9,7 +9,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, stdout, task
 from verbs.hosts import described_host, record_fields
-from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
+from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.tables import minute, more_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from invoke.context import Context
 
 from polydev.cli import edge, task
-from verbs.places import ROOT
+from verbs.paths_and_help import ROOT
 
 
 @task()

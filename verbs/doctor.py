@@ -13,7 +13,7 @@ from polydev.errors import ConfigError, DeployError
 from polydev.settings import Settings
 from polydev.suggested_commands import for_same_host
 from verbs.hosts import described_host
-from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
+from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
 from verbs.tables import table_text
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, megabytes, require_at_least, task
 from polydev.image_layout import ROOTFS
 from polydev.settings import Settings
-from verbs.places import IMAGE_HELP, JSON_HELP, RECIPE, RECIPE_HELP, SPECS
+from verbs.paths_and_help import IMAGE_HELP, JSON_HELP, RECIPE, RECIPE_HELP, SPECS
 
 if TYPE_CHECKING:
     from polydev.image.store import ImageStore, ListedImage

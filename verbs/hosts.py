@@ -10,7 +10,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
-from verbs.places import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
+from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, LOGS, ROOT
 from verbs.plan_text import DIFF_HELP, plan_fields, plan_text
 
 if TYPE_CHECKING:

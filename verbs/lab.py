@@ -10,7 +10,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from verbs.places import JSON_HELP, LAB_HELP, lab_name
+from verbs.paths_and_help import JSON_HELP, LAB_HELP, lab_name
 
 if TYPE_CHECKING:
     from polydev.lab import Lab

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, task
-from verbs.places import JSON_HELP, RECIPE, RECIPE_HELP
+from verbs.paths_and_help import JSON_HELP, RECIPE, RECIPE_HELP
 from verbs.tables import table_text
 
 if TYPE_CHECKING:

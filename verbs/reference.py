@@ -22,7 +22,7 @@ from pydantic.alias_generators import to_camel
 import polydev.errors
 from polydev.invoke_program import WORD_OF
 from verbs.answers import ANSWERS, ApiAnswer
-from verbs.places import ROOT
+from verbs.paths_and_help import ROOT
 
 VERBS_FILE = ROOT / "docs" / "verbs.md"
 API_FILE = ROOT / "docs" / "api.md"

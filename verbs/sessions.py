@@ -17,7 +17,7 @@ from polydev.errors import ConfigError
 from verbs.access import USER_HELP, host_controller
 from verbs.connection import API_HELP, connect, lab_demo_user
 from verbs.controller import LOST_HINT
-from verbs.places import LAB_INVENTORY
+from verbs.paths_and_help import LAB_INVENTORY
 
 if TYPE_CHECKING:
     from polydev.client.controller_api import ControllerApi

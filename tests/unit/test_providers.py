@@ -19,7 +19,7 @@ from polydev.providers import GUEST_FOLDER, by_any_name, guest_json, load_provid
 from tests.images import GOLDEN
 from tests.unit.test_recipe import plain, write
 from verbs import providers
-from verbs.places import RECIPE
+from verbs.paths_and_help import RECIPE
 
 Changes = dict[str, Any]
 

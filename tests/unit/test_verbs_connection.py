@@ -12,7 +12,7 @@ import pytest
 from polydev.client import controller_api, lab_access, ssh_tunnel
 from polydev.errors import ConfigError
 from verbs import connection, sessions
-from verbs.places import LAB_INVENTORY
+from verbs.paths_and_help import LAB_INVENTORY
 
 LAB, LAB_TOKEN = "http://192.0.2.1:4000", "lab's"
 THERE = "http://there:4000"
