@@ -13,7 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from polydev.controller.entities import Session
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import slots, tables
-from polydev.controller.store.session_changes import change_session, change_vm, locked_session
+from polydev.controller.store.session_changes import (
+    add_news,
+    change_session,
+    change_vm,
+    locked_session,
+)
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.slots import sync_slots, take_slot
 from polydev.errors import CapacityError, SessionExpired, TooManySessions
@@ -256,6 +261,22 @@ async def test_news_of_concurrent_writers_become_visible_in_order(store_url: str
             before = after
         await writing
         assert len(await seen()) == 4 + 2 * 4 * 10
+
+
+@run_async
+async def test_news_wait_for_uncommitted_news_of_another_session(store_url: str) -> None:
+    """They have later numbers, and a reader that saw these first would miss the others."""
+    async with AsyncExitStack() as stack:
+        first, second = await stores(stack, store_url, slots=2)
+        user = await first.new_user()
+        one, other = await first.start(user), await first.start(user)
+        async with first.database.writing() as connection:
+            await add_news(connection, one.id, first.clock.at, "note", {})
+            coming = asyncio.create_task(second.sessions.add_news(other.id, "note", {}))
+            if connection.dialect.name == "postgresql":
+                await until_lock_awaited(connection, coming)
+            assert not coming.done()
+        await coming
 
 
 @run_async

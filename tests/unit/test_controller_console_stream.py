@@ -138,6 +138,24 @@ def test_late_and_slow_followers_get_all_lines(file: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_one_who_reads_much_too_slowly_gets_the_end_only(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "MAX_BACKLOG_BYTES", 1000)
+    monkeypatch.setattr(console, "LAST_BYTES", 100)
+    lines = [b"%099d\n" % number for number in range(30)]
+    vms = SomeVms(file, *lines)
+
+    async def scenario() -> None:
+        consoles = consoles_of(vms)
+        slow = consoles.follow("vm", file, 100, lambda: False)
+        await anext(slow)
+        await all_of(consoles, file, 100)
+        assert [part async for part in slow] == [lines[-1]]
+
+    asyncio.run(scenario())
+
+
 def test_truncated_file_is_read_from_its_beginning(file: Path) -> None:
     class Anew(SomeVms):
         async def over_of(self, ids: Collection[str]) -> set[str]:

@@ -473,7 +473,8 @@ class TestDatabase:
         host.backup()
         live.write_bytes(content)
         deploy(host, "2", NEW, "b" * 64)
-        argv = [sys.executable, "-c", "import sys; open(sys.argv[1]); print(1); sys.stdin.read()"]
+        hold = "import sys; kept = open(sys.argv[1]); print(1); sys.stdin.read()"
+        argv = [sys.executable, "-c", hold]
         service = spawn([*argv, live], stdin=PIPE, stdout=PIPE)
         try:
             assert service.stdout is not None

@@ -218,6 +218,21 @@ class TestDeadman:
         assert "skipped" in done
         assert host.seen() == before
 
+    def test_timer_of_an_earlier_change_does_nothing_any_more(self, host: Host) -> None:
+        """Its backup would take back more than the change that waits for a confirmation."""
+        host.backup()
+        deploy(host, "2", NEW, "b" * 64)
+        host.backup(SECOND)
+        deadman.arm(host.paths, host.systemd, SECOND, 90)
+        before = host.seen()
+        done = restore.restore_for_deadman(
+            host.paths, host.systemd, FIRST, RestoreOptions(reach=True)
+        )
+        assert "skipped" in done
+        assert host.seen() == before
+        status = deadman.status(host.paths, host.systemd)
+        assert (status["armed"], status["fired"], status["backup"]) == (True, False, SECOND)
+
     def test_confirmation_after_the_restore_is_refused(self, host: Host) -> None:
         host.backup()
         deadman.arm(host.paths, host.systemd, FIRST, 90)

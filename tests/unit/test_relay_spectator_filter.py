@@ -13,6 +13,7 @@ from polydev.controller.relay.spectator_filter import (
     EXTENDED_CLIPBOARD,
     EXTENDED_MOUSE_BUTTONS,
     MOST_ENCODINGS,
+    MOST_FENCE_BYTES,
     NO_TEXT,
     Filtered,
     SpectatorFilter,
@@ -123,6 +124,14 @@ def test_unknown_message_closes_the_viewer(message: bytes, word: str) -> None:
     assert result.passed == HELLO_PASSED + UPDATE_REQUEST
     assert word in reason(result)
     assert reader.read(UPDATE_REQUEST) == Filtered(b"", result.closing)
+    assert len(reader._held) == 0
+
+
+def test_messages_of_the_greatest_length_pass() -> None:
+    most = encodings(*[RAW] * MOST_ENCODINGS)
+    fence = struct.pack(">B3xIB", 248, 0, MOST_FENCE_BYTES) + bytes(MOST_FENCE_BYTES)
+    expected = encodings(*[RAW] * MOST_ENCODINGS, EXTENDED_CLIPBOARD)
+    assert filtered(most, fence) == Filtered(HELLO_PASSED + expected + fence)
 
 
 def test_clipboard_text_is_dropped_without_buffering() -> None:
