@@ -17,6 +17,8 @@ from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
 # States in which a VM holds a slot.
 HELD_STATES = (*LIVE_VM_STATES, "stopping")
 
+BY_INTERFACE = "bytes by interface, of all but the loopback, those of VMs included"
+
 
 class VmSample(FrozenModel):
     """The usage of one VM; null where it could not be measured."""
@@ -45,33 +47,31 @@ class SlotCounts(FrozenModel):
 
 
 class Sample(FrozenModel):
-    """The host at one time, in percent, bytes, degrees Celsius and seconds.
-
-    disk        percent by mount
-    temperature_critical    the critical value that the sensor names
-    rx_bytes    by interface, of all but the loopback, those of VMs included; `tx_bytes` likewise
-    sessions    how many are in each state, without those that are over; `vms` likewise
-    slots       null if the database did not answer
-    unavailable what could not be measured, and why
-    """
+    """The host at one time, in percent, bytes, degrees Celsius and seconds."""
 
     # Samples that another release stored may have more fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     cpu: float | None = None
     memory: float | None = None
-    disk: dict[str, float] = Field(default={})
+    disk: dict[str, float] = Field(default={}, description="percent by mount")
     load_average: list[float] | None = None
     uptime: float | None = None
     temperature: float | None = None
-    temperature_critical: float | None = None
-    rx_bytes: dict[str, int] = Field(default={})
-    tx_bytes: dict[str, int] = Field(default={})
-    slots: SlotCounts | None = None
-    sessions: dict[str, int] = Field(default={})
-    vms: dict[str, int] = Field(default={})
+    temperature_critical: float | None = Field(
+        default=None, description="the critical value that the sensor names"
+    )
+    rx_bytes: dict[str, int] = Field(default={}, description=BY_INTERFACE)
+    tx_bytes: dict[str, int] = Field(default={}, description=BY_INTERFACE)
+    slots: SlotCounts | None = Field(
+        default=None, description="null if the database did not answer"
+    )
+    sessions: dict[str, int] = Field(default={}, description="live ones by state")
+    vms: dict[str, int] = Field(default={}, description="live ones by state")
     vm: list[VmSample] = Field(default=[])
-    unavailable: dict[str, str] = Field(default={})
+    unavailable: dict[str, str] = Field(
+        default={}, description="what could not be measured, and why"
+    )
 
 
 @dataclass(frozen=True)
