@@ -63,14 +63,14 @@ IS_LIGHT = """([selector, [x, y]]) => {
 
 
 def wait_until_gone(page: Page, colour: Colour) -> None:
-    """Wait until something else is shown."""
+    """Wait until the screen does not show this colour any more."""
     gone = f"words => !({COLOUR_COVERS})(words)"
     wanted = [SESSION_CANVAS, colour, MOST]
     page.wait_for_function(gone, arg=wanted, polling=250, timeout=PATIENCE_MS)
 
 
 def paint_in_guest(page: Page, name: str, colour: Colour, *, canvas: str = CANVAS) -> None:
-    """Click and type as somebody who sees the guest's browser, and again if nothing comes of it."""
+    """Open a page of this colour in the guest's browser by click and keys; retry if needed."""
     for attempt in range(1, TYPING_ATTEMPTS + 1):
         page.locator(canvas).click(position=ADDRESS_BAR)
         page.keyboard.type(f"data:text/html,<body bgcolor={name}>")
@@ -159,7 +159,7 @@ def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> N
 
 @pytest.fixture(scope="module")
 def vm(inv: Inv, up: dict[str, Any]) -> LocalVm:
-    """The VM of `up`: as it is in use, not under test."""
+    """The VM of `up`, started as for use, not for verification."""
     found = find(inv.settings)
     assert found is not None
     return found
@@ -196,7 +196,7 @@ def test_where_prints_same_addresses_as_up(inv: Inv, up: dict[str, Any]) -> None
     where = inv.answer("where")
     vm = ("image", "vmId", "viewer", "novnc", "vnc", "agent", "serialLog")
     addresses = (*vm, "lab", "controller", "url", "userId", "token", "dashboard")
-    # A link that works once: each call makes another.
+    # The link works once, so each call makes another.
     link = where.pop("page")
     assert link.startswith(f"{up['url']}/login?next=/#code=")
     assert link != up["page"]
@@ -259,7 +259,7 @@ def test_readme_session_commands_start_a_session(readme_session: ReadmeSession) 
 
 @pytest.fixture(scope="module")
 def service(inv: Inv, up: dict[str, Any]) -> Iterator[Operated]:
-    """The deployed host; both of its callers are the one that `up` made."""
+    """The deployed host; the user made by `up` is both its user and its admin."""
     lab = find_lab(up["lab"], inv.settings)
     assert lab is not None
     host = DeployedHost(lab, inv.settings, Project(ROOT, ROOT / "inventory" / "lab.py"), Path())
@@ -345,7 +345,7 @@ def test_second_up_changes_nothing(inv: Inv, up: dict[str, Any]) -> None:
     assert (inv.settings.state / "local/vm.json").read_text() == machine
 
 
-# The last one here: it ends the VM that the others look at.
+# The last test of this file, since it ends the VM of the others.
 def test_down_with_no_lab_keeps_the_lab(inv: Inv, up: dict[str, Any]) -> None:
     assert inv.answer("down", "--no-lab") == {"ended": True, "labEnded": False}
     where = inv.answer("where")

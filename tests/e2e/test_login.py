@@ -132,7 +132,7 @@ def page(browser: Browser, service: Operated) -> Iterator[Page]:
 
 
 def focus_first_field(page: Page) -> None:
-    """Click it on the guest's screen, which the page shows smaller than it is."""
+    """Click the first field on the guest's screen, which the page scales down."""
     canvas = page.locator(SESSION_CANVAS)
     box = canvas.bounding_box()
     assert box
@@ -169,7 +169,7 @@ def journey(
     provider: ProviderBeyondLab,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Journey]:
-    """The person's way, up to the end of the session."""
+    """Log in as a person does, and wait for the end of the session."""
     assert provider.issuer
     page.click("[data-start=testtool]")
     page.wait_for_url("**/session/*")
@@ -193,7 +193,7 @@ def journey(
 
 
 def disk_of(service: Operated, session_id: str) -> IO[bytes]:
-    """The file of a VM's disk, held open: it can be read once it is deleted too."""
+    """Open the file of a VM's disk, to read it after it was deleted."""
     vm, init = service.user.vm(session_id), init_pid(service.host.lab)
     folder = f"/var/lib/microvm/{vm['slot']}"
     (path,) = service.host.inside(f"find {folder} -name '*.qcow2'").splitlines()
@@ -225,7 +225,7 @@ def test_other_users_cannot_get_stored_credentials(service: Operated, journey: J
 
 
 def test_credentials_are_in_no_file_on_the_host(service: Operated, journey: Journey) -> None:
-    """A text that is everywhere shows that each place is looked at."""
+    """The session's id, which is in every place, proves that each place is searched."""
     service.wait_until_nothing_held()
     service.host.deploy()  # with a backup of what was before
     texts = {**journey.secrets, "session": journey.session["id"]}

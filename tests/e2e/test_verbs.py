@@ -13,7 +13,7 @@ from polydev.settings import Settings
 from tests.inv import ROOT, Inv
 
 RECIPE = ROOT / "golden" / "recipe.yaml"
-# No rights of root's but to find .venv and its Python wherever they lie.
+# No rights of root except to read the .venv and its Python in any folder.
 AS_NOBODY = (
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
@@ -28,7 +28,7 @@ def with_small_disk(mebibytes: int, folder: Path) -> Sequence[str]:
 
 
 def message(done: Completed) -> str:
-    """The one message of a verb that failed as it should, with what to do next."""
+    """Check that a verb failed with one message and a next step; return the message."""
     assert done.status == 1, done
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr.count("error: ") == 1, done.stderr
@@ -48,7 +48,7 @@ def fresh_inv(inv: Inv, tmp_path: Path) -> Inv:
 
 
 def extending_recipe(folder: Path, more: str) -> Path:
-    """A recipe of one's own upon the browser VM's."""
+    """Write a recipe that extends the browser VM's."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(f"extends: {RECIPE}\n{more}")
     return recipe

@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 AGENT = ROOT / "src/polydev/agent"
 UNITS = ROOT / "golden/agent/files/etc/systemd/system"
 HANGS_AFTER_SECONDS = 60
-# The agent is at 127.0.0.1; whoever asks from there is the guest itself.
+# The agent is at 127.0.0.1, so requests from there come from inside the guest.
 HOST = "127.0.0.2"
 REPLY = TypeAdapter(HealthReply)
 
@@ -485,7 +485,7 @@ def test_hung_systemctl_is_killed_with_its_children(
     os.mkfifo(alive)
     held = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
     desktop.systemctl(f"exec 9>{shlex.quote(str(alive))}; echo x >&9; sleep 1000; true")
-    # Without a display the agent's own watch asks no systemctl: the one ended is the one asked.
+    # Without a display the agent's own watch calls no systemctl, so only the check's call hangs.
     status, health = start_agent("--x-socket=/nowhere", "--check-timeout-seconds=0.5").health()
     assert (status, health["failing"]) == (503, ["desktop", "browser"])
     assert health["components"]["browser"]["detail"] == "systemctl did not end within 0.5 s"
@@ -714,7 +714,7 @@ def test_controller_agent_client_works_with_real_agent(
 
     async def talking() -> None:
         client = AgentClient(HANGS_AFTER_SECONDS, agent.port)
-        # The agent answers nobody who is the guest itself.
+        # The agent refuses requests from inside the guest.
         client._http._transport = httpx.AsyncHTTPTransport(local_address=HOST)
         try:
             await talk(client)
@@ -866,7 +866,7 @@ def test_agent_survives_clients_that_disconnect_early(start_agent: StartAgent) -
     for data in (b"", b"GET /he", b"GET /health HTTP/1.0\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n" * 99):
         client = agent.connect()
         client.sendall(data)
-        # Closing sends a reset at once, whatever is under way.
+        # Closing sends a reset at once, even with unsent data.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
     assert agent.health()[0] == 200

@@ -187,7 +187,7 @@ def test_login_code_is_typed_into_the_tool_terminal(guest: Guest) -> None:
     assert guest.state["status"] == "done", guest.state["detail"]
 
 
-# Asks the terminal where its cursor is: what answers is xterm, as if the user had typed it.
+# Asks the terminal for its cursor position; xterm answers as if the user had typed it.
 ASKS_ITS_TERMINAL = f"""
 stty -icanon -echo
 printf 'in a window\\033[6n'

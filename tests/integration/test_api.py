@@ -283,7 +283,7 @@ def test_next_controller_continues_sessions_and_event_streams(tmp_path: Path) ->
 
     async def scenario(host: FakeHost) -> None:
         host.hypervisor.next.append(SlowVm)
-        # Longer than the test may take: nothing may wait for a stream that goes on.
+        # Longer than the test may take, so that it fails if the end waits for an open stream.
         async with controller(host, {"drain_seconds": 10 * DEADLINE_SECONDS}) as old:
             session = await old.start()
             async with old.events(session) as events:

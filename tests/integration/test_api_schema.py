@@ -40,7 +40,7 @@ CHECKS: list[Any] = [
     response_schema_conformance,
     ignored_auth,
 ]
-# These follow what lives, and would not end.
+# These stream without end.
 FOLLOWING = ("/api/auth/session/{session_id}/events", "/api/vm/{vm_id}/console")
 
 
@@ -120,7 +120,7 @@ async def _seeded(asked: Served, hypervisor: StillHypervisor, port: int) -> Host
     )
 
 
-# The same whatever the settings are; nothing is opened for it.
+# The schema does not depend on the settings, so nothing is opened for it.
 api = schemathesis.openapi.from_dict(
     create_app(ControllerSettings(), StillHypervisor(Path())).openapi()
 )

@@ -69,7 +69,7 @@ def test_unhealthy_agent_is_named_as_cause(said: str, status: int, cause: str) -
     with served(lambda _asked: Answer(status, json.dumps(ILL).encode())) as server:
         check = look_at(Outside(said, Ports(urlsplit(server.url).port or 0, 1, 1)))
     assert (check.status, check.guest_state) == (status, None)
-    # While units are being started it may still become content.
+    # While units are being started, the agent may still become ready.
     assert check.is_settled == (said != STARTING)
     assert check.cause(None) == cause
     assert check.cause(90).startswith("not ready within 90 s, stage reached: none; ")

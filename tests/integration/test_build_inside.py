@@ -35,7 +35,7 @@ pytestmark = [
 
 BUSYBOX = Path("/bin/busybox")
 COMMANDS = ("sh", "touch", "mkdir", "ln", "rm", "cat", "readlink")
-# Named such that no machine has them; what made one by mistake is seen and put right.
+# Unusual names, so that a file made outside the image by mistake is found and removed.
 STRAY = "polydev-test-stray"
 STRAYS = [Path(folder, STRAY) for folder in ("/run", "/run/lock", "/usr/lib", "/dev", "/etc")]
 LOCK = '{"name": "app", "lockfileVersion": 3, "requires": true, "packages": {"": {"name": "app"}}}'

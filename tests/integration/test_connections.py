@@ -551,13 +551,13 @@ def test_half_open_connections_do_not_block_other_addresses(run: Run) -> None:
             peers = [await stack.enter_async_context(service.peer()) for _ in range(50)]
             for peer in peers:
                 await peer.send("GET / HT")
-            # The first ones had to go, and are told so.
+            # The oldest ones are dropped with an answer.
             for peer in peers[:30]:
                 assert (await peer.answer()).status == 503
                 assert await peer.end() == b""
             for _ in range(20):
                 assert (await service.ask(address="127.0.0.2")).status == 200
-            # The last ones are still there.
+            # The newest ones are still open.
             await peers[-1].send("TP/1.1\r\nHost: test\r\n\r\n")
             assert (await peers[-1].answer()).status == 401
         assert service.refused("too_many_connections") >= 40
@@ -663,11 +663,11 @@ def test_forwarded_headers_of_trusted_proxy_are_used(run: Run) -> None:
         for origin, status in (("198.51.100.1", 200), (evil, 429)):
             told = await service.ask(good, f"X-Forwarded-For: {origin}", path="/api/auth/sessions")
             assert told.status == status
-        # Several headers are one list.
+        # Several headers count as one list.
         lines = (f"X-Forwarded-For: {evil}", "X-Forwarded-For: 198.51.100.2")
         told = await service.ask("Authorization: Bearer bad", *lines, path="/api/auth/sessions")
         assert told.status == 401
-        # The viewer's way in counts just so.
+        # WebSocket upgrades of viewers are counted in the same way.
         async with service.peer() as peer:
             await peer.send(get(SCREEN, f"{UPGRADE}{good}\r\nX-Forwarded-For: {evil}\r\n"))
             assert (await peer.answer()).status == 101

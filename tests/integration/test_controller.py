@@ -354,7 +354,7 @@ def test_requests_on_open_connections_are_answered_after_sigterm(host: Host) -> 
             await old.tells("READY=1")
             kept, silent, half = [await Client.connect(host.port) for _ in range(3)]
             half.write(f"GET {HEALTH} HTTP/1.1\r\nHo")
-            # Accepted after the others, so all are the old one's.
+            # Answered after the others were accepted, so the old process has all of them.
             assert not (await kept.get()).closes
             old.terminate()
             await old.tells("STOPPING=1")

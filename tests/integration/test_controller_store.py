@@ -341,7 +341,7 @@ async def test_vm_of_live_session_cannot_be_released(store_url: str) -> None:
         session = await store.start_ready(user)
         with pytest.raises(VmError, match=r"cannot release VM .*: it is ready"):
             await store.vms.released(session.vm_id)
-        # As no transaction of ours would leave it.
+        # A state that no transaction of ours leaves.
         async with store.database.writing() as connection:
             await connection.execute(sa.update(tables.vms).values(state="stopping"))
         with pytest.raises(VmError, match=f"session {session.id} is using it"):
@@ -574,7 +574,7 @@ async def test_delete_ended_removes_old_sessions_and_vms(store_url: str) -> None
             assert await store.sessions.news(gone.id) == []
             with pytest.raises(SessionNotFound):
                 await store.sessions.heartbeat(gone.id)
-        # A key of theirs starts another session; one of what is left does not.
+        # The key of a deleted session starts a new one; the key of a kept session does not.
         assert (await store.start(user, "a")).id not in {old.id, *left}
         assert await store.start(user, "d") == live
 
@@ -614,7 +614,7 @@ async def test_oldest_primed_pool_vm_is_taken_first(
         assert (taken.ready_at, taken.paused_at) == (None, None)
         states = [news.data["state"] for news in await store.sessions.news(sessions[0].id)]
         assert states == ["vm_creating", "vm_starting"]
-        # Then the slot that is free, and only then what is still being made.
+        # Next comes the free slot, and last the VM that is still being primed.
         assert sessions[2].vm_id not in {drained, priming}
         assert sessions[3].vm_id == priming
         assert {each.state for each in sessions[2:]} == {"vm_creating"}

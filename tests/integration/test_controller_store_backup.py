@@ -113,7 +113,7 @@ async def test_backup_does_not_overwrite_a_file(store_url: str, tmp_path: Path) 
         ("text", "is not a backup of a database"),
         ("nothing", "cannot read .*: No such file or directory"),
         ("half", "damaged|pg_restore failed"),
-        # SQLite's start alone is a damaged copy to PostgreSQL, which takes whole ones.
+        # For PostgreSQL, which accepts SQLite backups, a bare SQLite header is a damaged one.
         ("other", "is a backup of|is damaged"),
     ],
 )
@@ -222,7 +222,7 @@ async def test_restore_of_damaged_backup_is_refused(tmp_path: Path, damage: str)
                 " VALUES ('1', 'nobody', 'n', 's', '2026-01-01')"
             )
     if damage == "an index":
-        # The table's and the index's copy of the id differ then.
+        # This makes the id in the table differ from the id in the index.
         data = file.read_bytes()
         file.write_bytes(data.replace(user.encode(), user[::-1].encode(), 1))
     with pytest.raises(BackupError, match="is damaged"):

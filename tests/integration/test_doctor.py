@@ -47,13 +47,13 @@ def test_machine_facts_with_a_kernel_to_boot(
     assert facts.packages["no-such-package"] is None
     assert facts.accelerator in ("kvm", "tcg")
     assert facts.qemu
-    # Whether something was left on this machine before is not what is looked at here.
+    # Leftovers of earlier runs on this machine do not matter here.
     names = [each.name for each in machine_findings(facts) if each.name != "leftovers"]
     assert len(names) == len(set(names)) == 7
 
 
 def test_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
-    # Whether names of the internet are known here is not the host's doing.
+    # The host cannot help it if internet names are not resolved here.
     found = {name: each for name, each in findings(deployed).items() if "resolvers" not in name}
     assert [each for each in found.values() if each.state == "problem"] == []
     assert found["polkit"].state == "ok"

@@ -64,7 +64,7 @@ class TestSamples:
             assert await samples.thin(SAMPLING, at) == 0, "thinned already"
         minutes_after = [(each - START).total_seconds() / 60 for each, _ in found]
         assert removed + len(found) == 60
-        # Older than a day: gone. Older than an hour: one a minute. The rest whole.
+        # Older than a day: deleted. Older than an hour: one a minute is kept. Newer: all are kept.
         expected = [60 * 22.0, 60 * 22 + 1.0, 60 * 23.0, 60 * 23 + 1.0, 60 * 23 + 11 / 6]
         expected += [60 * 23 + 30 + tenth / 6 for tenth in range(12)]
         expected += [60 * 24 + tenth / 6 for tenth in range(12)]

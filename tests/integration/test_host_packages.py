@@ -127,7 +127,7 @@ def test_unchanged_packages_are_copied_from_another_release(
     infos = {path.name for path in second.glob("venv/lib/python3*/site-packages/*.dist-info")}
     assert {"other-1.0.dist-info", "polydev_controller-2.0.dist-info"} <= infos
     assert "polydev_controller-1.0.dist-info" not in infos
-    # As files of their own: an edit of one release is none of the other.
+    # They are copies, not links, so an edit of one release does not change the other.
     assert file_of_other(second).stat().st_ino != file_of_other(first).stat().st_ino
     assert release_damage(second, file_sha256(second / FILES)) == []
 

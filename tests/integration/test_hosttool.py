@@ -35,7 +35,7 @@ from polydev.hosttool.zipapp import zipapp_bytes
 FIRST, SECOND = "20250130_120000-abcd0", "20250131_120000-abcd1"
 Argv = list[str | Path]
 PYTHON = "/usr/bin/python3"
-# Ends like a service: SQLite closes the database, its log with it.
+# Ends like a service, so that SQLite closes the database and its write-ahead log.
 DATABASE_USER = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
@@ -432,7 +432,7 @@ class TestDatabaseInUse:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             rows = connection.execute("SELECT text FROM notes WHERE text NOT LIKE 'x%'").fetchall()
         there = [int(row[0]) for row in rows]
-        # All that was written since the last restore, in order and without a gap.
+        # The rows written since the last restore are there, in order and without a gap.
         assert there == list(range(there[0], last + 1))
 
     def test_wal_of_killed_process_is_not_applied_to_restored_database(self, live: Path) -> None:

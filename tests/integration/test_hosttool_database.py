@@ -33,7 +33,7 @@ pytest_plugins = ["tests.databases"]
 
 PASSWORD = "correct horse"
 PROGRAM = f"""#!/bin/sh
-# Not by its arguments: other users see them.
+# Log the arguments, which other users can see, to check that they have no secret.
 tr '\\0' '\\n' </proc/self/cmdline >>{{log}}
 exec {sys.executable} -m polydev.controller "$@"
 """

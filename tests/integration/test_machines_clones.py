@@ -46,7 +46,7 @@ def test_session_gets_clone_with_receipt(tmp_path: Path) -> None:
             assert (vm.receipt["vm_id"], vm.receipt["session_id"]) == (vm.id, session.id)
             calls = [call for call in world.host.hypervisor.calls if not call.startswith("discard")]
             assert calls == ["start 2", "resume 2", "identify 2"]
-            # Its checks find the VM that it was told to be.
+            # Health checks find the identity that it was given.
             fake, asked = world.host.hypervisor.vms[2], world.host.hypervisor.vms[2].asked
 
             async def asked_again() -> bool:

@@ -285,7 +285,7 @@ def test_hopeless_vm_fails_at_once_with_its_reason(
         async with world.driving():
             reason, vm = await failed(world, session)
             assert words in reason
-            # The slot serves the next.
+            # The slot can be used by the next session.
             world.host.hypervisor.of_slot[2] = FakeVm
             other = await world.start()
             await world.until_session(other, "vm_created")
@@ -432,7 +432,7 @@ def test_vm_with_closed_browser_gets_time_to_restart_it(
             "3 health checks in a row failed: browser: polydev-browser.service"
         )
 
-    # Nobody looks.
+    # There is no viewer.
     play(worlds(tmp_path, session={"idle_seconds": 900}), scenario)
 
 

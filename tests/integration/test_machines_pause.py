@@ -79,7 +79,7 @@ def test_viewer_keeps_vm_awake(tmp_path: Path) -> None:
                 await world.sessions.watched([session.id])
                 await until_checked_again(fake)
             assert not await world.news(session, "paused")
-            # A heartbeat keeps the session, and wakes nobody.
+            # A heartbeat keeps the session alive, but does not wake the VM.
             world.clock.pass_(IDLE_SECONDS)
             await world.sessions.heartbeat(session.id)
             await until_paused(world, session)

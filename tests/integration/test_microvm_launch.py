@@ -29,7 +29,7 @@ launch.ROOT = Path(sys.argv[1])
 template_client.fetch.__defaults__ = (launch.ROOT / "templates.sock",)
 sys.exit(launch.main(["2"]))
 """
-# It greets on the socket that it was handed, and says who it is.
+# A fake QEMU that sends the QMP greeting on its inherited socket, and logs its process id.
 QEMU = """#!{python}
 import json, os, re, socket, sys
 listener = socket.socket(fileno=int(re.search(r"fd=(\\d+)", " ".join(sys.argv))[1]))

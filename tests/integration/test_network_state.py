@@ -220,7 +220,7 @@ CONSEQUENCES = (
     "slot-12: routes of the slot: unexpected: 172.16.0.0/24 dev tap0",
 )
 
-# These need the slot to be made anew. A deployment does not do that while its VM runs.
+# These need a new slot, which a deployment does not make while the slot's VM runs.
 BROKEN = {
     2: ("ip netns delete slot-2", ("slot-2: namespace: missing instead of there",)),
     3: (
@@ -423,7 +423,7 @@ class TestOlderSlot:
         path = host.tool.parent / "fewer.json"
         path.write_text(json.dumps(fewer))
         assert host.tell("network", "check", "--host", path)["differences"] == []
-        # It is the file's word that counts, not that of the host's own.
+        # The given file counts, not the host's own one.
         more = {**fewer, "slots": [*SITE.slot_numbers, 14]}
         path.write_text(json.dumps(more))
         (found,) = host.tell("network", "check", "--host", path)["differences"]

@@ -22,7 +22,7 @@ from tests.browser import chromium, run_in_browser
 from tests.oidc.provider import ACCOUNTS, CREDENTIALS, TOOL, Provider, oidc_packages, provider
 from tests.web import page_of
 
-# The browser that the tool opens: it only tells which page that is to show.
+# The browser that the tool opens: it only records the URL.
 BROWSER = '#!/bin/sh\nprintf "%s\\n" "$1" >"$HOME/page"\n'
 
 
@@ -142,7 +142,7 @@ def refresh_tokens_are_used_once(user: User) -> None:
     assert user.tool("status").status == 0
     after = user.credentials()
     assert after["refresh_token"] != before["refresh_token"]
-    # To use the old one is refused, and the provider then takes the new one for stolen too.
+    # The old token is refused, and the provider then revokes the new one as stolen, too.
     user.file.write_text(json.dumps(before))
     refused = user.tool("status")
     assert (refused.status, "invalid_grant" in refused.stderr) == (1, True)

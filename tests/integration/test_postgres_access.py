@@ -218,7 +218,7 @@ async def test_restore_in_use_does_not_deadlock_with_open_transaction(
 ) -> None:
     """The transaction has locked a session and writes news of it afterwards."""
     await migrate(supabase)
-    # Its row in the catalogue is now behind that of its news.
+    # Its row in the catalogue now comes after that of session_news.
     execute(supabase, "ALTER TABLE sessions SET (fillfactor = 99)")
     async with opened(supabase) as store:
         session = await store.start(await store.new_user())
@@ -227,7 +227,7 @@ async def test_restore_in_use_does_not_deadlock_with_open_transaction(
             await locked_session(connection, session.id)
             restoring = asyncio.create_task(restore(supabase, tmp_path / "copy", in_use=True))
             await until_lock_awaited(connection, restoring)
-            # A process that waits for so long has looked for a deadlock, and will not look again.
+            # A process that waits for so long has checked for deadlocks and does not check again.
             await asyncio.sleep(DEADLOCK_TIMEOUT_SECONDS)
             await add_news(connection, session.id, store.clock.at, "note", {})
         await restoring

@@ -96,7 +96,7 @@ except Error as error:
     sys.exit(1)
 """
 CHILD = IMPORTS + VERB
-# Reads the words of a child in each line, and answers with its status.
+# A server of child processes: reads a command line from each line, answers with its status.
 PARENT = f"""{IMPORTS}
 verb = compile({VERB!r}, "verb", "exec")
 for line in sys.stdin:

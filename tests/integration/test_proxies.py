@@ -151,7 +151,7 @@ def test_event_is_not_buffered_by_proxy(
                 client.stream("GET", path, headers=accepted) as told,
             ):
                 assert told.status_code == 200
-                # Caddy compresses no answer that begins with little.
+                # Caddy does not compress an answer whose first chunk is small.
                 is_compressed = compresses and host.proxy.program == "nginx"
                 assert (told.headers.get("content-encoding") == "gzip") == is_compressed
                 lines = told.aiter_lines()

@@ -21,7 +21,7 @@ from polydev.vm.qemu_process import Machine, start
 from tests.quickguest import VARIANTS
 from tests.quickvm import MEMORY_MIB, make_quick_image
 
-# Until a boot on a busy machine counts as dead.
+# Seconds until a boot counts as failed, for a busy machine.
 DEADLINE_SECONDS = 300.0
 POLL_SECONDS = 0.05
 UNANSWERED_SECONDS = 2.0

@@ -527,7 +527,7 @@ def test_viewer_that_floods_frames_is_closed(run: Run, frame: bytes) -> None:
                 kind, said = await viewer.frame()
             assert said
             assert int.from_bytes(said[:2], "big") == 1008
-        # The user has a budget, and not the connection; others have their own.
+        # The limit is per user, not per connection; other users have their own.
         async with raw_viewer(made, session.id) as viewer:
             viewer.writer.write(frame + EMPTY_PING)
             while (kind := (await viewer.frame())[0]) not in (CLOSE, PONG):
@@ -686,7 +686,7 @@ def test_viewers_that_answer_pings_or_read_slowly_stay(run: Run) -> None:
             for _ in range(8):
                 assert await answering.frame() == (PING, b"")
                 answering.send(PONG, b"")
-                # A little of a frame for each ping, which waits for the frame's end meanwhile.
+                # Read a little of a frame for each ping, which is sent after the frame.
                 await slow.reader.readexactly(4 * MEBIBYTE)
             answering.send(BINARY, b"hello")
             while (await answering.frame()) != (BINARY, b"hello"):

@@ -21,7 +21,7 @@ from polydev.run import OWNER, LineProcess, call, end_group, orphans, run, run_l
 
 pytestmark = pytest.mark.integration
 
-# A shell and a child of it, both with the pipe $1 open; both wait for what never comes on $2.
+# A shell and its child, both with the pipe $1 open, and both waiting on $2, which never ends.
 FAMILY = 'exec 3>"$1"; echo begun >&3; cat "$2" & echo line; cat "$2"'
 SOURCE = str(Path(polydev.__file__).parent.parent)
 TIMEOUT_SECONDS = 1.0
@@ -337,7 +337,7 @@ def test_end_of_line_process_ends_children(pipe: Pipe, never: Path) -> None:
     assert pipe.ended()
 
 
-# Starts `family` (argv[1:]) as $KIND says, says so, and waits until it is killed.
+# Starts `family` (argv[1:]) by the function $KIND, prints `started`, and waits for its kill.
 PARENT = """
 import os, sys, threading, time
 from polydev.run import call, run, run_lines, spawn
@@ -425,7 +425,7 @@ def test_detached_process_survives_its_parent(pipe: Pipe, never: Path, tmp_path:
     other.wait_for_writer()
     kill(ending)
     assert other.ended()
-    # The second guard has done its work, so the first one, which began earlier, has too.
+    # The second guard has finished, so the first one, which began earlier, has finished too.
     assert not pipe.ended(within_seconds=0)
     os.close(other.descriptor)
 

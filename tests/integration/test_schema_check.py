@@ -246,7 +246,7 @@ async def named(url: str) -> list[str]:
 async def test_manual_changes_are_reported_and_repaired_by_migration(store_url: str) -> None:
     assert await named(store_url) == []
     before = await look(store_url, schema)
-    # The second is an earlier form of the third.
+    # The second edit is part of the third.
     wanted = await edited(store_url, (each for each in MENDED if each is not MENDED[1]))
     assert await named(store_url) == wanted
     assert await migrate(store_url) == (HEAD, HEAD)

@@ -202,7 +202,7 @@ async def test_rows_altered_during_copy_are_detected_and_rolled_back(
 ) -> None:
     copy = tmp_path / "copy"
     await migrate(postgres_url)
-    # Which would drop the trigger: as if that came later.
+    # These would drop the trigger, which stands for one that is added later.
     monkeypatch.setattr(schema_check, "repair_schema", lambda _: None)
     monkeypatch.setattr(postgres_access, "close_access", lambda _: None)
     name = sa.make_url(postgres_url).database

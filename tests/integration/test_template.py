@@ -60,7 +60,7 @@ BROWSER_SECONDS = 180
 PROFILE_LOCK = "/home/browser/.config/chromium/SingletonLock"
 NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
 CLONES, AT_ONCE = int(os.environ.get("POLYDEV_CLONES", "3")), 4
-# Logs in once it is told the right code, and looks at what it has when asked for its status.
+# Logs in with the right code; as its status command it checks the stored credentials.
 TOOL = """#!/bin/sh
 if [ "$1" = status ]; then
     grep -q '"a1"' "$HOME/.tool/credentials.json" && exit
@@ -118,7 +118,7 @@ class Clone:
         names = ("random", "hostname", "machine_id", "boot_id", "secret_sha256")
         return {
             **{name: receipt[name] for name in names},
-            # Without entropy of their own, all would get what the template's kernel gave next.
+            # Without new entropy all clones would get the template's next random numbers.
             "drawn": self.inside("head -c 16 /dev/urandom | base64"),
             "tls": self.inside(f"echo {CLIENT_RANDOM} | base64 -d | python3 -I"),
         }
@@ -346,7 +346,7 @@ def test_killed_browser_of_clone_reopens_its_profile(clones: list[Clone]) -> Non
     with shell(clones[2].machine) as console:
         assert console.run(f"readlink {PROFILE_LOCK}").text.startswith("browser-vm-")
         console.run("systemctl kill --kill-whom=main --signal=KILL polydev-browser")
-        # The lock says which computer's Chromium has the profile: this one's, under its new name.
+        # The lock names the host whose Chromium uses the profile: this one, by its new name.
         own = f'case "$(readlink {PROFILE_LOCK})" in "$(hostname)"-*) true;; *) false;; esac'
         console.run(f"until {own}; do sleep 0.5; done", BROWSER_SECONDS)
 

@@ -27,7 +27,7 @@ async def rows(store: Store) -> dict[str, int]:
                 await connection.execute(sa.select(sa.func.count()).select_from(table))
             ).scalar_one()
             for table in tables.metadata.sorted_tables
-            # Endpoints of webhooks are told of the end, too; that goes in its own time.
+            # Webhook events of the end are pruned later, by age.
             if table.name not in ("slots", "webhook_events")
         }
 

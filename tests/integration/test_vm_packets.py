@@ -73,7 +73,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind((sys.argv[3], 0))
     client.sendto(sys.argv[2].encode(), (sys.argv[1], 9999))
 """
-# A reset of a connection that nobody has, so that conntrack calls it invalid.
+# A reset of an unknown connection, which conntrack calls invalid.
 RESET = """
 import socket, struct
 header = struct.pack(">HHIIBBHHH", 5555, 80, 1, 1, 5 << 4, 0x04, 0, 0, 0)

@@ -56,7 +56,7 @@ async def both_sites(
     async with foreign_site() as foreign, chromium() as browser:
         web = WebSettings(embed_origins=(foreign.url,) if may_embed else ())
         async with screens(root, packed_assets=packed_assets, web=web) as made:
-            # Its console may tell of errors: refusals are what is tested.
+            # Console errors are allowed, since these tests cause refusals.
             page = await browser.new_page()
             await page.goto(f"{own(made)}/login")
             await page.fill("#token", made.tokens["user"])

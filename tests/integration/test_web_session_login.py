@@ -72,7 +72,7 @@ def test_login_of_tool_is_followed(play: Play) -> None:
             await page.wait_for_selector("#login-button[data-state=waiting]")
             vm.login = {**vm.login, "status": "done", "url": None}
             await page.wait_for_selector("#login-button[data-state=done]")
-            # Its credentials are not handed over yet: nobody drives here.
+            # Its credentials are not handed over yet, since there is no driver.
             assert (await site.made.services.sessions.get(session.id)).state == "oauth_pending"
 
     play(scenario)

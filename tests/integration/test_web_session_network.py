@@ -22,7 +22,7 @@ from tests.web import (
 )
 from tests.wires import wires
 
-# As if the computer had slept for two minutes, and was opened again.
+# Acts as a computer that wakes after two minutes of sleep.
 SLEEP = """() => {
     const now = Date.now;
     Date.now = () => now() + 120_000;

@@ -17,7 +17,7 @@ from tests.browser import run_in_browser
 from tests.vms import IMAGE_DIGEST
 from tests.web import Play, Site, page_of, sign_in, sites, until_covered
 
-# Compressed, and without noVNC.
+# Bytes of compressed files, without noVNC's.
 MOST_BYTES = 120_000
 Scenario = Callable[[Site, Page], Awaitable[None]]
 

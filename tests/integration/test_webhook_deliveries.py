@@ -43,7 +43,7 @@ pytest_plugins = ["tests.databases"]
 
 SECRETS = {name: (f"whsec_{name * 8}",) for name in ("front", "side", "back")}
 PACE = SenderIntervals(queue=0.02, look=0.02, ending=0.1)
-# A claim of default settings and pace is over by then.
+# A claim has expired by then with default settings.
 CLAIM_OVER_SECONDS = 60
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 
@@ -162,7 +162,7 @@ async def test_hung_receiver_delays_no_other_delivery(tmp_path: Path, store_url:
                     session = await store.start_ready(await store.new_user())
                     await store.sessions.apply(session.id, "terminate")
                 await until_states(store, delivered=12)
-                # One at a time, as long as it has taken none.
+                # Deliveries are sent one at a time until the receiver has accepted one.
                 assert len(stuck.asked) == 1
                 assert await states(store, "side") == {"waiting": 12}
                 let_go.set()
@@ -187,7 +187,7 @@ async def test_gone_endpoint_gets_nothing_until_resend(
                 assert len(front.asked) == 1
                 assert (await log.list())[0].problem == GONE
 
-                # A trial that is not taken changes nothing; one that is opens it again.
+                # A refused test message changes nothing; an accepted one reopens the endpoint.
                 assert not (await deliveries.try_endpoint("front")).is_taken
                 assert await log.gone()
                 answer = Answer(200, b"thanks")

@@ -151,7 +151,7 @@ def test_sshd_settings(host: Host) -> None:
 
 
 def test_no_deployment_holds_the_host(host: Host) -> None:
-    """The way in was confirmed, and nothing is half done."""
+    """SSH access was confirmed, and no restore is pending."""
     assert host.run("systemctl is-active polydev-deadman.timer").rc != 0
     assert not host.file("/opt/polydev-ai/restore-pending.json").exists
     reach = json.loads(host.check_output("cat /opt/polydev-ai/reach.json"))

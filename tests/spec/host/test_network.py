@@ -99,12 +99,12 @@ class TestSlots:
             assert set(links) == {"lo", "tap0", "uplink"}, f"slot {number}"
             assert links["tap0"]["linkinfo"]["info_kind"] == "tun"
             assert links["tap0"]["linkinfo"]["info_data"]["type"] == "tap"
-            # Only the slot's VM speaks through it.
+            # Only the user of the slot's VM may open it.
             assert links["tap0"]["linkinfo"]["info_data"]["user"] == site.vm_user(number)
             outside = f"{site.address(number)}/{site.network.network.prefixlen}"
             assert ipv4_addresses(links["tap0"]) == ["172.16.0.1/30"]
             assert ipv4_addresses(links["uplink"]) == [outside]
-            # Its neighbours remember it over a restart of the slot.
+            # A fixed address keeps the neighbours' ARP entries valid over a restart of the slot.
             fixed = "02:00:" + IPv4Address(site.address(number)).packed.hex(":")
             assert links["uplink"]["address"] == fixed
 
@@ -135,7 +135,7 @@ class TestSlots:
     def test_slots_translate_dns_for_private_resolvers_only(
         self, site: Site, slots: dict[int, dict[str, Any]]
     ) -> None:
-        """Public ones are asked as they are; for private ones the slot translates."""
+        """Guests reach public resolvers directly, and private ones through NAT of the slot."""
         for number, slot in slots.items():
             rules = slot["rules"]
             wanted = not site.public_resolvers

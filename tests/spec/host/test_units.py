@@ -15,7 +15,7 @@ OWN_UNITS += ["microvm-slot@.service", "microvm@.service", "polydev-accelerator.
 OWN_UNITS += ["polydev-templates.service", "polydev-template.service"]
 # 0.0 is wholly confined, 10.0 not at all.
 MOST_EXPOSED = 3.0
-# Units above it: how far, and why.
+# Units above it, with their limit and the reason.
 EXPOSED = {
     # A namespace is only of use to others where it is mounted in the host's own mount
     # namespace, which rules out all settings that would give the unit one of its own. It runs
@@ -63,7 +63,7 @@ def test_target_wants_every_slot(host: Host, site: Site) -> None:
 
 
 def test_no_unit_runs_with_an_older_configuration(host: Host, site: Site) -> None:
-    """The hash in each unit's files is the one that the unit wrote down as it started."""
+    """The hash in each unit's files is the one that the unit recorded at its start."""
     script = (
         "for unit in %s; do "
         "wanted=$(systemctl cat $unit | sed -n 's/^X-Polydev-Config=//p' | tail -n 1); "
@@ -82,7 +82,7 @@ def test_no_unit_file_changed_since_it_was_read(host: Host, site: Site) -> None:
 @pytest.mark.parametrize("unit", OWN_UNITS)
 def test_unit_is_confined(host: Host, unit: str) -> None:
     most = EXPOSED.get(unit, MOST_EXPOSED)
-    # The instance of a template is never started by this question.
+    # The check does not start the instance of a template.
     name = unit.replace("@.", "@0.")
     threshold = round(most * 10)
     asked = host.run(f"systemd-analyze security --no-pager --threshold={threshold} {name}")
