@@ -20,6 +20,7 @@ from polydev.hosttool import (
 )
 from polydev.hosttool.release_files import PROGRAM
 from polydev.hosttool.release_handover import Handover
+from polydev.hosttool.restore import RestoreOptions, restore_for_deadman
 from polydev.hosttool.sqlite_database import BESIDE
 from polydev.hosttool.systemd import UnitTimeouts
 from polydev.hosttool.units import MAIN, next_unit
@@ -116,6 +117,23 @@ def test_reach_restore_completes_after_a_kill(host: Host) -> None:
     deploy(host, "2", NEW, "b" * 64)
     for _ in host.killed_everywhere(lambda: host.restore(reach=True)):
         host.restore(reach=True)
+        assert host.restore(reach=True)["changes"] == 0
+        assert host.unfinished() == []
+
+
+def test_restore_of_the_dead_man_timer_completes_after_a_kill(host: Host) -> None:
+    host.backup()
+    deploy(host, "2", NEW, "b" * 64)
+    deadman.arm(host.paths, host.systemd, FIRST, 90)
+
+    def fire() -> object:
+        return restore_for_deadman(host.paths, host.systemd, FIRST, RestoreOptions(reach=True))
+
+    for _ in host.killed_everywhere(fire):
+        fire()
+        state = deadman.status(host.paths, host.systemd)
+        assert (state["armed"], state["fired"]) == (False, True)
+        assert "outcome" in state
         assert host.restore(reach=True)["changes"] == 0
         assert host.unfinished() == []
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from polydev.controller.entities import Caller
 from polydev.controller.settings import RateLimits, SessionLimits
 from polydev.controller.store import sign_ins
 from tests.api import ApiHost, Served, api_host, problem
@@ -224,6 +225,23 @@ def test_tickets_and_keys_end_with_their_revoked_token(host: ApiHost) -> None:
         headers = {"Authorization": f"Bearer {redeemed['key']}"}
         answer = await asked.client.get(session["links"]["self"], headers=headers)
         problem(answer, 401, "not-authenticated")
+
+    host.run(scenario)
+
+
+def test_ticket_ends_with_the_jwt_that_it_was_made_with(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        tickets, session = asked.services.tickets, await asked.start()
+        at = tickets._clock()
+        ends = at + timedelta(seconds=10)
+        caller = Caller(asked.users["user"], "user", "jwt", ends)
+        made = [(await tickets.create("viewer", caller, 60, session["id"]))[0] for _ in range(2)]
+        tickets._clock = lambda: at + timedelta(seconds=9)
+        redeemed = await tickets.redeem(made[0], "viewer")
+        assert redeemed is not None
+        assert redeemed.expires_at == ends
+        tickets._clock = lambda: ends
+        assert await tickets.redeem(made[1], "viewer") is None
 
     host.run(scenario)
 
