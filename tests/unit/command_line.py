@@ -12,7 +12,7 @@ from polydev.controller.__main__ import main
 
 
 class CommandLine:
-    """A call is one process's worth of `main`. Nothing is migrated."""
+    """`main` of the controller; each call stands for a process. Nothing is migrated."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.database = folder / "controller.sqlite3"
@@ -22,14 +22,14 @@ class CommandLine:
         self._capsys = capsys
 
     def __call__(self, *words: str) -> Any:
-        """What a verb that succeeds answers."""
+        """Run a verb that must succeed; return its answer."""
         status = main([*words, "--config", str(self.config)])
         said = self._capsys.readouterr()
         assert status == 0, said.err
         return json.loads(said.out)
 
     def refused(self, *words: str) -> str:
-        """The message of a verb that fails."""
+        """Run a verb that must fail; return its message."""
         assert main([*words, "--config", str(self.config)]) == 1
         said = self._capsys.readouterr()
         assert said.out == ""

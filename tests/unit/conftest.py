@@ -15,7 +15,7 @@ from tests.unit.hosttool_host import Host, bare_host, deploy
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database to copy: it is as a migration left it."""
+    """A migrated database, for tests to copy."""
     file = tmp_path_factory.mktemp("database") / "controller.sqlite3"
     copy_migrated_database(file)
     return file
@@ -31,7 +31,7 @@ def controller(migrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
-    """Places of a host, in a folder where nothing is yet."""
+    """Paths of a host below an empty folder."""
     return Paths.below(tmp_path)
 
 

@@ -55,7 +55,7 @@ class FakeHost:
         }
 
     def commands(self, operation: Callable[..., OperationMeta], **values: Any) -> list[str]:
-        """What one operation would run; none where all is right."""
+        """Return the commands that one operation would run; none if the host is as declared."""
         operation(name="it", **values)
         return self.planned["it"]
 
@@ -78,7 +78,7 @@ def spelled(command: object) -> str:
 
 @contextmanager
 def fake_host(answers: Answers) -> Iterator[FakeHost]:
-    """While this lasts, the host that operations and facts are about."""
+    """Make operations and facts use a fake host within this block."""
     made = FakeHost(answers)
     before = [context.get() for context in CONTEXTS]
     for context, current in zip(CONTEXTS, (made.state, made.host), strict=True):

@@ -146,12 +146,12 @@ class ObedientSystemd:
             (self.paths.stamps / unit).write_text(f"{config}\n")
 
     def _known_config(self, unit: str) -> str | None:
-        """The hash in the unit's files as they were at the last reload."""
+        """Return the hash in the unit's files as of the last reload."""
         names = (unit, f"{unit}.d", template_of(unit) or unit)
         return next((self.known[name] for name in names if self.known.get(name)), None)
 
     def _read_by(self, unit: str) -> str:
-        """A hash of all that a unit knows by having read it when it came up."""
+        """Return a hash of everything that a unit read at its start."""
         folders = file_roots(self.paths, unit)
         if unit == MAIN:
             folders.append(self.paths.controller_config)
@@ -182,7 +182,7 @@ class ObedientSystemd:
 
     def run_to_end(self, unit: str, argv: Sequence[str]) -> None:
         arguments = parser().parse_args(argv[1:])
-        with suppress(Exception):  # the verb has written down what went wrong
+        with suppress(Exception):  # the verb recorded the error
             arguments.verb.run(Call(arguments, self.paths, self))
         self.active.pop(unit, None)
 
@@ -190,7 +190,7 @@ class ObedientSystemd:
         self.timers[f"{unit}.timer"] = [str(after_seconds), *argv]
 
     def seen(self) -> object:
-        """Everything about units that a restore has to bring back."""
+        """Return everything about units that a restore must bring back."""
         return (
             {unit for unit, word in self.active.items() if word == "active"},
             {*self.enabled},
@@ -207,7 +207,7 @@ FEWEST_MOMENTS = 5
 
 
 class Moments:
-    """Counts what changes the host; from the chosen moment on nothing changes it any more."""
+    """A counter of changes of the host, which raises `Killed` at the chosen one."""
 
     EVENTS = frozenset(
         {"os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
@@ -236,7 +236,7 @@ class Moments:
 
     @contextmanager
     def by_systemd(self) -> Iterator[None]:
-        """What happens now goes on whoever is killed: it is another process's work."""
+        """Run work of another process, which a kill of this one does not stop."""
         self.is_systemd = True
         try:
             yield
@@ -302,11 +302,11 @@ class Host:
         return restore.restore(self.paths, self.systemd, backup_id, RestoreOptions(reach=reach))
 
     def seen(self) -> dict[str, object]:
-        """All that a restore has to bring back."""
+        """Return everything that a restore must bring back."""
         return {"listing": list_scope(self.scope), "units": self.systemd.seen()}
 
     def killed_everywhere(self, action: Callable[[], object]) -> Iterator[int]:
-        """The host as a kill left it, for each moment of `action`; the last one ran to its end."""
+        """Yield after a kill at each step of `action`, and at last after a complete run."""
         MOMENTS.root = self.root
         was, systemd = self.root.with_name("was"), deepcopy(self.systemd)
         shutil.copytree(self.root, was, symlinks=True)
@@ -323,7 +323,7 @@ class Host:
         shutil.rmtree(was)
 
     def unfinished(self) -> list[Path]:
-        """What should not outlive a verb."""
+        """Return the files that must not remain after a verb."""
         names = (f"**/.*{UNFINISHED}", "**/.new-*", "**/.old-*")
         return [path for name in names for path in self.root.glob(name)]
 
@@ -376,7 +376,7 @@ class Host:
 
 
 def arrive(store: Path, digest: str) -> Path:
-    """An image as it lies in a store before it is taken in."""
+    """Put an uploaded image into a store, not yet added."""
     folder = store / "incoming" / digest
     folder.mkdir(parents=True)
     for name in BOOT_FILES:
@@ -390,7 +390,7 @@ def arrive(store: Path, digest: str) -> Path:
 
 
 def bare_host(root: Path) -> Host:
-    """A host with nothing on it but what its distribution brings."""
+    """Return a host with only the files of its distribution."""
     paths = Paths.below(root)
     etc = root / "etc"
     for folder in (paths.units, etc / "ssh" / "sshd_config.d", etc / "sysctl.d"):
@@ -455,7 +455,7 @@ def deploy(host: Host, config: str = "1", release: str = OLD, image: str = "a" *
 
 @dataclass(frozen=True)
 class CallWith(Call):
-    """A call of the tool whose stdin holds this document."""
+    """A call of the host tool with this document on stdin."""
 
     given: object = None
 
@@ -465,7 +465,7 @@ class CallWith(Call):
 
 
 class ToolConnection:
-    """The operator's connection to such a host: the host tool itself answers, in this process."""
+    """The operator's connection to such a host; the host tool runs in this process."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

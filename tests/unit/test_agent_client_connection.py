@@ -23,7 +23,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def ends(listener: socket.socket) -> Iterator[tuple[Stream, socket.socket]]:
-    """A check's end of a connection, and the other one."""
+    """Both ends of a connection, that of the check first."""
     with Stream(listener.getsockname(), 60) as stream:
         other, _ = listener.accept()
         with other:

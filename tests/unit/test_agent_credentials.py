@@ -112,7 +112,7 @@ def test_credentials_without_required_keys_are_not_written(tmp_path: Path) -> No
 
 
 def test_concurrent_injections_write_the_credentials_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asked first may have been killed; the tool may have used the refresh token."""
+    """The first caller may have been killed, and the tool may have used the refresh token."""
     tool = provider()
     status: list[LoginStatus] = ["none"]
     written: list[object] = []

@@ -27,7 +27,7 @@ REPLY = TypeAdapter(HealthReply)
 
 
 def units_in(state: str = "active/running", result: str = "success", **other: str) -> Units:
-    """All four units in one state, but for those given by component."""
+    """Return all four units in one state, except those given by component."""
     services = {}
     for component, unit in UNIT_OF.items():
         active, _, sub = other.get(component, state).partition("/")
@@ -37,7 +37,7 @@ def units_in(state: str = "active/running", result: str = "success", **other: st
 
 
 class Guest:
-    """A guest of plain values: what each check says, what systemctl says, what time it is."""
+    """A guest of plain values: the results of checks and systemctl, and the time."""
 
     def __init__(self, proc: Path, keep_seconds: float = 1.0) -> None:
         self.problems: dict[str, Exception] = {}
@@ -137,7 +137,7 @@ def test_browser_crash_loop_fails_the_boot_but_not_a_ready_guest(
     assert guest.health.report()["status"] == "failed"
     guest.units, guest.now = units_in(), 200.0
     assert guest.health.report()["status"] == "ready"
-    # Now it is its user who closes it, and it comes back each time.
+    # After the boot the user closes the browser, and it starts again each time.
     guest.units, guest.now = again, 300.0
     assert guest.health.report()["status"] == "starting"
 
@@ -181,7 +181,7 @@ def test_bad_results_are_not_cached(guest: Guest) -> None:
 
 
 class ObservedLock:
-    """Counts who comes to a lock before they have to wait for it."""
+    """A lock that counts its callers before they wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

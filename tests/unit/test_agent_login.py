@@ -37,7 +37,7 @@ OTHER_PAGE = "https://login.example/other?client_id=1"
 REPLY = TypeAdapter(LoginReply)
 CLAUDE_TOOL, GEMINI_TOOL = golden_provider("claude"), golden_provider("gemini")
 DEVICE_TOOL = provider("device", device_code=r"code:\s+([A-Z0-9-]+)")
-# As the tools of this image's versions write it, but for the values.
+# The output of the tools in the image's versions, with other values.
 CLAUDE = (
     "Opening browser to sign in…\r\nIf the browser didn't open, visit: "
     f"\x1b]8;;{PAGE}\x07\x1b[94m{PAGE}\x1b[39m\x1b]8;;\x07\r\nPaste code here if prompted > "
@@ -249,7 +249,7 @@ class Course:
         self.shown.append(page)
 
     def end(self, exit_code: int, status: LoginStatus = "done", detail: str = "") -> None:
-        """The tool ends, and what confirms its login says this."""
+        """End the tool; its login check gives this result."""
         self.login.end(exit_code, lambda: (status, detail))
 
     def wishes(self, *pages: str) -> None:
@@ -410,12 +410,12 @@ def test_browser_message_opens_a_page() -> None:
 
 
 class NoHealth:
-    """For routes that look at nothing but logins."""
+    """Health for routes that use logins only."""
 
 
 @pytest.fixture
 def guest(tmp_path: Path) -> AgentSettings:
-    """The settings of a guest that knows claude and codex, no login of which was started."""
+    """The settings of a guest with claude and codex, and no login started."""
     for name in ("claude", "codex"):
         write_provider(tmp_path / "providers", provider_data(name, accepts_code=name == "claude"))
     return AgentSettings(providers=f"{tmp_path}/providers", logins=f"{tmp_path}/logins")
@@ -473,7 +473,7 @@ NO_CODE: tuple[object, ...] = ({}, [], "code", None)
     ("provider", "body", "status"),
     [
         ("claude", {"code": "abc"}, 409),  # no login is waiting
-        ("codex", {"code": "abc"}, 409),  # it takes none
+        ("codex", {"code": "abc"}, 409),  # this tool takes no code
         *(("claude", {"code": code}, 400) for code in ("", "a\nb", "\x1b[A", "a" * 4097, 1)),
         *(("claude", body, 400) for body in NO_CODE),
     ],

@@ -15,7 +15,7 @@ ACCEPTED = b"\0\0\0\0"
 
 
 class ScriptedStream:
-    """A connection to a server that says its lines without listening."""
+    """A connection to a server that sends fixed bytes and ignores its input."""
 
     def __init__(self, script: bytes) -> None:
         self.name = "scripted"

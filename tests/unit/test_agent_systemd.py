@@ -63,7 +63,7 @@ def test_failed_or_start_limited_units_are_given_up() -> None:
 def test_unit_in_a_crash_loop_is_given_up_only_during_boot() -> None:
     often = units_of_show(SHOW.replace("NRestarts=3", "NRestarts=4"), WANTED)
     assert often.any_given_up(is_booting=True)
-    # Later on it may be the user who closes the browser again and again.
+    # After the boot the user may close the browser repeatedly.
     assert not often.any_given_up(is_booting=False)
     came_up = SHOW.replace("NRestarts=3", "NRestarts=9").replace("activating", "active")
     assert not units_of_show(came_up, WANTED).any_given_up(is_booting=True)

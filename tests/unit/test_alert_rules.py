@@ -44,7 +44,7 @@ START = datetime(2026, 11, 21, tzinfo=timezone.utc)
 
 
 class Watch:
-    """The rules over time: what stands, and what is pending."""
+    """The rules over time, with standing and pending alerts."""
 
     def __init__(self, limits: AlertSettings = LIMITS) -> None:
         self.limits = limits
@@ -63,7 +63,7 @@ class Watch:
         return changes
 
     def cpu(self, *values: float | None) -> list[Severity | None]:
-        """What stands after each value, ten seconds apart."""
+        """Return the standing severity after each value, ten seconds apart."""
         found = []
         for value in values:
             self.see({"cpu": [percent_observation("CPU", HOST, value, self.limits)]})
@@ -161,10 +161,10 @@ class TestPercent:
 
 
 class TestTemperature:
-    """Of a sensor whose critical value is 100 °C: a warning above 80, 5 °C of hysteresis."""
+    """A sensor with the critical value 100 °C: a warning above 80 °C, 5 °C of hysteresis."""
 
     def after(self, *readings: tuple[float | None, float | None]) -> list[Severity | None]:
-        """Return what stands after each reading, ten seconds apart."""
+        """Return the standing severity after each reading, ten seconds apart."""
         watch, found = Watch(), []
         for celsius, critical in readings:
             watch.see({"temperature": [temperature_observation(celsius, critical, LIMITS)]})
@@ -377,7 +377,7 @@ def test_certificate_expiry_severity(days: float, severity: Severity | None) -> 
     changes = watch.see(observe_certificate(START + timedelta(days=days), START))
     assert [each.severity for each in changes] == ([severity] if severity else [])
     assert all(("expired" if days <= 0 else "expires") in each.message for each in changes)
-    # A renewed one, or none any more, settles it.
+    # A renewed or removed certificate clears the alert.
     for settled in (START + timedelta(days=80), None):
         watch = Watch()
         watch.see(observe_certificate(START + timedelta(days=days), START))
@@ -538,7 +538,7 @@ def test_webhook_alert_per_endpoint_for_long_or_final_failures() -> None:
     assert "2 deliveries failed for good within a day and 3 deliveries are waiting" in message
     ((subject, severity, _),) = told(audit=Backlog(0, None, 1), front=failing(3600, 2))
     assert (subject, severity) == ("audit", "critical")
-    # What was sent again and taken is no failure any more; an endpoint that is gone has no alert.
+    # A successful resend clears the failure; a removed endpoint has no alert.
     assert told(front=failing(10), audit=Backlog(0, None, 1))[0][:2] == ("front", None)
     settings = WebhookSettings(endpoints=endpoints[:1])
     assert [each[:2] for each in told()] == [("audit", None)]

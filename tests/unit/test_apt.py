@@ -27,7 +27,7 @@ LINES = {
 
 
 class CountingApt:
-    """Answers every question with one package, and remembers the questions."""
+    """A fake apt that answers with one package and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[Sequence[object]] = []

@@ -179,7 +179,7 @@ class TestExplain:
                 GuestUnit(VNC, active="failed", sub="failed", result="start-limit-hit"),
                 "polydev-vnc.service is failed (failed, start-limit-hit)",
             ),
-            # Somebody started it, or ended it.
+            # It was started or stopped meanwhile.
             (
                 GuestUnit(
                     VNC, active="failed", sub="failed", enabled="disabled", result="exit-code"
@@ -335,7 +335,7 @@ def test_console_exists_only_on_request() -> None:
 
 
 class ServingVm(Machine):
-    """A VM without a console, whose guest has come up, as its serial console says."""
+    """A VM without a test console; its serial console shows a completed boot."""
 
     def __init__(self) -> None:
         super().__init__(config(test_console=False), pid=0)
@@ -357,13 +357,13 @@ def test_cause_without_a_guest_state_uses_the_agents_answer(status: int | None, 
     boot.reached("kernel", "init", "services")
     if status == 503:
         boot.health = {"components": {"vnc": {"ok": False, "detail": "refused"}}}
-    check = GuestCheck.__new__(GuestCheck)  # as one that has got this answer
+    check = GuestCheck.__new__(GuestCheck)  # with this answer of the agent
     check.boot, check.status, check.guest_state = boot, status, None
     assert check.cause(None) == said
 
 
 class DeadVm(Machine):
-    """A VM whose QEMU has ended and left these words."""
+    """A VM whose QEMU ended with this output."""
 
     def __init__(self, serial: str = "", said: str = "") -> None:
         super().__init__(config(test_console=False), pid=0)
@@ -409,9 +409,9 @@ def test_stages_are_reported_during_the_boot() -> None:
 
 
 class HangingVm(Machine):
-    """A VM that comes no further; a second passes each time that its CPU times are read.
+    """A VM whose boot hangs; one second passes at each reading of its CPU times.
 
-    Of each second its one thread runs and waits for so much.
+    In each second its thread runs and waits for these shares.
     """
 
     def __init__(self, ran: float, waited: float) -> None:
@@ -433,7 +433,7 @@ class HangingVm(Machine):
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits, and no guest answers."""
+    """Replace sleeps and guest checks: nothing waits, no guest answers."""
 
     def silent(ports: Ports, timeout_seconds: float) -> tuple[int, dict[str, object]]:
         raise VmError("silence")
@@ -459,7 +459,7 @@ class TestDeadline:
         vm = HangingVm(ran, waited)
         with pytest.raises(BootError, match="not ready within 60 s, stage reached: kernel"):
             wait_until_ready(Boot(vm), 60, lambda stage: None)
-        assert vm.seconds == pytest.approx(seconds, abs=10)  # the looks take some, too
+        assert vm.seconds == pytest.approx(seconds, abs=10)  # the checks take time, too
 
     def test_busy_machine_raises_machine_busy_at_the_longest_time(self) -> None:
         vm = HangingVm(0.1, 0.9)

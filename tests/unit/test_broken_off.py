@@ -49,7 +49,7 @@ def file_in(place: Path) -> Path:
     return file
 
 
-# What is worked in, and what of it may stay.
+# Each kind of work, and the files that may remain.
 WORK: dict[str, tuple[Callable[[Path], AbstractContextManager[Any]], set[str]]] = {
     "a bundle": (lambda place: atomic_folder.atomic_folder(place / "made"), set()),
     "an image that is made": (lambda place: ImageStore(place).new_incoming(), {"incoming"}),
@@ -162,7 +162,7 @@ def test_failed_write_keeps_the_existing_file(
 
 
 def test_pruned_image_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is away, or another one is in its place, by the time that the lock is had."""
+    """The image is gone or replaced by the time the lock is taken."""
     image, gone = tmp_path / "image", tmp_path / "gone"
     flock = fcntl.flock
 

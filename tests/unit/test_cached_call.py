@@ -11,7 +11,7 @@ from tests.stores import run_async
 
 
 class Question:
-    """Counts how often it is asked; answers when it is let go."""
+    """A call that counts its runs and returns once `let_go` is set."""
 
     def __init__(self) -> None:
         self.asked = 0

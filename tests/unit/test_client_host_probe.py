@@ -11,7 +11,7 @@ from polydev.controller.tls import server_context
 from tests.certificates import make_tls
 from tests.loopback import as_json, served
 
-# Units and their states, as systemctl lists those of the state that is asked for.
+# A fake systemctl that lists the units in the requested state.
 SYSTEMCTL = """#!/bin/sh
 for word; do case $word in
 --state=*) state=${word#--state=};;

@@ -12,7 +12,7 @@ from polydev.ssh import SshTarget
 
 
 def test_unreachable_host_is_reported_with_the_ssh_error() -> None:
-    with socket.socket() as closed:  # bound, and nobody listens
+    with socket.socket() as closed:  # bound, but not listening
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         target = SshTarget("b-1", "127.0.0.1", user="deploy", port=port)

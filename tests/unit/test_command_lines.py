@@ -1,7 +1,7 @@
 """Whole command lines of the programs that are started, so that no option gets lost.
 
-An option that is left out is seldom missed by a test of what comes of it: `--ignore-scripts`,
-`--require-hashes`, `-n`. So each line stands here as a person would type it.
+Tests of results rarely notice a missing option: `--ignore-scripts`,
+`--require-hashes`, `-n`. So each command line is here as a person would type it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ DEB = Deb("qemu", "1:7.2", "qemu_1%3a7.2_amd64.deb", "ab", 3)
 
 
 class Recorder:
-    """Stands for what starts programs: each succeeds; mmdebstrap knows an archive."""
+    """Replacement of `run`: every program succeeds; mmdebstrap knows an archive."""
 
     def __init__(self, folder: Path) -> None:
         self.lines: list[str] = []
@@ -377,7 +377,7 @@ def with_program(tmp_path: Path, words: str) -> None:
 
 
 PLAIN: dict[str, object] = {"check": False, "capture_output": True, "text": True}
-# Where, with what and for how long each runs, apart from its words.
+# Folder, environment and time limit of each program, apart from its arguments.
 OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
     "npm packages": (install_npm, {"cwd": "T/to"}),
     "indexes of packages": (refresh, {"timeout_seconds": 600}),
@@ -447,7 +447,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
     "QEMU's version": (lambda _: machine_checks._said(["qemu"]), {"timeout_seconds": 20}),
     "room of a host": (lambda _: rsync.free_bytes_in(TARGET, "/var"), {"check": False}),
 }
-# What it depends on is in the environment of whoever runs the tests.
+# These depend on the environment in which the tests run.
 NOT_COMPARED = {
     "packages left unfinished": ("env",),
     "the controller, asked": ("env",),

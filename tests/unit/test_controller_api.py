@@ -65,7 +65,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
     )
 
 
-# What the user, another user, an operator and an admin are answered; all others get 401.
+# Status for the user, another user, an operator and an admin; all others get 401.
 OWN = (200, 403, 200, 200)
 COMING = (202, 403, 202, 202)
 BOOTING = (409, 403, 409, 409)
@@ -167,7 +167,7 @@ def test_permissions_of_each_route(host: ApiHost, route: tuple[str, str]) -> Non
         }
         for user in asked.users.values():
             await asked.services.credentials.store(user, "claude", b"{}")
-        if path.endswith("/events"):  # else they would not end
+        if path.endswith("/events"):  # otherwise the streams would not end
             await asked.ask("DELETE", f"/api/auth/session/{session['id']}")
         answered = {}
         for caller in CALLERS:
@@ -230,7 +230,7 @@ def test_token_in_the_query_works_for_docs_and_events_only(host: ApiHost) -> Non
 
 
 def milliseconds(at: str) -> int:
-    """Since 1970, of a time as the API writes it."""
+    """Return a time of the API as milliseconds since 1970."""
     return round(datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() * 1000)
 
 
@@ -549,7 +549,7 @@ def test_a_host_without_an_image_still_serves(host: ApiHost) -> None:
 def test_number_of_queries_does_not_grow_with_a_list(host: ApiHost, path: str) -> None:
     async def scenario(asked: Served) -> None:
         async def questions(caller: str) -> tuple[int, int]:
-            """How many were put to the database, and how many things were listed."""
+            """Return the number of queries and of listed items."""
             asked_for: list[str] = []
             engine = asked.services.database.engine.sync_engine
             note = lambda *words: asked_for.append(words[2])  # noqa: E731 - its name is its whole
@@ -744,7 +744,7 @@ def test_event_stream_sends_events_until_the_service_ends(host: ApiHost) -> None
 
 
 def test_number_of_streams_per_user_is_limited(host: ApiHost) -> None:
-    """Those of events and of consoles together; each user has as many."""
+    """Event and console streams share one limit per user."""
 
     async def scenario(asked: Served) -> None:
         session, other = await asked.start(), await asked.start("other user")
@@ -821,7 +821,7 @@ def test_start_rate_limit_does_not_limit_reads(host: ApiHost) -> None:
 
 
 def test_credentials_rate_limit_does_not_limit_the_list(host: ApiHost) -> None:
-    """Each use is an entry in their log, and a webhook."""
+    """Each use adds an entry to the log and sends a webhook."""
 
     async def scenario(asked: Served) -> None:
         path = "/api/auth/credentials"

@@ -51,7 +51,7 @@ def settings(database: Path, tmp_path: Path) -> ControllerSettings:
 
 @pytest.fixture
 def app(settings: ControllerSettings, database: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    """With a migrated database, and routes that fail in each way."""
+    """The app with a migrated database, and routes that fail in each way."""
     copy_migrated_database(database)
     made = create_app(settings)
     as_operator(made, monkeypatch)
@@ -98,7 +98,7 @@ def call(
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
             answer = await client.request(method, path, headers=headers, content=content)
-        # A connection that failed ends in its thread, which tells this loop so.
+        # A failed connection ends in its thread, which notifies this loop.
         for thread in set(threading.enumerate()) - before:
             if "_connection_worker_thread" in thread.name:
                 await asyncio.to_thread(thread.join)

@@ -39,7 +39,7 @@ URL = "https://identity.test/jwks.json"
 
 
 class OneUser:
-    """The stores of users and tokens, with one of each."""
+    """Stores with one user and one token."""
 
     role: Role = "user"
 
@@ -99,12 +99,12 @@ def made_provider() -> Provider:
 
 @pytest.fixture
 def provider(made_provider: Provider) -> Provider:
-    """Its keys are dear to make."""
+    """One provider for the module: its keys are slow to make."""
     return Provider(rsa_key=made_provider.rsa_key, ec_key=made_provider.ec_key)
 
 
 def claims_of(**changes: Any) -> dict[str, Any]:
-    """Good ones, with changes; None takes one away."""
+    """Return valid claims with these changes; None removes a claim."""
     claims = {"sub": USER_ID, "exp": int(time.time()) + 60, **changes}
     return {name: value for name, value in claims.items() if value is not None}
 
@@ -235,7 +235,7 @@ def test_hs256_is_refused_without_a_secret() -> None:
 
 
 def test_public_key_cannot_sign_hs256_tokens(provider: Provider) -> None:
-    """The key that everybody has must not sign anything."""
+    """Tokens signed with the public key must be refused."""
     forged = hs256(provider.document()["keys"][0]["n"])
     assert "algorithm" in refusal(forged, identity(provider, secret=None))
     assert "signature" in refusal(forged, identity(provider))
@@ -420,7 +420,7 @@ def test_jwks_redirects_are_followed(provider: Provider) -> None:
 
 
 def attempt(made: Authenticator, token: str, peer: str | None) -> int:
-    """The status that an attempt to come in from there is answered with."""
+    """Return the status of an authentication attempt from this address."""
     try:
         asyncio.run(made.caller(f"Bearer {token}", None, peer))
     except NotAuthenticated:
@@ -432,13 +432,13 @@ def attempt(made: Authenticator, token: str, peer: str | None) -> int:
 
 def test_address_with_too_many_failures_is_rejected_with_429() -> None:
     made, here, elsewhere = identity(), "192.0.2.1", "192.0.2.2"
-    assert [attempt(made, "pdt_good", here) for _ in range(9)] == [200] * 9  # costs nothing
+    assert [attempt(made, "pdt_good", here) for _ in range(9)] == [200] * 9  # does not count
     assert [attempt(made, bad, here) for bad in ("pdt_bad", "x", "x" * 9000)] == [401] * 3
     assert attempt(made, "pdt_bad", here) == 429
     with pytest.raises(HTTPException) as refused:
         asyncio.run(made.caller("Bearer pdt_bad", None, here))
     assert int((refused.value.headers or {})["Retry-After"]) > 0
-    assert attempt(made, "pdt_good", here) == 429  # not even looked up
+    assert attempt(made, "pdt_good", here) == 429  # the token is not looked up
     assert attempt(made, "pdt_good", elsewhere) == 200
 
 

@@ -114,7 +114,7 @@ def test_ambiguous_user_name_is_refused(controller: CommandLine) -> None:
     said = controller.refused("token", "create", "--user", "Ada", "--name", "tests")
     assert all(each in said for each in ids)
     assert "there is no user 'Eve'" in controller.refused("user", "role", "Eve", "--role", "admin")
-    # What is too short to be the beginning of an id may still be a name.
+    # A text too short for the beginning of an id may still be a name.
     assert "there is no user" in controller.refused("user", "show", ids[0][:3])
 
 

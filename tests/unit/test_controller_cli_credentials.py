@@ -20,7 +20,7 @@ VARIABLE = "POLYDEV_CONTROLLER_CREDENTIALS_KEY"
 
 
 def store(url: str, key: str, count: int) -> list[str]:
-    """Users of a database who each have credentials, sealed with that key."""
+    """Add users with credentials sealed by this key; return their ids."""
 
     async def keep() -> list[str]:
         async with opened(url) as database:

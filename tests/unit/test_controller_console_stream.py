@@ -50,7 +50,7 @@ def test_tail_cuts_a_very_long_line(file: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 class SomeVms:
-    """VMs of which some are over. Each question first has the guest write what comes next; `half`
+    """VMs of which some are over. Each query first makes the guest write its next text; `half`
     is set once there were more than ten.
     """
 

@@ -59,7 +59,7 @@ async def store(asked: Served, caller: str = "user", **body: Any) -> httpx.Respo
 
 
 async def in_state(asked: Served, caller: str, state: str) -> str:
-    """The id of a session of the caller's that is in this state."""
+    """Return the id of a session of the caller in this state."""
     session = await asked.start(caller)
     services = asked.services
     await services.vms.launched(session["vmId"])
@@ -418,7 +418,7 @@ def test_log_before_an_invalid_number_is_422(host: ApiHost) -> None:
 def test_logs_do_not_contain_credentials_or_keys(
     host: ApiHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not even where libraries tell all they know."""
+    """This holds for the debug logs of libraries, too."""
 
     async def scenario(asked: Served) -> None:
         configure_logs("debug", "json")

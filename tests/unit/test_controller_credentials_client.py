@@ -47,7 +47,7 @@ def test_ensure_key_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str = "") -> list[str]:
-    """Requests to SSH, with `run`'s answers."""
+    """Replace `run` by this answer; return the command lines."""
     asked: list[str] = []
 
     def run(argv: list[str], **_options: object) -> Completed:

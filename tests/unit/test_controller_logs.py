@@ -148,7 +148,7 @@ def test_cutting_does_not_expose_part_of_a_secret(capsys: pytest.CaptureFixture[
 def test_masking_long_text_takes_linear_time(
     capsys: pytest.CaptureFixture[str], repeated: str
 ) -> None:
-    """So many lines that it would be felt as a test that does not end."""
+    """With quadratic time this test would not end."""
     configure_logs("info", "json")
     try:
         raise ValueError(repeated * 1_000_000)

@@ -75,7 +75,7 @@ def test_callers_have_separate_limits(buckets: RateLimiter) -> None:
 def test_number_of_buckets_is_bounded(
     buckets: RateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where nobody's bucket is full again, and who is refused now stays refused."""
+    """This holds even if no bucket is full again; a refused caller stays refused."""
     monkeypatch.setattr(limits, "MOST_BUCKETS", 10)
     for number in range(100):
         if number % 5 == 0:

@@ -17,7 +17,7 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="none")
 
 
 class Polls:
-    """Counts polls; `error` is what each raises, `go_on` is awaited by each."""
+    """A poll that counts its runs, awaits `go_on` and raises `error`."""
 
     def __init__(self) -> None:
         self.begun = 0

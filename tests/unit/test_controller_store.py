@@ -40,13 +40,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """What somebody does to the `which`-th session, its VM or VM of the pool."""
+    """An action on the `which`-th session, its VM or a VM of the pool."""
 
     what: str
     which: int
 
 
-# Some of them more often, so that more sessions come further.
+# Some actions are listed several times, so that more sessions progress.
 WHATS = (
     *("start", "start", "launched", "launched", "ready", "ready", "release", "release"),
     *("stage", "heartbeat", "fail", "stop", "terminate", "wait", "expire", "rescue"),
@@ -222,7 +222,7 @@ def test_url_without_a_password_sets_no_environment() -> None:
 
 
 def test_libpq_url_encodes_blanks_as_percent_20() -> None:
-    """SQLAlchemy writes them as +, which PostgreSQL's own tools take for a plus."""
+    """SQLAlchemy encodes blanks as +, which PostgreSQL's own tools read as a plus sign."""
     url = "postgresql+psycopg://me@h/data?options=-c%20search_path%3Dx&sslrootcert=/a%20b%2Bc"
     assert libpq_url(url) == (
         "postgresql://me@h/data?options=-c%20search_path%3Dx&sslrootcert=%2Fa%20b%2Bc"
@@ -232,7 +232,7 @@ def test_libpq_url_encodes_blanks_as_percent_20() -> None:
 def test_heartbeat_during_expiry_keeps_the_session(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the question for what is due and the end of the first of it."""
+    """The heartbeat comes between the query for due sessions and the first expiry."""
 
     async def story() -> None:
         async with opened(url, SLOTS, LIMITS) as store:

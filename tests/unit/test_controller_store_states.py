@@ -96,7 +96,7 @@ def test_login_moves_a_session_forward_once(state: SessionState, login: LoginSta
     for event in login_events(state, login):
         state = next_state(state, event)
     assert login_events(state, login) == ()
-    # Its credentials are handed over first; that is an event of its own.
+    # The handover of its credentials comes first and is an event of its own.
     assert state != "authenticated" or login_events("authenticated", login) == ()
     if login == "done":
         assert state != "vm_created"

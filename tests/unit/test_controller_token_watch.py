@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 60
 
 
 class SomeTokens:
-    """Tokens of which some are revoked; asked once while it is `away`, it fails."""
+    """Tokens of which some are revoked; while `away` is set, one query fails."""
 
     def __init__(self) -> None:
         self.revoked: set[str] = set()
@@ -45,7 +45,7 @@ class SomeTokens:
 
 
 class SomeSignIns:
-    """Sign-ins of which those end whose names are revoked."""
+    """Sign-ins; those named in `revoked` have ended."""
 
     def __init__(self, tokens: SomeTokens) -> None:
         self.tokens = tokens
@@ -84,7 +84,7 @@ def play(
             clock=lambda: START,
         )
         await asyncio.wait_for(asyncio.ensure_future(scenario(watch, tokens)), PATIENCE_SECONDS)
-        assert len(asyncio.all_tasks()) == 1  # nobody looks on for those who have gone
+        assert len(asyncio.all_tasks()) == 1  # no poller remains after the last user
 
     asyncio.run(run())
 
@@ -100,7 +100,7 @@ def test_watch_ends_when_the_token_expires() -> None:
             assert await late == EXPIRED
             assert not long.done()
         assert long.cancelled()
-        assert tokens.asked == []  # of what cannot be revoked nothing is asked
+        assert tokens.asked == []  # tokens that cannot be revoked are not queried
 
     play(scenario)
 
@@ -164,6 +164,6 @@ def test_watch_of_other_users_ends_with_the_operator_role(token_id: str | None) 
             assert await over == NOT_OPERATOR
             assert not own.done()
             assert not others_own.done()
-        assert users.asked[0] == {"olga"}  # of what is the caller's own nothing is asked
+        assert users.asked[0] == {"olga"}  # own sessions need no query of the role
 
     play(scenario, users)

@@ -27,7 +27,7 @@ LONG = sa.text(
 
 @uninterrupted
 class Counting:
-    """A store with a question that takes a while; `begun` is set with it."""
+    """A store with a slow query; `begun` is set when it starts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -45,7 +45,7 @@ class Counting:
 
 
 class Lost:
-    """How many connections of a database were given up."""
+    """Count the abandoned connections of a database."""
 
     def __init__(self, database: Database) -> None:
         self.count = 0

@@ -32,7 +32,7 @@ SHA = "sha256:" + "0" * 64
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout that changes."""
+    """A checkout that tests may change."""
     leave = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / PACKAGE, tmp_path / PACKAGE, ignore=leave)
     (tmp_path / LOCK).parent.mkdir()

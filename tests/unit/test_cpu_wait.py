@@ -51,7 +51,7 @@ def test_lost_time_of_ten_seconds(threads: list[tuple[float, float]], lost: floa
 
 
 def test_threads_sharing_their_own_cpu_lose_nothing() -> None:
-    """Two that never rest on the only CPU of a quiet machine; then another program joins."""
+    """Two busy threads share the only CPU of a quiet machine; then another program joins."""
     before = sample(0, (0, 0), (0, 0), cpus=1)
     assert wait_between(before, sample(10, (5, 5), (5, 5), cpus=1)) == CpuWait(10, 0)
     assert wait_between(before, sample(10, (2, 8), (3, 7), cpus=1)) == CpuWait(10, 5)
@@ -89,7 +89,7 @@ def test_wait_since_the_start_of_a_process() -> None:
         (CpuWait(90, 30), "late"),
         (CpuWait(60 * LONGEST_FACTOR - 0.1, 200), "in time"),
         (CpuWait(60 * LONGEST_FACTOR, 200), "starved"),
-        # It had all its time, but who knows what went wrong in it meanwhile.
+        # The VM had all its time, but an earlier wait may have caused the failure.
         (CpuWait(180, 120), "starved"),
         (CpuWait(110, 50), "late"),
     ],
@@ -115,7 +115,7 @@ def samples(*each: CpuSample) -> Iterator[CpuSample]:
 
 
 def test_busy_and_idle_periods_are_measured_separately() -> None:
-    """One thread waits alone for a while, then the guest rests: it lost no more meanwhile."""
+    """One thread waits for a while, then the guest is idle and loses no more time."""
     taken = samples(
         sample(0, (0, 0), (0, 0)),
         sample(10, (5, 5), (5, 5)),  # both at once: 5 lost

@@ -65,7 +65,7 @@ def system(
     )
 
 
-# The charts' script says the same of these: charts.test.mjs.
+# charts.test.mjs tests the same values in the script of the charts.
 RATES = json.loads((Path(__file__).parent / "scripts" / "rates.json").read_text())
 
 

@@ -53,7 +53,7 @@ def test_host_uses_the_same_pattern() -> None:
         ("abcd1234\n", 0, "", "abcd1234"),
         ("abcd1234\n", 0, " M a.py\n", "abcd1234-dirty"),
         ("\nabcd1234\n", 0, "", "abcd1234"),
-        ("part/\nabcd1234\n", 0, "", "0000"),  # of the repository around it
+        ("part/\nabcd1234\n", 0, "", "0000"),  # paths of the surrounding repository
         ("", 128, "", "0000"),
     ],
 )

@@ -10,7 +10,7 @@ from polydev.errors import LockHeld
 
 
 class HeldLock:
-    """A lock on a clock that passes while somebody waits; it is free from `free_at` on."""
+    """A lock that is free from `free_at` on; its clock advances while a caller waits."""
 
     def __init__(self, free_at: float) -> None:
         self.now = 0.0

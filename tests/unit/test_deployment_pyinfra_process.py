@@ -29,7 +29,7 @@ PROJECT = Project(Path("/checkout"), Path("/checkout/inventory/lab.py"))
 
 
 class Told:
-    """A process that has said all that it will ever say."""
+    """A process whose output is already complete."""
 
     def __init__(self, *events: object, stderr: str = "") -> None:
         lines = [each if isinstance(each, str) else json.dumps(each) for each in events]
@@ -71,7 +71,7 @@ def event(event: str, **fields: object) -> dict[str, object]:
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let the next process be one that has said its words."""
+    """Make the next started process this one."""
 
     def begin(process: Told) -> Told:
         @contextmanager
@@ -105,7 +105,7 @@ class TestGo:
         assert [json.loads(line) for line in log.getvalue().splitlines()] == events
 
     def test_event_is_written_to_the_log_before_it_is_shown(self, tmp_path: Path) -> None:
-        """An operator that is killed in the middle of it leaves its name."""
+        """The log names the operation even if the operator's process is killed during it."""
         started, file, seen = event("start", name="a"), tmp_path / "x.log", []
         process: Any = Told(started, event("done", changed=0))
         with file.open("w") as log:
@@ -217,7 +217,7 @@ warn(); say(event="done", changed=1)
 def test_long_stderr_does_not_block_the_deployment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A real process that writes far more to its standard error than a pipe holds."""
+    """A real process writes far more to its standard error than a pipe holds."""
     monkeypatch.setattr(Project, "argv", lambda *_: [sys.executable, "-c", NOISY])
     project = Project(tmp_path, tmp_path)
     with planned(project, "x", {}, io.StringIO(), plan_only=False) as change:

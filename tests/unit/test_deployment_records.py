@@ -32,7 +32,7 @@ BEGIN = datetime(2025, 1, 31, 12, tzinfo=timezone.utc)
 class History:
     """The history of a host, and the knowledge of a witness.
 
-    Ids and times are in no order, as if each deployment came from a machine with a wrong clock.
+    Ids and times are unordered, as if each deployment came from a machine with a wrong clock.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -237,7 +237,7 @@ class TestRollback:
     def test_id_can_be_abbreviated_if_unambiguous(self, three: History) -> None:
         first, second, third = (record.id for record in three.records)
         assert rollback_state(three.records, first[:-1]) == first
-        # Of several, those that cannot be gone back to are no choice.
+        # Deployments that no rollback can reach do not make an id ambiguous.
         one_way = history("deploy", "refused", "deploy")
         assert rollback_state(one_way.records, "2025") == one_way.records[0].id
         with pytest.raises(DeployError, match="the beginning of 2 deployments"):

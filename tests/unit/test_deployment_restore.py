@@ -73,7 +73,7 @@ class Operator:
 
 @pytest.fixture
 def slow(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The restore runs beside the operator, and waits at its database until this is set."""
+    """Run the restore in the background; it waits at the database until this event is set."""
     may_go_on = threading.Event()
     real = ControllerRestore.restore_database
     threads: list[threading.Thread] = []
@@ -95,7 +95,7 @@ def slow(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Even
 
 
 class Told(Operator):
-    """Lets the restore go on once it has been seen to wait."""
+    """An operator who releases the restore once it has reported this step."""
 
     def __init__(self, connection: Any, seen: str, then: Callable[[], object]) -> None:
         super().__init__(connection)
@@ -108,7 +108,7 @@ class Told(Operator):
 
 
 class Lossy(ToolConnection):
-    """Each of these questions is lost, before it arrives or after; `lost` counts them."""
+    """A connection that loses requests before or after they arrive; `lost` counts them."""
 
     lost = 0
 
@@ -136,7 +136,7 @@ class Lossy(ToolConnection):
 
 
 class Away(ToolConnection):
-    """No more answers once the restore has begun."""
+    """A host that answers no more once the restore has begun."""
 
     def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
         if self.host.systemd.started:

@@ -57,7 +57,7 @@ class Host:
         self.records[record.id] = record.model_dump(mode="json", by_alias=True)
 
     def write(self, document: dict[str, Any]) -> dict[str, Any]:
-        """As the host tool does it: the first write of a record gives it its number."""
+        """Write as the host tool does: the first write of a record numbers it."""
         former = self.records.get(document["id"])
         number = former["number"] if former else len(self.records) + 1
         self.records[document["id"]] = {**document, "number": number}
@@ -67,7 +67,7 @@ class Host:
         return Record.model_validate(self.records[name])
 
     def succeeded(self, *names: str) -> None:
-        """Deployments that came to a good end, one after the other."""
+        """Add succeeded deployments in this order."""
         for number, name in enumerate(names):
             self.backups[name] = self.state
             self.keep(
@@ -86,7 +86,7 @@ class Host:
 
 
 class Connection:
-    """One that works, to a host on which all is well."""
+    """A working connection to a healthy host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -127,7 +127,7 @@ class Connection:
         return {"ok": True, "checks": [check("units", True)]}
 
     def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
-        """Each restore has ended as soon as it is started."""
+        """Every restore ends at once."""
         return None
 
     def wait_until_back(self, seconds: float) -> None:
@@ -139,7 +139,7 @@ def check(name: str, ok: bool) -> dict[str, Any]:
 
 
 class SickAfterChange(Connection):
-    """The gate finds fault with the new state, and with no other."""
+    """The health gate fails for the new state only."""
 
     def health(self) -> dict[str, Any]:
         ok = self.host.state != OWN
@@ -147,14 +147,14 @@ class SickAfterChange(Connection):
 
 
 class SickHost(Connection):
-    """Whatever is done, the gate finds fault."""
+    """The health gate always fails."""
 
     def health(self) -> dict[str, Any]:
         return {"ok": False, "checks": [check("controller", False)]}
 
 
 class FullHost(Connection):
-    """No backup fits any more."""
+    """A host without space for a backup."""
 
     def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
         if verb == "backup create":
@@ -163,7 +163,7 @@ class FullHost(Connection):
 
 
 class DamagedBackup(Connection):
-    """Its backup is damaged."""
+    """A host whose backup is damaged."""
 
     def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
         if verb in ("restore-job", "backup verify"):
@@ -172,7 +172,7 @@ class DamagedBackup(Connection):
 
 
 class DeadConnection(Connection):
-    """Nothing gets through any more once the change began."""
+    """A connection that is lost for good once the change began."""
 
     is_dead = False
 
@@ -189,7 +189,7 @@ class DeadConnection(Connection):
 
 
 class DeadForAWhile(DeadConnection):
-    """It comes back when it is waited for."""
+    """A lost connection that returns when the caller waits for it."""
 
     def wait_until_back(self, seconds: float) -> None:
         Connection.wait_until_back(self, seconds)
@@ -197,7 +197,7 @@ class DeadForAWhile(DeadConnection):
 
 
 class LostDuringRestore(Connection):
-    """The restore begins, and from then on nothing gets through."""
+    """A connection that is lost for good once the restore began."""
 
     is_restoring = False
 
@@ -216,7 +216,7 @@ class LostDuringRestore(Connection):
 
 
 class LostForAWhileDuringRestore(LostDuringRestore):
-    """It comes back when the restore has long ended."""
+    """A connection that is lost during the restore and returns after it."""
 
     asked = 0
 
@@ -232,7 +232,7 @@ class LostForAWhileDuringRestore(LostDuringRestore):
 
 
 class ForgetfulHost(Connection):
-    """It takes every record but that of the success."""
+    """A host that refuses the record of a success only."""
 
     def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
         if verb == "record write" and document["status"] == "succeeded":
@@ -241,7 +241,7 @@ class ForgetfulHost(Connection):
 
 
 class UntidyHost(Connection):
-    """It fails at removing what is old."""
+    """A host whose pruning fails."""
 
     def answer(self, verb: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
         if verb.endswith("prune"):
@@ -266,7 +266,7 @@ class Lock:
 
 @dataclass
 class Bench:
-    """One transaction and all that it is given."""
+    """One transaction and its fakes."""
 
     connection: Any
     change: Transaction
@@ -291,7 +291,7 @@ class Bench:
 
 
 def in_order(calls: list[str], *wanted: str) -> None:
-    """Each of them follows the one before it, whatever else happens in between."""
+    """Assert that these calls occur in this order, with any others in between."""
     rest = iter(calls)
     missing = [call for call in wanted if call not in rest]
     assert not missing, calls
@@ -302,7 +302,7 @@ def steps() -> Steps:
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """A clock that advances only by sleeping."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -485,7 +485,7 @@ class TestFailure:
         assert isinstance(error, Unreachable)
         assert bench.host.state == FIRST
         assert bench.host.record().status == "rolled-back"
-        # The lock went with the connection, so it is taken again before anything is restored.
+        # The lock was lost with the connection, so it is taken again before the restore.
         calls = bench.host.calls
         assert len(bench.locks) == 2
         assert calls.index("unlock") < calls.index("lock", calls.index("lock") + 1)
@@ -701,7 +701,7 @@ def operator(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ope
 
 
 class Operator:
-    """The verbs, on a host that is made up."""
+    """The verbs on a fake host."""
 
     def __init__(self, bench: Bench, patch: pytest.MonkeyPatch, logs: Path) -> None:
         self.bench, self.logs = bench, logs

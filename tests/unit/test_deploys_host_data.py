@@ -25,7 +25,7 @@ from tests.unit.fake_host import fake_host
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "a" * 64
-# What systemd would take for something else, or for nothing.
+# Texts that systemd would misread or reject.
 NO_LISTEN = {
     "address or port is missing": ("4000", "0.0.0.0", "/run/x.sock", ""),
     "is not a port": (

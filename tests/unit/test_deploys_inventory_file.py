@@ -84,7 +84,7 @@ def test_duplicate_key_is_refused_with_both_lines(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("key", ["move_database", "target", "deployment_id"])
 @pytest.mark.parametrize("is_of_all", [False, True])
 def test_keys_set_by_verbs_are_refused(tmp_path: Path, key: str, *, is_of_all: bool) -> None:
-    """With `move_database` each deployment would delete the rows of a PostgreSQL."""
+    """With `move_database` each deployment would delete the rows of the database."""
     values = {} if is_of_all else {key: "replace"}
     (tmp_path / "inventory.py").write_text(f"browser_hosts = [('a', {values})]\n")
     (tmp_path / "group_data").mkdir()

@@ -176,7 +176,7 @@ TIME_OF_START = "s=$(date +%s.%6N); "
 
 
 def verbs(commands: list[str]) -> list[str]:
-    """Commands without what they do when they fail, and without the time that this needs."""
+    """Return the commands without their error handling and time stamps."""
     return [command.partition(" || ")[0].replace(TIME_OF_START, "") for command in commands]
 
 
@@ -345,7 +345,7 @@ class TestOnlyUnits:
     def test_plan_lists_all_surplus_units(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
-        # It asks for no more than the first command.
+        # Only the first command is asked for.
         self.run(faked, [])
         lines = dict.fromkeys(line for line in told() if line.startswith("- slot@"))
         assert list(lines) == [f"- slot@{number}.service: active" for number in range(2, 6)]
@@ -712,7 +712,7 @@ class TestHandover:
 
 
 class TestMove:
-    """The database goes from SQLite to PostgreSQL with what is in it, or without."""
+    """Moving the database from SQLite to PostgreSQL, with or without its rows."""
 
     URL = "postgresql+psycopg://me:horse@db.example/data"
     USABLE: ClassVar[dict[str, Any]] = {"checked": True, "occupied": []}
@@ -730,7 +730,7 @@ class TestMove:
         database.require_movable(site, url, was, {**self.USABLE, **found})
 
     def refusal(self, faked: Faked, **values: Any) -> str:
-        """What keeps the move from being planned."""
+        """Return the message of a refused move."""
         with pytest.raises((ConfigError, DeployError)) as refused:
             self.require(faked, **values)
         assert refused.value.hint

@@ -50,7 +50,7 @@ Site = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """An inventory's words for a host, with a verified image beside it."""
+    """Return an inventory's values for a host, with a verified image."""
     store = tmp_path_factory.mktemp("store")
     folder = store / "images" / DIGEST
     folder.mkdir(parents=True)
@@ -61,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @contextmanager
 def deployed(values: dict[str, Any]) -> Iterator[FakeHost]:
-    """All that would be done to a host that has nothing."""
+    """Plan everything for a host without a deployment."""
     with fake_host(DEBIAN) as host, pytest.MonkeyPatch.context() as patch:
         patch.setattr("polydev.deploys.whole_host.host_values", lambda: ("browsers", values))
         browser_host()
@@ -77,7 +77,7 @@ def plan_of(values: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def made_of(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Files and plan of a host. Most tests look at the same one, which is made once."""
+    """Return files and plan of a host; they are cached, since most tests use the same host."""
     return made_once(json.dumps(values)) if "secrets" not in values else made_anew(values)
 
 
@@ -92,7 +92,7 @@ def made_anew(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, list[st
 
 
 def unit_of(text: str) -> configparser.ConfigParser:
-    """A unit file; of a key that stands more than once, the last one."""
+    """Parse a unit file; the last value of a repeated key counts."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)
@@ -100,7 +100,7 @@ def unit_of(text: str) -> configparser.ConfigParser:
 
 
 def configs(files: dict[str, str]) -> dict[str, str]:
-    """Each unit and the hash of what it was made from."""
+    """Return the configuration hash of each unit."""
     found = {}
     for path, text in files.items():
         if match := re.search(r"^X-Polydev-Config=(.*)$", text, re.MULTILINE):
@@ -185,7 +185,7 @@ class TestWholeHost:
 
 
 class TestControllerConfigCheck:
-    """The plan asks the controller of the checkout, in a process of its own."""
+    """The plan runs the checkout's controller in a process of its own."""
 
     def test_plan_refuses_what_the_controller_would_refuse(
         self, site: Site, tmp_path: Path
@@ -230,7 +230,7 @@ class TestUnits:
             unit = unit_of(files[UNITS + name])
             assert re.fullmatch(r"[0-9a-f]{16}", config)
             if name.endswith((".target", ".path")) or name == "master-controller-next@.service":
-                continue  # these run nothing; the successor is never asked
+                continue  # these have no process; the successor's stamp is never read
             section = "Socket" if name.endswith(".socket") else "Service"
             assert f"ExecStartPre={stamp_command(config)}" in files[UNITS + name]
             assert unit.has_section(section)
@@ -441,7 +441,7 @@ class TestTemplates:
         assert holder["MemoryMax"] == "3024M"
 
     def test_template_holder_has_no_private_users(self, site: Site) -> None:
-        # In a user namespace all who ask would be the same one.
+        # In a user namespace all clients would have the same user id.
         assert "PrivateUsers" not in self.service(site, self.HOLDER)
 
     def test_no_deployment_waits_for_or_stops_the_template_maker(self, site: Site) -> None:
@@ -664,7 +664,7 @@ class TestOtherFiles:
         assert {"PermitRootLogin no", "PasswordAuthentication no"} <= set(lines)
 
     def test_sshd_settings_precede_other_files(self, site: Site) -> None:
-        """Of several values sshd takes the first, and those of a Match block before any other."""
+        """sshd uses the first of several values, and those of a Match block before any other."""
         files = files_of(site())
         (path,) = (path for path in files if path.startswith("/etc/ssh/"))
         assert Path(path).name < "01-permitrootlogin.conf" < "50-cloud-init.conf"

@@ -18,7 +18,7 @@ CUT_OFF = "rsync: connection unexpectedly closed (12 bytes received so far) [sen
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A host that takes no files; what it says of its room is a status and text."""
+    """A host that refuses files; status and text are its answer about free space."""
     room: dict[str, Any] = {}
 
     def run(argv: Sequence[str], *, check: bool = True) -> Completed:

@@ -42,7 +42,7 @@ Events = list[dict[str, Any]]
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module, in a process whose threads stay threads; pyinfra's command line patches them."""
+    """The module, without the patching of threads by pyinfra's command line."""
     logger = logging.getLogger("pyinfra")
     before = logger.handlers, logger.level, logger.propagate
     with monkeypatch.context() as patch:
@@ -313,7 +313,7 @@ def test_read_inventory_merges_values_as_pyinfra_does(runner: Any, tmp_path: Pat
 class TestProcess:
     @pytest.fixture
     def lines(self, runner: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
-        """Run it as `python -m` would; what it says, line by line."""
+        """Run it as `python -m` would; return its exit status and the parsed lines."""
         asked: list[object] = []
         monkeypatch.setattr("polydev.deploys.__main__.ctypes.CDLL", lambda _: Process(asked))
 
@@ -396,7 +396,7 @@ class TestProcess:
 
 
 class Process:
-    """The C library, where the kernel is asked to end this process with its parent."""
+    """A fake C library, which gets the request to end this process with its parent."""
 
     def __init__(self, asked: list[object]) -> None:
         self.asked = asked

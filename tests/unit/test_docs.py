@@ -26,7 +26,7 @@ PAGES = (
     "golden/README.md",
     *(f"docs/{each.name}" for each in (ROOT / "docs").glob("*.md")),
 )
-# Entries about former things use their former names.
+# Entries about earlier versions use their names.
 PRESENT_PAGES = tuple(page for page in PAGES if page != "CHANGELOG.md")
 README_LINES = 150
 # Of Linux, Caddy, and an example.

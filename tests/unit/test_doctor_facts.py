@@ -64,7 +64,7 @@ class TestMachine:
         assert found.qemu == "qemu-system-x86_64 --version"
         assert found.orphans == (orphan,)
         assert found.scratch == (Path("folder"),)
-        # Without KVM's device nothing is booted, so no kernel is needed.
+        # Without /dev/kvm no trial boot runs, so no kernel is needed.
         is_tried = kernel is not None or not device
         assert found.accelerator == ("kvm" if is_tried else None)
         place = settings.state / "accelerator.json"
@@ -112,7 +112,7 @@ def shlex_join(argv: list[str]) -> str:
 class TestHost:
     @pytest.fixture
     def nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A host on which nothing of ours is: no file, no program."""
+        """A host without any of our files and programs."""
         for name in ("HOST", "CONFIG", "DNS_CONFIG", "ACCELERATOR", "TOOL", "GOLDEN"):
             monkeypatch.setattr(host_probe, name, str(tmp_path / name))
         monkeypatch.setattr(host_probe, "FOLDERS", (str(tmp_path), str(tmp_path / "none")))

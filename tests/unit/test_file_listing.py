@@ -90,7 +90,7 @@ def test_whiteouts_and_opaque_folders_are_listed(tmp_path: Path) -> None:
 def test_listing_is_byte_identical_when_written_again(tmp_path: Path) -> None:
     entries = [entry("/a", mode=1), entry("/b")]
     write_listing(entries, tmp_path / "one")
-    # The order of keys is no content either.
+    # The order of keys does not matter either.
     write_listing([dict(reversed(each.items())) for each in entries], tmp_path / "two.gz")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two.gz").read_bytes()
     assert read_listing(tmp_path / "one") == entries

@@ -13,7 +13,7 @@ from polydev.vm.template import CLOCK_TRIES, set_clock
 
 
 def set_with_answers(folder: Path, late_answers: int) -> int:
-    """How often a guest was asked whose first answers are those of a clock that is behind."""
+    """Return how often the clock was set on a guest whose clock stays behind at first."""
     asked = 0
 
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

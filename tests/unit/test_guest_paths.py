@@ -58,7 +58,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def kernel_follow(tree: Path, path: str) -> str | int:
-    """Where the kernel gets to in a tree that it takes for the root, or its error."""
+    """Return where the kernel follows a path in a chroot of the tree, or its error."""
     libc = ctypes.CDLL(None, use_errno=True)
     how = struct.pack("QQQ", os.O_PATH, 0, RESOLVE_IN_ROOT)
     root = os.open(tree, os.O_PATH)
@@ -82,7 +82,7 @@ def test_follow_agrees_with_the_kernel(tree: Path) -> None:
         path = "/" + "/".join(parts)
         expected = kernel_follow(tree, path)
         if expected in (errno.ENOENT, errno.ENOTDIR):
-            continue  # the kernel does not say where it would have been
+            continue  # the kernel does not tell the target of a missing path
         if expected == errno.ELOOP:
             with pytest.raises(OSError, match="Too many levels"):
                 follow(path, at)
@@ -127,7 +127,7 @@ BELOW = {
 
 
 def upper(**nodes: str) -> dict[str, Node]:
-    """A tree of nodes by kind or `-> target`, with the folders above them."""
+    """Return a tree of nodes by kind or `-> target`, with their parent folders."""
     found: dict[str, Node] = {}
     for path, kind in nodes.items():
         parts = path.split("/")
@@ -146,10 +146,10 @@ def upper(**nodes: str) -> dict[str, Node]:
         ({"usr/lib/a": "file", "etc/new": "-> plain"}, {}),
         # A file or a link takes the place of a file or a link.
         ({"etc/plain": "-> other", "etc/alias": "file", "etc/loop": "file"}, {}),
-        # A link that says the same in other words.
+        # A link with another spelling of the same target.
         ({"lib": "-> /usr/lib", "var/run": "-> ../run"}, {}),
         ({"lib": "gone", "etc": "gone"}, {}),
-        # What is not there yet comes with the layer itself.
+        # The layer itself adds the missing paths.
         ({"var/lock/a": "file", "run/lock/b": "file"}, {"var/lock/a": "run/lock/a"}),
     ],
 )
@@ -195,7 +195,7 @@ def test_paths_seen_by_the_layer_are_replaced() -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path, tree: Path) -> Path:
-    """A folder outside of the tree that links of the tree lead to by their absolute path."""
+    """A folder outside of the tree, the target of absolute links in the tree."""
     machine = tmp_path / "machine"
     machine.mkdir()
     (machine / "canary.log").write_text("alive")
@@ -247,7 +247,7 @@ def test_sandbox_program_runs_known_actions_only(
 def test_root_and_mounts_are_not_removed(tree: Path, path: str) -> None:
     (tree / "dev").mkdir()
     if path == "/root":
-        remove_inside(tree, path)  # the link goes, not what it leads to
+        remove_inside(tree, path)  # this removes the link, not its target
         assert (tree / "etc/plain").exists()
         return
     with pytest.raises(LayerConflict, match="cannot be removed"):

@@ -25,7 +25,7 @@ DIGEST = "a" * 64
 
 
 class Units(RealSystemd):
-    """Every unit is active but those that are named."""
+    """systemd with every unit active except the named ones."""
 
     def __init__(self, **states: str) -> None:
         self.states_of = {name.replace("_", "-") + ".service": s for name, s in states.items()}
@@ -43,7 +43,7 @@ class Units(RealSystemd):
 
 
 class Names:
-    """A server of names in the socket's place; it answers with these bytes."""
+    """A fake socket to a DNS server that answers with these bytes."""
 
     def __init__(self, answer: bytes | Exception) -> None:
         self.answer = answer
@@ -70,7 +70,7 @@ class Names:
 
 
 class Controller:
-    """A connection to a controller that says one thing."""
+    """A connection to a controller with one fixed answer."""
 
     def __init__(self, status: int, body: str) -> None:
         self.status, self.body = status, body
@@ -135,7 +135,7 @@ class Host:
         golden_link.make_golden(digest, self.store)
 
     def look(self) -> dict[str, str]:
-        """What is wrong, by the name of its check."""
+        """Run the gate; return the details of failed checks by name."""
         patch = self.patch
         patch.setattr(slots, "HOST_FILE", self.file)
         patch.setattr(slots, "read_host", lambda: json.loads(self.file.read_bytes()))
@@ -217,7 +217,7 @@ def test_network_differences_are_reported_by_part(host: Host) -> None:
     [
         (1.0, None),
         (61.0, "61 s old"),
-        (-5.0, "-5 s old"),  # of before the machine's start
+        (-5.0, "-5 s old"),  # from before the machine's start
         (None, "none was written since the host's start"),
         ("x", "cannot be read"),
     ],
@@ -225,7 +225,7 @@ def test_network_differences_are_reported_by_part(host: Host) -> None:
 def test_silent_network_watch_is_reported(
     host: Host, monkeypatch: pytest.MonkeyPatch, age: float | str | None, found: str | None
 ) -> None:
-    """It may be there and hang, as by SIGSTOP."""
+    """The process may exist and hang, for example after SIGSTOP."""
     monkeypatch.setattr(network_state, "REPORT", host.root / "network.json")
     if age is not None:
         at = time.monotonic() - age if isinstance(age, float) else age
@@ -333,7 +333,7 @@ class TestController:
 
 class TestWaiting:
     def seconds(self, patch: pytest.MonkeyPatch, looks: list[bool]) -> Callable[[], float]:
-        """A clock that goes on as somebody sleeps; each look finds the next of these."""
+        """Install a clock that advances by sleeping, and these results of the checks."""
         clock = [0.0]
 
         def sleep(seconds: float) -> None:

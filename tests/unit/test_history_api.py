@@ -18,7 +18,7 @@ from polydev.controller.store.host_samples import PORTION
 from tests.api import ApiHost, Served, api_host
 
 PATH = "/api/admin/health/history"
-# More than one portion, so that rates and starts are followed across their border.
+# More than one portion, to test rates and starts across their boundary.
 COUNT = PORTION + 7
 
 
@@ -28,7 +28,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
 
 
 async def fill(services: Services) -> datetime:
-    """Keep samples, 10 s apart, the last one now; the time of the last."""
+    """Store samples, 10 s apart, the last one now; return the time of the last."""
     end = now()
     for number in range(COUNT):
         sample = Sample(

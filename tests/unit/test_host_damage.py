@@ -70,7 +70,7 @@ def append(path: Path) -> None:
 
 
 def edit_in_secret(path: Path) -> None:
-    """Another content of the same size, and the time of before."""
+    """Change the content of a file, but neither its size nor its time."""
     before = path.stat()
     path.write_text(path.read_text()[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -173,7 +173,7 @@ class TestImages:
 
 
 def test_release_without_a_list_needs_only_its_program(root: Path) -> None:
-    """A backup of an earlier host tool knows no sum; the program must be there all the same."""
+    """A backup of an earlier host tool has no checksum; the program must exist nevertheless."""
     place = root / "releases" / ID
     (place / "venv/bin/more").write_text("changed")
     assert release_damage(place, None) == []

@@ -212,7 +212,7 @@ class TestTemperature:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine of its own; what is an exception is raised."""
+    """Fake figures of psutil; exceptions among them are raised."""
     told: dict[str, Any] = {
         "cpu_times": CpuTimes(0, 0, 0, 0, 0),
         "cpu_count": 2,

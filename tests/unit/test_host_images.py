@@ -45,7 +45,7 @@ class TestAdd:
         self, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arrive(store, A)
-        # The lock file is empty: its name alone counts.
+        # The lock file is empty, so it needs no sync.
         with watched_disk(monkeypatch, frozenset({"in-use.lock"})) as work:
             add(A, store)
         assert work.renames == 1
@@ -200,7 +200,7 @@ class TestListing:
         assert listing(store)["images"] == [A, B]
         assert read == []
         (store / "images" / A / "vmlinux").chmod(0o600)
-        # Of an earlier host tool, which did not note it.
+        # As after an earlier host tool, which did not write checksums.
         (store / "images" / B / CHECKED).unlink()
         assert listing(store)["images"] == [A, B]
         assert sorted(read) == sorted(2 * BOOT_FILES)
@@ -260,7 +260,7 @@ class TestPrune:
     def test_prune_locks_an_image_before_its_removal(
         self, store: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A VM that starts between the look and the removal would lose its image."""
+        """Without the lock, a VM that starts before the removal would lose its image."""
         have(store, A, B)
         make_golden(B, store)
         real, refused = os.rename, []

@@ -47,7 +47,7 @@ def overview(
     pool: PoolState = FULL,
     standing: Sequence[Alert] = (),
 ) -> Overview:
-    """Return the overview of a host on which all is well but what is given."""
+    """Return the overview of a host that is healthy except for these values."""
     network = NetworkHealth(status="healthy", checks=list(checks))
     figures = SystemStatus(**{**WELL, **(system or {})})
     return overview_of(figures, network, components or {}, templates, pool, 7, standing)

@@ -71,7 +71,7 @@ class Store:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    # Of the QEMU that is installed here nothing is asked.
+    # The QEMU that is installed here is not asked.
     monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 7")
     return Store(tmp_path / "store")
 
@@ -168,7 +168,7 @@ def test_missing_template_is_reported_with_its_failure(
     report = store.now(ended=ended)
     assert report.failure == failure
     assert report.origin == Origin(A, because=f"its template could not be made: {failure}")
-    # The image before it serves on, and the failure is told all the same.
+    # The previous image still serves, and the failure is reported nevertheless.
     store.make_template(A)
     store.golden(B)
     store.build(B, **build)
@@ -204,7 +204,7 @@ def test_failure_of_another_template_is_ignored(store: Store) -> None:
 
 
 class Bus(SystemdBus):
-    """systemd, whose maker of templates is as a test says."""
+    """systemd with the template maker in the state that a test sets."""
 
     maker = UnitActivity("inactive")
 
@@ -312,7 +312,7 @@ def test_failed_build_is_recorded(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 class AgentOfAClone(AgentClient):
-    """Answers with these states, and goes on with the last one."""
+    """An agent with these states; the last one is repeated."""
 
     def __init__(self, *states: Literal["ready", "starting", "failed"]) -> None:
         super().__init__(1)
@@ -332,7 +332,7 @@ class AgentOfAClone(AgentClient):
 
 
 def cpu_of_a_clone(seconds: float) -> CpuWatch:
-    """Of one that got all the CPU time it wanted, so long at each look."""
+    """CPU times of a clone that never waited, so many seconds apart."""
     clock = count(step=seconds)
     return CpuWatch(lambda: CpuSample(next(clock), {1: ThreadTimes()}, cpus=2))
 

@@ -44,7 +44,7 @@ CONTROLLER = USUAL["passwd"][2]
 
 
 def etc(folder: Path, changed: dict[str, str] | None = None, without: str = "\0") -> Path:
-    """The tables of a host on which these lines, named by what they begin with, were changed."""
+    """Write the account files of a host with these changed lines, named by their beginnings."""
     changed = changed or {}
     for table, all_lines in USUAL.items():
         lines = [
@@ -161,7 +161,7 @@ def test_each_change_by_hand_is_found_and_set_back(
 def test_user_gets_its_former_id_back(tmp_path: Path, changed: dict[str, str], found: str) -> None:
     folder = etc(tmp_path, changed)
     with (folder / "passwd").open("a") as file:
-        file.write("+@people\n")  # a line that is no user's
+        file.write("+@people\n")  # a line without a user
     set_back(WANTED[1:], read(folder), folder)
     assert differences(WANTED[1:], folder) == []
     passwd = (folder / "passwd").read_text()
@@ -181,7 +181,7 @@ VM: dict[str, object] = {"username": "vm-2"}
 
 @pytest.fixture
 def sudoers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that have the answers of cvtsudoers in them; labs have the program itself."""
+    """Sudoers files with cvtsudoers' answers as content; labs test the real program."""
     monkeypatch.setattr(host_sudoers, "parse", lambda text: {"User_Specs": json.loads(text)})
 
 
@@ -319,7 +319,7 @@ class TestOperation:
 
 
 class TestMend:
-    """The whole way, with programs that only note what they were asked."""
+    """The complete repair, with programs that only record their arguments."""
 
     @pytest.fixture
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

@@ -29,7 +29,7 @@ from tests.unit.hosttool_host import FIRST, OLD, SECOND, THIRD, Host, bare_host,
 
 
 def refused(code: str, host: Host, backup_id: str = FIRST) -> str:
-    """The message of a restore that is refused and changes nothing."""
+    """Run a restore that must be refused without changes; return its message."""
     before, log = host.seen(), list(host.systemd.log)
     with pytest.raises(HostError) as refusal:
         host.restore(backup_id)
@@ -114,7 +114,7 @@ def test_restore_makes_the_disk_reserve_again(host: Host) -> None:
     host.restore()
     assert disk_reserve.differences(host.paths) == []
     os.truncate(host.paths.reserve, 0)
-    os.truncate(host.paths.reserve, RESERVE_BYTES)  # a hole keeps no room
+    os.truncate(host.paths.reserve, RESERVE_BYTES)  # a sparse file reserves no space
     assert disk_reserve.differences(host.paths) != []
 
 
@@ -122,7 +122,7 @@ def test_backup_of_a_socket_is_refused(host: Host) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         here = os.open(host.root / "etc/polydev", os.O_RDONLY)
         try:
-            listener.bind(f"/proc/self/fd/{here}/s")  # a path of any length
+            listener.bind(f"/proc/self/fd/{here}/s")  # this path may have any length
         finally:
             os.close(here)
         with pytest.raises(HostError, match=r"etc/polydev/s \(socket\)") as refusal:
@@ -315,7 +315,7 @@ def test_restore_undoes_any_changes_of_a_tree(
 def mess_up(tree: Path, messes: list[Mess]) -> None:
     for what, parts, number in messes:
         path = tree.joinpath(*parts)
-        with suppress(OSError):  # a file where a folder would have to be, or nothing at all
+        with suppress(OSError):  # a file in place of the parent folder, or nothing
             _mess(path, what, number)
 
 

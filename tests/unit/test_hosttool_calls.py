@@ -32,7 +32,7 @@ LIMIT_WORDS = "--start-timeout 7 --drain-timeout 8"
 
 ID = f"--id {FIRST}"
 WHO = {"id": FIRST, "owner": "ada", "purpose": "deploy"}
-# Words, the function that does the work, its arguments; Call stands for the call itself.
+# Verb, the function that does the work, its arguments; `Call` stands for the call itself.
 CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "accounts mend --host /h": ("accounts.mend", ("accounts of", HOST), {}),
     "permissions mend": ("permissions.mend", ("trees of", PATHS), {}),
@@ -106,12 +106,12 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "deadman status": ("deadman.status", (PATHS, SYSTEMD), {}),
     "listing": ("backup_scope.list_scope", ("scope",), {}),
 }
-# Whose words lead to a program of the controller; integration tests run it.
+# Verbs that start a program of the controller; integration tests run it.
 OF_DATABASE = ("controller user list", "database check", "database backup", "database restore")
 MOVE = f"database move --release {NEW} --backup {FIRST}"
 
 HOST_ALONE, SLOT_ALONE = "the host", "slot 2"
-# What a verb holds for itself alone: each that changes what a backup has, or a slot.
+# The exclusive lock of each verb that changes backed up paths or a slot.
 ALONE = {
     **dict.fromkeys(
         (
@@ -206,7 +206,7 @@ def test_verb_waits_for_the_host_lock(
     def no_lock(_: Call) -> Iterator[None]:
         yield
 
-    # What comes before: it waits for nobody.
+    # The steps before the lock do not wait.
     say_on_stdin(monkeypatch)
     for name in ("_end_by_signal", "read_backup"):
         monkeypatch.setattr(f"polydev.hosttool.database_verbs.{name}", lambda *_: None)

@@ -28,7 +28,7 @@ COPY = b"all rows"
 
 
 class Program:
-    """Says what it was asked; `fails` names the words that it refuses."""
+    """The controller's program; it records its calls and refuses those that match `fails`."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.paths = host, host.paths

@@ -19,7 +19,7 @@ from tests.unit.hosttool_host import FIRST, SECOND, Host
 
 @pytest.fixture
 def changed(host: Host) -> Host:
-    """Half-way through a deployment, an operation of which still runs."""
+    """A host during a deployment with a running operation."""
     host.backup()
     permit(host.paths, host.systemd, SECOND)
     host.systemd.active[SLICE] = "active"
@@ -108,7 +108,7 @@ class TestPermission:
     def test_command_runs_only_with_the_permission(
         self, tmp_path: Path, permitted: str | None, status: int
     ) -> None:
-        """The words after systemd-run's, run for real."""
+        """The command behind systemd-run is really run."""
         paths = Paths.below(tmp_path / "it's a root")
         if permitted is not None:
             paths.permission.parent.mkdir(parents=True)
@@ -134,7 +134,7 @@ class TestPackages:
         assert configure_packages(paths) is None
 
     def test_interrupted_dpkg_is_completed(self, tmp_path: Path) -> None:
-        """A real dpkg, with a list of packages that it had not yet merged."""
+        """A real dpkg has a package list that is not merged yet."""
         paths = Paths.below(tmp_path)
         for folder in ("updates", "info"):
             (paths.dpkg / folder).mkdir(parents=True)

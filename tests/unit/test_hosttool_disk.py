@@ -1,6 +1,6 @@
 """The host tool syncs files before it names them, and syncs the names soon after.
 
-The kill tests look at processes that end; here the machine may lose its power too.
+The kill tests end processes; these tests simulate a power cut.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def test_sync_closes_its_descriptor(tmp_path: Path) -> None:
 
 
 def changed(host: Host) -> None:
-    """A backup, and then everything as another deployment leaves it."""
+    """Make a backup, then change everything as another deployment does."""
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
 
 
 def lost(host: Host) -> None:
-    """A backup, and then nothing of what it holds, not even its folders."""
+    """Make a backup, then delete everything in its scope."""
     host.backup()
     etc = host.root / "etc" / "polydev"
     durable_files.remove(etc)
@@ -43,14 +43,14 @@ def lost(host: Host) -> None:
 
 
 def grown(host: Host) -> None:
-    """A backup of a host without a database, and then one."""
+    """Make a backup without a database, then add the database."""
     host.controller.database.unlink()
     host.backup()
     host.execute("CREATE TABLE notes (text)")
 
 
 def touched(host: Host) -> None:
-    """A backup, and then another mode of what it holds."""
+    """Make a backup, then change the modes in its scope."""
     host.backup()
     for path in (host.root / "etc" / "polydev" / "dns.conf", host.controller.database):
         path.chmod(0o666)
@@ -71,7 +71,7 @@ def another_image(host: Host) -> None:
 
 
 def nothing(host: Host) -> None:
-    """The host as it is."""
+    """Change nothing."""
 
 
 def hand_over(host: Host) -> object:
@@ -90,7 +90,7 @@ class DumpingProgram(ControllerProgram):
     """A release whose `database backup` writes a file, as the controller's user may."""
 
     def own(self, path: Path) -> None:
-        """All is this process's."""
+        """Skip the change of the owner."""
 
     def ask(
         self, *words: str, code: str = "", database_url: str | None = None
@@ -101,7 +101,7 @@ class DumpingProgram(ControllerProgram):
 
 
 def test_dump_is_synced_to_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backup itself sees to no content but what it writes."""
+    """The backup itself syncs only files that it writes."""
     folder = host.root / "backup"
     folder.mkdir()
     host.paths.home.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_verbs_sync_files_in_a_safe_order(
 ) -> None:
     prepare, verb = VERBS[name]
     prepare(host)
-    # Room that is given back may come back.
+    # The freed disk reserve may reappear.
     with watched_disk(monkeypatch, frozenset({"reserve"})) as work:
         verb(host)
     assert work.synced

@@ -77,8 +77,8 @@ def test_restore_to_an_empty_host_completes_after_a_kill(tmp_path: Path) -> None
 
 
 def test_restore_of_deleted_files_completes_after_a_kill(host: Host) -> None:
-    """A log that is left over is never beside the new file: it would be played into it. A folder
-    is there with its mode or not at all.
+    """An old journal never remains beside the new database, which would replay it. A folder
+    exists with its mode or not at all.
     """
     folder = host.root / "etc/polydev/more"
     folder.chmod(0o750)
@@ -101,7 +101,7 @@ def test_restore_of_deleted_files_completes_after_a_kill(host: Host) -> None:
 
 
 def test_restore_of_another_backup_after_a_kill(host: Host) -> None:
-    """What the killed one changed reaches its units by the next one, whichever that is."""
+    """Any next restore tells the units about the changes of the killed one."""
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
     after = host.seen()
@@ -192,7 +192,7 @@ def test_arming_the_dead_man_timer_completes_after_a_kill(host: Host) -> None:
 
 
 def test_image_add_completes_after_a_kill(host: Host) -> None:
-    """An image in the place of a damaged one is whole as soon as it is there."""
+    """An image that replaces a damaged one is complete as soon as it exists."""
     arrive(host.store, NEW_IMAGE)
     place = host.store / "images" / NEW_IMAGE
     place.mkdir()

@@ -17,7 +17,7 @@ SECONDS = 60
 
 
 class Pipe:
-    """The operator's side of it, and a clock that moves on by 50 s with each renewal."""
+    """The operator's end of the pipe, and a clock that advances 50 s with each renewal."""
 
     def __init__(self, lines: list[bytes]) -> None:
         self.reader, self._writer = os.pipe()

@@ -18,7 +18,7 @@ OTHER = 4242
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder as a deployment leaves it: root's, which others may read."""
+    """A folder as after a deployment: owned by root and readable by others."""
     top = tmp_path / "tree"
     (top / "inner").mkdir(parents=True)
     (top / "inner/file").write_text("trusted\n")
@@ -144,7 +144,7 @@ def test_private_folders_are_limited_to_their_owner(tmp_path: Path) -> None:
 
 
 def test_all_trees_are_below_the_root_of_the_host(tmp_path: Path) -> None:
-    """A host in a folder, as tests have it, says nothing of the machine around it."""
+    """The checks of a host below a folder do not read the machine's own files."""
     paths = Paths.below(tmp_path)
     assert {each.path.is_relative_to(tmp_path) for each in trees(paths)} == {True}
     (tmp_path / "etc/ssh").mkdir(parents=True)

@@ -46,7 +46,7 @@ def execute(paths: Paths, *statements: str) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Answers of the release; the last one counts, and none means no differences."""
+    """Answers of the release: the last one counts; an empty list means no differences."""
     answers: list[list[str]] = []
     monkeypatch.setattr(
         ControllerProgram, "ask", lambda *_, **__: {"differences": answers[-1] if answers else []}

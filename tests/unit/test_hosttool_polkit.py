@@ -11,7 +11,7 @@ from polydev.hosttool import polkit
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.polkit import differences, mend, rules_of_others
 
-# Its user's processes are made by the tests.
+# The tests make the processes of this user.
 HOST: dict[str, object] = {"accounts": [{"name": "polydev-controller"}, {"name": "polydev-vm-2"}]}
 RULES = "polkit-1/rules.d"
 BY_HAND = 'polkit.addRule(function(a, s) { if (s.user == "polydev-vm-3") return "yes"; });\n'
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return next(status for unit, status in said.items() if unit in argv), ""
 
     monkeypatch.setattr(polkit, "_ask", ask)
-    # A user of this machine in the place of a VM's.
+    # A user of this machine replaces the user of a VM.
     monkeypatch.setattr(polkit, "_vm_user", lambda host: "nobody" if host else None)
     return said
 

@@ -155,7 +155,7 @@ def test_unit_restarts_only_if_its_configuration_differs(host: Host) -> None:
 
 
 def knows_of(host: Host, unit: str) -> None:
-    """The host has one more unit."""
+    """Add one more unit to the host."""
     paths, units = (*host.scope.paths, host.paths.units / unit), (*host.scope.units, unit)
     host.scope = replace(host.scope, paths=tuple(sorted(paths)), units=units)
     host.unit(unit, "1")
@@ -240,7 +240,7 @@ def test_socket_restarts_while_its_service_is_stopped(host: Host) -> None:
 
 @pytest.mark.parametrize("state", ["active", "failed"])
 def test_lost_socket_is_opened_again(host: Host, state: str) -> None:
-    """The service, which had to listen by itself, would keep the address otherwise."""
+    """Otherwise the service, which listens by itself, would keep the address."""
     before = host.seen()
     host.backup()
     host.systemd.lost.add(SOCKET)
@@ -416,7 +416,7 @@ class TestDatabase:
         host.controller.database.write_bytes(broken)
         host.restore()
         assert host.rows() == ["written by 1"]
-        # The socket first: it would start the service again for the next request.
+        # The socket is first, because it would start the service again at the next request.
         assert host.systemd.log[:2] == [f"stop {SOCKET}", f"stop {MAIN}"]
         assert host.systemd.active[SOCKET] == host.systemd.active[MAIN] == "active"
 
@@ -466,7 +466,7 @@ class TestDatabase:
         assert host.rows() == ["written by 1"]
 
     def test_new_database_is_removed_once_unused(self, host: Host) -> None:
-        """As where the service used PostgreSQL until a deployment let it use SQLite."""
+        """This happens when a deployment moves the service from PostgreSQL to SQLite."""
         live = host.controller.database
         content = live.read_bytes()
         live.unlink()
@@ -502,7 +502,7 @@ class TestDatabase:
         host.execute("CREATE INDEX notes_text ON notes (text)")
         host.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         live = host.controller.database
-        # The row's and the index's copy of the text differ then.
+        # Now the text in the row differs from that in the index.
         found = live.read_bytes()
         live.write_bytes(found.replace(b"written by 1", b"written by 2", 1))
         with pytest.raises(HostError, match=r"is damaged: .*notes_text"):
@@ -522,7 +522,7 @@ class TestDatabase:
         assert folder in done[named:]
 
     def test_reach_restore_leaves_the_database_to_the_full_restore(self, host: Host) -> None:
-        """The service must still learn of a database that a restore that was killed brought."""
+        """The service must still restart for a database that a killed restore replaced."""
         host.backup()
         host.execute("INSERT INTO notes VALUES ('later')")
         host.start(MAIN)
@@ -544,7 +544,7 @@ class TestDatabase:
 
 
 def test_next_unit_stops_only_after_the_service_restarted(host: Host) -> None:
-    """A handover was killed when the new release ran beside the service, which then fell over."""
+    """A handover was killed while the new release ran beside the service, which then crashed."""
     host.backup()
     deploy(host, "1", NEW, "b" * 64)
     host.systemd.come_up(next_unit(NEW))
@@ -570,7 +570,7 @@ def test_removed_folder_is_one_change() -> None:
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_stopped_unit_has_no_stamp_after_a_restore(host: Host, is_there: bool) -> None:
-    """Else what it leaves would pass for current once it is started by another configuration."""
+    """Otherwise the old stamp would look current after a start with another configuration."""
     stamp = host.paths.stamps / FIREWALL
     host.systemd.act("stop", FIREWALL, timeout_seconds=1)
     stamp.unlink()

@@ -23,7 +23,7 @@ ALL_LINKS = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A host as a deployment leaves it, with files that undo nothing."""
+    """A deployed host with files that do not conflict."""
     for path, text in DECLARED["settings"].items():
         put(tmp_path, path.lstrip("/"), text)
     put(tmp_path, "usr/lib/sysctl.d/50-default.conf", "net.ipv4.ip_forward = 0\n-kernel.x = 1\n")
@@ -84,7 +84,7 @@ def test_conflicting_line_is_commented_out(root: Path, name: str, line: str) -> 
 
 
 def test_link_in_the_folder_is_followed(root: Path) -> None:
-    """As Debian has /etc/sysctl.conf."""
+    """Debian links /etc/sysctl.conf like this."""
     put(root, "etc/sysctl.conf", "net.ipv4.ip_forward=0\n")
     (root / "etc/sysctl.d/99-sysctl.conf").symlink_to("../sysctl.conf")
     assert differences(DECLARED, root) == ["- /etc/sysctl.d/99-sysctl.conf: net.ipv4.ip_forward=0"]

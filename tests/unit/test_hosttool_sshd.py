@@ -93,7 +93,7 @@ def test_unreadable_sshd_configuration_is_a_difference(
 def test_sshd_that_cannot_run_is_a_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (said,) = sshd.differences(DECLARED, tmp_path)  # an empty tree, and so without a daemon
+    (said,) = sshd.differences(DECLARED, tmp_path)  # an empty tree has no daemon
     assert said.startswith("- sshd: chroot: ")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert sshd.differences(DECLARED, tmp_path) == [

@@ -30,7 +30,7 @@ def placed(path: Path, data: bytes = SECRET, mode: str = "640") -> Upload:
 
 
 def begin(command: str) -> subprocess.Popen[bytes]:
-    """A shell of its own group, whose umask would let everybody read."""
+    """Start the script in its own process group, with a umask that lets everybody read."""
     return subprocess.Popen(
         ["sh", "-c", f"umask 0; exec sh -c {shlex.quote(command)}"],
         stdin=subprocess.PIPE,
@@ -53,7 +53,7 @@ def await_that(condition: Callable[[], bool]) -> None:
 
 
 def half_sent(path: Path) -> subprocess.Popen[bytes]:
-    """A shell that has begun to write, and waits for the rest."""
+    """Start an upload that waits for the second half."""
     wanted = placed(path)
     process = begin(wanted.command)
     send(process, wanted.input[: len(wanted.input) // 2])

@@ -107,7 +107,7 @@ class TestLock:
         assert held.document["expires"] in refusal.value.message
         assert refusal.value.hint is not None
         assert "./inv unlock" in refusal.value.hint
-        # A hint for somebody who moves a database must not lead to a deployment without its rows.
+        # A hint during a database move must not suggest a deployment that loses its rows.
         assert "./inv deploy" not in refusal.value.hint
         assert deployment_lock.show(paths) == {"lock": held.document, "held": True}
         held.let_go(is_done=True)
@@ -306,7 +306,7 @@ class TestUnits:
         assert is_outdated(paths, "a.socket", [paths.units / "a.socket"])
         put(paths.stamps / "a.service", "2\n")
         assert not is_outdated(paths, "a.service", [paths.units / "a.service"])
-        # Without a hash in its files, changed files say so; a stamp is of an earlier one.
+        # Without a hash in its files, only changed files make the unit outdated.
         put(paths.units / "b.service", "[Unit]\n")
         put(paths.stamps / "b.service", "2\n")
         assert not is_outdated(paths, "b.service", [])
@@ -396,7 +396,7 @@ class TestCommandLine:
 
 
 def test_no_function_imports_polydev_modules() -> None:
-    """A restore may put another version of the tool in the place of the file that runs."""
+    """A restore may replace the running tool's file by another version."""
     later = []
     for path in Path(hosttool.__file__).parent.glob("*.py"):
         for node in ast.parse(path.read_text()).body:
@@ -431,7 +431,7 @@ def test_packed_file_is_reproducible(tmp_path: Path) -> None:
 
 
 class TestEndingTheLockHolder:
-    """The signals that a holder of the lock gets, one after the other."""
+    """The signals that the holder of the lock gets, in order."""
 
     def ended_by(
         self, monkeypatch: pytest.MonkeyPatch, *, ends: bool, is_there: bool = True
@@ -461,7 +461,7 @@ class TestEndingTheLockHolder:
 def test_lock_hold_prints_at_once_that_it_has_the_lock(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for the line must not wait for a buffer; and an old lock is for the next to see."""
+    """The line must be flushed at once; the next holder must see a lock that was not released."""
     said: list[str] = []
 
     class Stdout(io.StringIO):

@@ -43,7 +43,7 @@ def test_slot_of_a_running_vm_is_not_reloaded(host: Host) -> None:
     host.restore()
     assert not [line for line in host.systemd.log if SLOT in line]
     assert f"reload-or-restart {FIREWALL}" in host.systemd.log
-    # It is not forgotten: the next deployment sees that the slot runs with something else.
+    # The stamp stays, so the next deployment sees that the slot has another configuration.
     assert (host.paths.stamps / SLOT).read_text() == "2\n"
 
 

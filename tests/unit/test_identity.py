@@ -34,7 +34,7 @@ IDENTITY = new_identity("0d9c6e1a-VM", "s-9")
 
 
 class PlainGuest(Guest):
-    """Takes an identity without the machine on which the tests run: files below a folder only."""
+    """A guest that applies an identity to files below a folder only."""
 
     def take(self, words: Mapping[str, str], received_at: float) -> dict[str, str]:
         names = ("vm", "session", "hostname", "machine_id", "boot_id", "secret", "time")
@@ -45,7 +45,7 @@ class PlainGuest(Guest):
 
 
 def receipt(**changes: str | None) -> bytes:
-    """The guest's line for IDENTITY, with some words changed or, if None, left out."""
+    """Return the guest's receipt for IDENTITY with these changes; None omits a key."""
     line = answer(PlainGuest(), identity_line(IDENTITY, 1234.5).decode(), 0.0)
     words: dict[str, str | None] = {**words_of(line), **changes}
     shown = [f"{name}={value}" for name, value in words.items() if value is not None]
@@ -215,7 +215,7 @@ def test_identity_repr_has_no_secret() -> None:
 
 
 def test_service_requests_sigio_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a host that connects in between would not be heard."""
+    """Otherwise a connection between the read and the request would be missed."""
     calls: list[object] = []
 
     def read(*_: object) -> bytes:

@@ -74,7 +74,7 @@ def test_other_build_errors_are_raised_unchanged(tmp_path: Path, error: Exceptio
 
 
 class TestRun:
-    """The course of a build, with nothing that is really made."""
+    """The steps of a build with fake layers and images."""
 
     @pytest.fixture
     def builder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -28,7 +28,7 @@ SPECS = [
 
 
 def add(store: ImageStore, seed: str, age_days: int, *, packages: list[Package]) -> ImageRecord:
-    """An image with a report, without files that a VM boots from."""
+    """Add an image with a report, but without boot files."""
     made = record_of(seed, FIRST - timedelta(days=age_days)).model_copy(
         update={
             "packages": packages,
@@ -63,7 +63,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
 
 
 def told(host: ApiHost, *paths: str, status: int = 200) -> list[Any]:
-    """The answers to an operator."""
+    """Return the answers to an operator's requests."""
     answers: list[Any] = []
 
     async def scenario(asked: Served) -> None:

@@ -21,7 +21,7 @@ def console(
 
 @task
 def sessions(_context: Context, json: bool = False) -> None:
-    """Takes nothing."""
+    """Accept no arguments."""
 
 
 @task
@@ -30,7 +30,7 @@ def deployments(_context: Context, id: str = "", host: str = "") -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, str]:
-    """Standard output, the error and the hint."""
+    """Return standard output, the error and the hint."""
     program = Verbs(namespace=Collection(console, sessions), binary="./inv")
     with pytest.raises(SystemExit) as ended:
         program.run(["inv", *words])

@@ -165,7 +165,7 @@ class TestRecord:
 
 
 def places(suite: str, targets: str) -> list[str]:
-    """The package sources of a suite, without what they are signed by."""
+    """Return the package sources of a suite without the keyring."""
     return [line.split(" ", 2)[2] for line in package_sources(suite, targets)]
 
 

@@ -1,6 +1,6 @@
 """The order of steps that make, start, save, reset and end a lab, and the locks they hold.
 
-What starts and ends containers is stood in for; tests/integration/test_lab.py has real ones.
+Functions that start and end containers are fakes; tests/integration/test_lab.py has real ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MADE = ["lock machine", "files", *STARTED[1:]]
 
 
 class Machine:
-    """Remembers what is done with labs; the lab runs where `runs` says so."""
+    """A record of actions on labs; `runs` tells whether the lab runs."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(store=folder / "s", cache=folder / "cache", state=folder)
@@ -39,7 +39,7 @@ class Machine:
         self.link_is_of: str | None = None
 
     def lab(self) -> Lab:
-        """A lab that was made before and is powered off."""
+        """Make a lab that is powered off."""
         made = Lab(
             name=NAME,
             folder=self.folder,
@@ -99,7 +99,7 @@ def up(machine: Machine) -> object:
     return lifecycle.up(NAME, machine.settings, Steps())
 
 
-# Words, whether there is a lab, whether it runs, what happens while its lock is held.
+# Name, action, whether a lab exists and runs, and the steps while its lock is held.
 COURSES: list[tuple[str, Callable[[Machine], object], bool, bool, list[str]]] = [
     ("up of none", up, False, False, MADE),
     ("up of one powered off", up, True, False, STARTED),

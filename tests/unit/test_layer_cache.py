@@ -38,7 +38,7 @@ def test_apt_installs_into_the_tree_only(tmp_path: Path) -> None:
 
 
 class Building:
-    """A layer of one file, made without apt and mounts; `log` has what is done, in order."""
+    """A layer of one file, made without apt and mounts; `log` records the steps."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []

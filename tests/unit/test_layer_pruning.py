@@ -17,7 +17,7 @@ from tests.images import add_image
 
 
 def store_with(folder: Path, *layers: str) -> ImageStore:
-    """A store with one image, which is made of these layers."""
+    """Make a store with one image of these layers."""
     store = ImageStore(folder)
     record = add_image(store, folder.name)
     entries = [LayerEntry(name=layer, id=layer, seconds=None) for layer in layers]
@@ -43,7 +43,7 @@ def test_layers_of_other_stores_are_kept(cache: Path, tmp_path: Path) -> None:
     assert prune_cache(cache, mine, dry_run=True) == (["nobodys"], 0)
     assert prune_cache(cache, mine) == (["nobodys"], 0)
     assert layers_in(cache) == ["mine", "shared", "theirs"]
-    # A store that nothing was built for, not even one with a folder.
+    # A store without builds, whose folder does not exist.
     assert prune_cache(cache, ImageStore(tmp_path / "new")) == ([], 0)
 
 

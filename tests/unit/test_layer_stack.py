@@ -22,7 +22,7 @@ def entry(path: str, kind: str = "file") -> dict[str, Any]:
 
 @pytest.fixture
 def below() -> Stack:
-    """A layer that was seen, and one that was not."""
+    """Two layers below a third, whose build saw only the first."""
     stack = Stack()
     folders = [entry("/opt", "dir"), entry("/opt/app", "dir"), entry("/opt/other", "dir")]
     folders += [entry("/srv", "dir"), entry("/srv/empty", "dir")]
@@ -42,7 +42,7 @@ def test_replaced_folder_hides_files_known_to_its_layer(below: Stack) -> None:
 
 def test_replaced_folder_reveals_files_unknown_to_its_layer(below: Stack) -> None:
     assert _revealed({"srv"}, below, seen(below)) == {"srv"}
-    # An empty folder is nobody's loss.
+    # Hiding an empty folder loses nothing.
     assert _revealed({"opt/other"}, below, seen(below)) == frozenset()
     assert _revealed(set(), below, seen(below)) == frozenset()
 
@@ -62,7 +62,7 @@ def folder(path: str, mode: int, owner: int, mtime: int) -> dict[str, Any]:
 
 
 def test_parent_folders_keep_their_state_from_below(tmp_path: Path) -> None:
-    """A link led a layer's files elsewhere: the folders there keep what the image gave them."""
+    """If a link redirects a layer's files, the folders there keep the attributes of the image."""
     source, to = tmp_path / "source", tmp_path / "to"
     (source / "own").mkdir(parents=True)
     (source / "own").chmod(0o750)

@@ -54,7 +54,7 @@ NEEDS = {
 
 
 class PinnedArchive(Archive):
-    """Has each package in the version that it is told, and no file of any."""
+    """An archive with given package versions and without files."""
 
     def __init__(self, versions: dict[str, str]) -> None:
         super().__init__(Path("/nowhere"), "bookworm", "amd64")
@@ -77,7 +77,7 @@ class PinnedArchive(Archive):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkout with the recipe above and all that it names."""
+    """A checkout with the recipe above and its files."""
     folder = tmp_path / "checkout"
     texts = {
         "recipe.yaml": RECIPE,
@@ -151,7 +151,7 @@ def test_same_inputs_give_the_same_ids(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "changed"),
     [
-        # What is made inside the layers below changes with them; what brings files does not.
+        # Layers built inside those below change with them; layers of files alone do not.
         (replace_in("base/etc/hostname", "guest", "host"), {"base", "desktop", "agent"}),
         (in_recipe('files: base, run: ["true"]', "files: base"), {"base", "desktop", "agent"}),
         (in_recipe("enable: [vnc.service]", "disable: [vnc.service]"), {"desktop", "agent"}),
@@ -171,7 +171,7 @@ def test_same_inputs_give_the_same_ids(folder: Path, tmp_path: Path) -> None:
         (in_recipe("modules: [virtio_net]", "modules: [virtio_console]"), {"kernel"}),
         (in_recipe("exclude: [/usr/share/doc/*]", ""), set(NAMES) - {"kernel"}),
         (in_recipe("source_date_epoch: 1000", "source_date_epoch: 1001"), set(NAMES)),
-        # These are inputs of the image, or of nothing.
+        # These are inputs of the image, or not used.
         (in_recipe("cmdline: [quiet]", "cmdline: [debug]"), set()),
         (in_recipe("free_space_mib: 16", "free_space_mib: 32"), set()),
         (replace_in("agent/notes.txt", "not", "never"), set()),
@@ -303,7 +303,7 @@ def test_removed_layer_is_renamed_before_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = tmp_path / "0123-web"
-    for left in (tmp_path / ".0123-web.gone", layer):  # the first by a removal that was killed
+    for left in (tmp_path / ".0123-web.gone", layer):  # the first is left by a killed removal
         (left / "tree").mkdir(parents=True)
         (left / "tree" / "file").write_text("x")
     with watched_disk(monkeypatch) as work:

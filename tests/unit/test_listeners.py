@@ -76,7 +76,7 @@ def test_overlapping_listen_addresses(one: str, other: str, expected: bool) -> N
         (Listener("0.0.0.0", 4000, 9, "python3", next_unit("x")), False),
         (STRANGER, True),
         (Listener("127.0.0.1", 4001, 12, "nginx", "nginx.service"), False),
-        # A socket of systemd's, but of another unit: our own is elsewhere.
+        # A socket of systemd, but of another unit; ours has another address.
         (Listener("127.0.0.1", 4000, 1, "systemd", "init.scope"), True),
     ],
 )

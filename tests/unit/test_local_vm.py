@@ -53,7 +53,7 @@ def test_running_vm_is_kept(
     answers: list[int | VmError],
     keeps: bool,
 ) -> None:
-    """The VM waits for a CPU for this share of the time; each answer comes at its limit."""
+    """The VM waits for a CPU for this share of the time; each answer takes its time limit."""
     settings = Settings(
         store=tmp_path / "store", cache=tmp_path / "cache", state=tmp_path / "state"
     )

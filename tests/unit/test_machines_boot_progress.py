@@ -84,7 +84,7 @@ def test_number_of_failed_units_is_limited() -> None:
 def test_new_stages_are_returned_once_and_in_order() -> None:
     vm = replace(VM, stage="network", timings={"kernel": 1.0, "network": 2.0})
     assert new_stages(vm, {"services", "init", "network", "none"}) == ["init", "services"]
-    # That a VM is ready is for its agent to say.
+    # Only the agent reports that a VM is ready.
     assert new_stages(vm, {"ready", "kernel"}) == []
 
 
@@ -198,7 +198,7 @@ def test_leader_lock_file_is_beside_a_sqlite_database(monkeypatch: pytest.Monkey
     assert leader_lock_file(file) == Path("/var/lib/x/lead.lock")
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     assert leader_lock_file(server) == Path("/var/lib/vms/lead.lock")
-    # As systemd sets it: the VMs' folder is root's on a host.
+    # systemd sets this; on a host the VMs' folder belongs to root.
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/service:/var/lib/other")
     assert leader_lock_file(server) == Path("/var/lib/service/lead.lock")
     assert leader_lock_file(file) == Path("/var/lib/x/lead.lock")

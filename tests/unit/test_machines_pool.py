@@ -17,7 +17,7 @@ POOL = PoolSettings(size=2, spare_slots=1, least_free_memory_mib=1000)
 
 
 def held(words: str) -> list[Vm]:
-    """VMs by words: `primed`, `old` (of another template), `priming`, or a session's state."""
+    """Return VMs: `primed`, `old` (of another template), `priming`, or a session's state."""
     kinds: dict[str, dict[str, Any]] = {
         "primed": {"pooled": True, "template": "new"},
         "old": {"pooled": True, "template": "old"},

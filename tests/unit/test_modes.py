@@ -34,7 +34,7 @@ def mode(path: Path) -> int:
 
 @pytest.fixture(autouse=True)
 def usual_umask() -> Iterator[None]:
-    before = os.umask(0)  # what is given is what a file gets
+    before = os.umask(0)  # the given mode is the final mode
     yield
     os.umask(before)
 
@@ -99,7 +99,7 @@ def test_existing_link_is_replaced_and_not_followed(write: Any, tmp_path: Path) 
 
 def of_backup(host: Host) -> list[Path]:
     kept = host.backup()
-    return [kept.folder / "files", kept.folder.parent]  # nobody else gets to what is between
+    return [kept.folder / "files", kept.folder.parent]  # the outer folder protects those between
 
 
 def of_files_in_backup(host: Host) -> list[Path]:

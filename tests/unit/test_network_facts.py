@@ -356,7 +356,7 @@ def test_changed_port_flag_is_found(flag: str) -> None:
         ("disabled", UP, UP, ["up but disabled"]),
         ("blocking", UP, UP, ["up but blocking"]),
         ("disabled", ["UP"], UP, []),  # without a carrier
-        ("disabled", UP, [], []),  # the bridge tells of itself
+        ("disabled", UP, [], []),  # the bridge has its own difference
         ("learning", UP, UP, []),
         ("forwarding", [], UP, ["down"]),
     ],
@@ -439,7 +439,7 @@ def test_rule_to_an_unrelated_table_is_ignored() -> None:
     assert bridge_facts.rules_before_main(HOST, live) == []
     live.routes.append({"dst": "default", "dev": "eth0", "table": "77"})
     assert bridge_facts.rules_before_main(HOST, live) == [live.policy[1]]
-    # After the main table it decides on nothing.
+    # A rule after the main table has no effect.
     live.policy.append(live.policy.pop(1))
     assert bridge_facts.rules_before_main(HOST, live) == []
 

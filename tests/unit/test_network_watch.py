@@ -110,9 +110,9 @@ class TestAlerts:
         ]
 
     def test_open_isolation_is_reported_within_30_s(self) -> None:
-        """It is compared, then sampled, and then counts without having lasted."""
+        """The network is compared, then sampled; the alert does not need to last."""
         assert "vm_isolation" not in LASTING
-        # The rest is for the comparison itself and for the message.
+        # The other 10 s are for the comparison and the message.
         assert network_state.EVERY_SECONDS + Sampling().every_seconds <= 20
 
     def test_no_differences_clear_standing_alerts(self) -> None:

@@ -66,12 +66,12 @@ def test_install_uses_the_lock_file(project: Path, monkeypatch: pytest.MonkeyPat
         assert (cwd / "package-lock.json").read_text() == "package-lock.json"
         assert (cwd / "package.json").read_text() == "package.json"
         (cwd / "node_modules").mkdir(exist_ok=True)
-        # It has the times of this build.
+        # The file has the times of this build.
         (cwd / "node_modules/.package-lock.json").touch()
         on_line("added 7 packages")
 
     monkeypatch.setattr(polydev.npm, "run_lines", ci)
-    for _ in range(2):  # in a folder that is there already, too
+    for _ in range(2):  # the folder may exist already
         guest_npm.install(project, to, step)  # type: ignore[arg-type]
         assert list((to / "node_modules").iterdir()) == []
     assert step.said[:2] == ["fetching npm packages", "added 7 packages"]

@@ -69,7 +69,7 @@ PROJECT = Project(Path("/nowhere"), Path("/nowhere/inventory.py"))
 
 
 class Lock:
-    """A lock that is always to be had, from a host whose clock is off by so much."""
+    """A lock that is always free, on a host with this clock offset."""
 
     def __init__(self, offset_seconds: float) -> None:
         self.clock_offset_seconds = offset_seconds
@@ -121,7 +121,7 @@ class Operators:
         patch.setattr(transaction, "HostLock", lambda *_, **__: Lock(self.offset_seconds))
 
     def at(self, time: datetime) -> None:
-        """From now on the operator's clock says this, in the checkout of another commit."""
+        """Set the operator's clock, in the checkout of another commit."""
         commit = next(self.commits)
         self.patch.setattr(
             host_actions,
@@ -140,7 +140,7 @@ class Operators:
         return host_actions.rollback(PROJECT, self.described, to, self.steps, self.logs)
 
     def records(self) -> list[Record]:
-        """As `./inv deployments` shows them."""
+        """Return the records as `./inv deployments` shows them."""
         with host_actions.connected(self.described) as connection:
             return newest_first(history.records_of(connection))
 
@@ -247,7 +247,7 @@ class TestOperators:
         assert current is not None
         assert current["id"] == current_state(operators.records()) == before.id
         assert operators.records()[0].id == back.id
-        # And it stays so for what is done later.
+        # Later deployments keep this order.
         after = operators.deploy(third + 2 * MINUTE)
         assert (after.previous, current_state(operators.records())) == (before.id, after.id)
 
@@ -275,7 +275,7 @@ class TestOperators:
 
 
 def forget_numbers(host: Host) -> None:
-    """All that is there, as an earlier version made it."""
+    """Remove the numbers, as if an earlier version had made the records."""
     for folder in host.paths.backups.iterdir():
         manifest = read_json(folder / backup_manifest.MANIFEST)
         assert manifest is not None
@@ -405,7 +405,7 @@ class TestWarnings:
 
 
 class TestLock:
-    """Neither clock says how long a lock or the dead-man's timer lasts."""
+    """The duration of locks and of the dead-man timer depends on neither wall clock."""
 
     @pytest.mark.parametrize("jump", [HOUR, -HOUR])
     def test_lock_survives_a_jump_of_the_host_clock(

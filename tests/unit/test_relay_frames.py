@@ -28,12 +28,12 @@ def reader() -> FrameReader:
 
 
 def sent(*frames: Frame) -> bytes:
-    """As a viewer sends them."""
+    """Serialize frames as a viewer does."""
     return b"".join(frame.serialize(mask=True) for frame in frames)
 
 
 def seen(data: bytes) -> list[Frame]:
-    """As a viewer reads them."""
+    """Parse frames as a viewer does."""
     client = ClientProtocol(parse_uri("ws://localhost"), state=OPEN, max_size=None)
     assert client.side is Side.CLIENT
     client.receive_data(data)

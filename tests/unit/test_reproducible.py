@@ -1,4 +1,4 @@
-"""A layer's tree in a temporary folder, freed of what would differ between two builds."""
+"""Removal of differences between two builds from a layer's tree."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def bom() -> dict[str, Any]:
 
 
 def test_is_valid_cyclonedx() -> None:
-    # Without its schema's repetition: a failure would print all of it.
+    # A fault contains the whole schema, so only its beginning is shown.
     fault = JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom_json(RECORD, "bookworm"))
     assert fault is None, str(fault)[:400]
 

@@ -41,7 +41,7 @@ def chain(rules: str, table: str, name: str) -> list[str]:
 
 
 def test_guest_network_is_the_same_for_template_and_clone() -> None:
-    """Where a template boots and where its clones run on."""
+    """A template boots in one network, its clones run in others."""
     assert slots.TAP == template_maker.TAP
     assert f"link set tap0 address {GATEWAY_MAC}" in inside_of(slot_of(2, HOST))
 
@@ -194,7 +194,7 @@ class TestRules:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """A host with no slot yet; every program that would be run."""
+    """A host without slots; the list of commands that would run."""
     file = tmp_path / "host.json"
     file.write_text(json.dumps(HOST))
     namespaces = tmp_path / "netns"

@@ -66,7 +66,7 @@ def test_command_arguments_are_quoted(words: list[str]) -> None:
 
 
 def resolved(target: SshTarget, config: Path) -> dict[str, str]:
-    """Return ssh's own reading of the words and of its configuration."""
+    """Return the options that ssh itself derives from arguments and configuration."""
     config.touch()
     words = [word for word in target.options() if word != "none"]
     done = run(["ssh", "-G", "-F", config, *words, target.destination])
@@ -123,7 +123,7 @@ class TestSshConfiguration:
 class TestRsync:
     @pytest.fixture
     def asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """What rsync runs in the place of ssh: it writes down its words."""
+        """A program in place of ssh that records its arguments."""
         program, words = tmp_path / "ssh", tmp_path / "words"
         program.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >{words}\nexit 1\n")
         program.chmod(0o755)

@@ -49,7 +49,7 @@ def add(
 
 
 def promoted(store: ImageStore, *seeds: str) -> list[str]:
-    """Digests of fresh, verified images that were promoted in this order."""
+    """Add and promote verified images in this order; return their digests."""
     digests = [add(store, seed, verified=True).digest for seed in seeds]
     for digest in digests:
         store.promote(digest)
@@ -57,7 +57,7 @@ def promoted(store: ImageStore, *seeds: str) -> list[str]:
 
 
 def golden(store: ImageStore) -> str:
-    """The digest by way of the link alone."""
+    """Return the digest that the golden link points to."""
     return store.golden_link.resolve(strict=True).parent.name
 
 

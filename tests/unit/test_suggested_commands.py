@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 TAKES = {name: frozenset(verb.args) for name, verb in VERBS.items()}
 CHOSEN = {"inventory": "inventory/production.py", "host": "b-1"}
 SAME = "--inventory inventory/production.py --host b-1"
-# Written as ./inv VERB, with a verb that the program fills in, or with Invoke's own options.
+# Commands whose verb is filled in at run time, or Invoke's own options.
 NAMED = re.compile(r"\./inv ([a-z]+(?:\.[a-z]+)?)(?![\w.]*\w)")
 
 

@@ -25,7 +25,7 @@ UNIT = "microvm@2.service"
 
 
 class Units(SystemdBus):
-    """systemd that does as it is told; `ends` says how the next job does."""
+    """A systemd whose jobs succeed; `ends` holds the results of the next jobs."""
 
     def __init__(self) -> None:
         self.states: dict[str, UnitActivity] = {}

@@ -21,7 +21,7 @@ IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": Tru
 
 
 class Monitor:
-    """A QMP client that notes what it is told; migrations go through `statuses`."""
+    """A QMP client that records commands; migrations go through `statuses`."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
@@ -110,7 +110,7 @@ def test_failed_migration_is_reported(status: str, monitor: Monitor, tmp_path: P
 
 
 class Guest:
-    """A guest whose clock is off by `errors`, one after the other as it is set."""
+    """A guest whose clock has these `errors`, one after each setting."""
 
     def __init__(self, *errors: float) -> None:
         self.errors = list(errors)
@@ -151,7 +151,7 @@ def test_a_clock_is_set_until_it_is_right(
 
 
 def samples(*shares: float) -> list[CpuSample]:
-    """A VM that used these shares of a CPU, one span after the other."""
+    """Return samples of a VM that used these shares of a CPU in consecutive spans."""
     ran, found = 0.0, [CpuSample(0.0, {1: ThreadTimes()}, 1)]
     for number, share in enumerate(shares, 1):
         ran += share
@@ -161,7 +161,7 @@ def samples(*shares: float) -> list[CpuSample]:
 
 class TestSettle:
     def spans(self, monkeypatch: pytest.MonkeyPatch, *shares: float) -> int:
-        """How many spans are waited for."""
+        """Return the number of spans that `settle` waits for."""
         slept: list[float] = []
         left = samples(*shares)
         monkeypatch.setattr(time, "sleep", slept.append)

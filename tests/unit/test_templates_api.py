@@ -28,7 +28,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
 
 
 def told(host: ApiHost, report: TemplatesReport | None, *, templates: bool = True) -> Any:
-    """The answer to an admin, on a host with this report."""
+    """Return the answer to an admin, on a host with this report."""
     if report is not None:
         host.hypervisor.report = report
     answers: list[Any] = []

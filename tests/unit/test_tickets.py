@@ -141,7 +141,7 @@ def test_spectator_key_is_read_only(host: ApiHost) -> None:
         ):
             answer = await asked.client.request(method, path, headers=headers)
             problem(answer, 403, "not-allowed")
-        # Neither gets it a viewer's ticket that may do more.
+        # A spectator cannot get a viewer's ticket with more rights.
         body = {"purpose": "viewer", "viewOnly": False}
         answer = await asked.client.post(f"{own}/tickets", json=body, headers=headers)
         assert answer.json()["viewOnly"] is True
@@ -309,7 +309,7 @@ def test_only_the_newest_tickets_of_a_user_are_kept(
         first, *newer = [await ticket(asked, session) for _ in range(3)]
         refused = await asked.client.post("/api/auth/redeem", json={"ticket": first["ticket"]})
         problem(refused, 401, "not-authenticated")
-        # Those of others do not count.
+        # Tickets of other users do not count.
         others = await asked.start("other user")
         await ticket(asked, others, "other user")
         for made in newer:

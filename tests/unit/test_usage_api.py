@@ -200,7 +200,7 @@ def test_admin_can_revoke_tokens_of_others(host: ApiHost) -> None:
 
 
 def test_ending_sessions_and_tokens_needs_csrf_token_and_origin(host: ApiHost) -> None:
-    """Another site's page, and one that does not know the proof of this sign-in, are refused."""
+    """Requests from other sites or without this sign-in's CSRF token are refused."""
 
     async def scenario(asked: Served) -> None:
         token, _ = await asked.services.tokens.create(asked.users["user"], "laptop")

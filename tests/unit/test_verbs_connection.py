@@ -20,7 +20,7 @@ USER = "05889db4-0000-4000-8000-000000000001"
 
 
 class Reached:
-    """The requests, and the way that they took."""
+    """The requests, and the connection that they used."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -75,7 +75,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
         ("", "mine", {"POLYDEV_TOKEN": "another"}, (LAB, "mine")),
         (THERE, "mine", {"POLYDEV_URL": "http://other"}, (THERE, "mine")),
         ("", "mine", {"POLYDEV_URL": THERE}, (THERE, "mine")),
-        # A lab's own token is sent nowhere else.
+        # A lab's own token is sent only to the lab.
         (THERE, "", {}, None),
         ("", "", {"POLYDEV_URL": THERE}, None),
     ],
@@ -123,7 +123,7 @@ def test_connect_by_host(
     reached: Reached,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("POLYDEV_URL", THERE)  # of no account where a host is named
+    monkeypatch.setenv("POLYDEV_URL", THERE)  # ignored if a host is named
     reached.host_name = name
     if sent is None:
         with pytest.raises(ConfigError, match=f"no token for {name}"):

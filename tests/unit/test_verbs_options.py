@@ -17,7 +17,7 @@ from polydev.invoke_program import WORD_OF
 from tasks import namespace
 from tests.verbs import VERBS
 
-# One letter long as it is: pytest's own name for it.
+# This option has one letter only, as in pytest.
 WHOLE = {"k"}
 
 
@@ -40,7 +40,7 @@ def test_positional_arguments_match_the_documentation() -> None:
 
 
 def test_positional_arguments_are_text_without_a_default() -> None:
-    """Invoke neither converts such a word nor takes one that may be left out."""
+    """Invoke does not convert positional arguments, and they cannot be optional."""
     words = [(name, each) for name, verb in VERBS.items() for each in verb.positional_args]
     assert [(name, each.name) for name, each in words if each.default is not None] == []
     hints = {name: get_annotations(namespace[name].body.__wrapped__) for name, _ in words}
@@ -80,7 +80,7 @@ def test_controller_verbs_have_connection_options(name: str) -> None:
 
 
 def answers() -> Iterator[tuple[str, dict[str, str]]]:
-    """Each place where a verb answers, with the words that it gives by name."""
+    """Yield each call of `answer` with its keyword arguments."""
     root = Path(__file__).parents[2]
     for file in (root / "tasks.py", *sorted((root / "verbs").glob("*.py"))):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -90,7 +90,7 @@ def test_start_passes_its_options_to_the_api(
 def connected(
     monkeypatch: pytest.MonkeyPatch, controller: Callable[[Asked], Answer]
 ) -> Iterator[None]:
-    """Have the verbs ask this controller."""
+    """Connect the verbs to this controller."""
     with served(controller) as server, ControllerApi(server.url, "pdt_x") as api:
 
         @contextmanager

@@ -62,7 +62,7 @@ def test_cancelling_the_caller_ends_the_work() -> None:
             try:
                 await forever()
             finally:
-                for _ in range(5):  # its end takes a while, too
+                for _ in range(5):  # its cleanup takes a while, too
                     await asyncio.sleep(0)
                 ended.set()
 

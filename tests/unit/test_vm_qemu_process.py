@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> VmConfig:
 
 
 class Qemu:
-    """Record of a start: overlays, processes; `ends` says what each process prints and does."""
+    """A record of overlays and starts; `ends` has the output of each failing start, else None."""
 
     def __init__(self, config: VmConfig) -> None:
         self.config = config
@@ -136,7 +136,7 @@ def test_other_start_failures_are_reported_at_once(
 
 @pytest.fixture
 def child() -> Iterator[int]:
-    """A process of ours that ends by SIGKILL alone."""
+    """A child process that only SIGKILL ends."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -154,7 +154,7 @@ def test_process_that_ignores_sigterm_is_killed(config: VmConfig, child: int) ->
     made = Machine(config, child)
     assert made.alive()
     made.stop(grace_seconds=0.05)
-    with suppress(ChildProcessError):  # it was reaped
+    with suppress(ChildProcessError):  # it was reaped already
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not made.alive()
 

@@ -59,7 +59,7 @@ class TestAllocated:
 
 
 class Machine:
-    """A kernel's files for one VM, and what psutil knows of its process."""
+    """The kernel's files for one VM, and psutil's figures of its process."""
 
     def __init__(self, root: Path) -> None:
         self.proc, self.cgroups = root / "proc", root / "cgroup"

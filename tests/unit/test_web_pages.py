@@ -41,7 +41,7 @@ def test_pages_have_a_strict_content_security_policy(host: ApiHost) -> None:
         assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
         assert policy["connect-src"] == "'self' ws://controller.test"
         assert page.headers["x-frame-options"] == "DENY"
-        assert page.headers["referrer-policy"] == "same-origin"  # else forms have no Origin
+        assert page.headers["referrer-policy"] == "same-origin"  # otherwise forms send no Origin
         assert page.headers["cache-control"] == "no-store"
         assert page.headers["x-content-type-options"] == "nosniff"
         assert "cross-origin-opener-policy" not in page.headers  # browsers complain without TLS
@@ -76,7 +76,7 @@ def test_templates_have_neither_inline_scripts_nor_styles(template: Path) -> Non
 
 
 def used_texts(files: Iterable[Path]) -> set[str]:
-    """Names in calls of `t` and `text`; what begins with them where they end with a dot."""
+    """Return the names in calls of `t` and `text`; a name that ends with a dot is a prefix."""
     sources = "\n".join(file.read_text() for file in files)
     named = set(re.findall(r"""\b(?:t|text)\(\s*f?["']([a-z0-9_.-]+)""", sources))
     begun = tuple(name for name in named if name.endswith("."))

@@ -219,7 +219,7 @@ def test_csrf_token_of_another_sign_in_is_refused(host: ApiHost) -> None:
 
 
 def test_bearer_token_takes_precedence_over_the_cookie(host: ApiHost) -> None:
-    """So a program's request never needs a page's proof."""
+    """So a program's request never needs a CSRF token."""
 
     async def scenario(asked: Served) -> None:
         signed_in = await browser(asked, "user")
@@ -271,7 +271,7 @@ def test_a_sign_in_ends_with_the_jwt_or_the_configured_time(host: ApiHost) -> No
 
 
 def test_expired_cookie_is_deleted_without_counting_as_a_guess(host: ApiHost) -> None:
-    """As of tabs that are open for ever and ask every few seconds."""
+    """Tabs that stay open send such requests every few seconds."""
 
     async def scenario(asked: Served) -> None:
         stale = await browser(asked, "user")

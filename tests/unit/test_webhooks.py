@@ -26,7 +26,7 @@ ENDPOINT = {"name": "front", "url": "https://front.example.com/hook"}
 
 
 def test_signature_follows_the_standard_webhooks_scheme() -> None:
-    """Of the specification's own example, made by hand."""
+    """The example of the specification, computed by hand."""
     message, body = "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W", '{"type":"contact.created"}'
     headers = signed_headers([SECRET], message, AT, body)
     signed = f"{message}.{int(AT.timestamp())}.{body}".encode()
@@ -102,7 +102,7 @@ def test_attempts_follow_the_schedule_and_end() -> None:
     dues = [next_attempt(number, AT, 0) for number in range(1, 11)]
     pauses = [(due - AT).total_seconds() for due in dues if due]
     assert (tuple(pauses), dues[-1]) == (PAUSES_SECONDS, None)
-    # As the specification has it: from the first attempt to the last.
+    # The specification's time from the first attempt to the last.
     assert sum(pauses) == timedelta(hours=75, minutes=35, seconds=5).total_seconds()
 
 
@@ -117,7 +117,7 @@ def test_jitter_and_retry_after_only_lengthen_a_pause() -> None:
 
 
 def plan(webhooks: Any, secret: str | None = f"front {SECRET}") -> list[str]:
-    """Return the message of a plan for an inventory with these."""
+    """Return the problems of a plan for these webhooks and secrets."""
     secrets = {} if secret is None else {"webhook-secrets": secret}
     found = problems({"config": {}, "given": {"webhooks": webhooks}, "secrets": secrets})
     return [f"{each['key']}: {each['message']}" for each in found]

@@ -45,13 +45,13 @@ class Job:
         return {verb for verb, _ in self.calls}
 
     def step(self, part: str) -> int:
-        """Place of the first step with this text in its script, or in what it uses."""
+        """Return the number of the first step with this text in its script or its action."""
         texts = [f"{step.get('run', '')}\n{step.get('uses', '')}" for step in self.steps]
         return next(number for number, text in enumerate(texts) if part in text)
 
 
 def document(path: Path) -> dict[str, Any]:
-    """A workflow as GitHub reads it: to PyYAML, which follows YAML 1.1, the key `on` is true."""
+    """Load a workflow as GitHub does; in YAML 1.1 of PyYAML the key `on` would be true."""
     return {"on" if key is True else key: value for key, value in _loaded(path).items()}
 
 
@@ -65,7 +65,7 @@ def jobs_of(path: Path) -> list[Job]:
 
 
 def calls(script: str) -> list[tuple[str, set[str]]]:
-    """The verbs that a script calls, each with its long options; "" where there is no verb."""
+    """Return the verbs that a script calls, each with its long options; "" if there is no verb."""
     whole = script.replace("\\\n", " ")
     found = []
     for match in _CALL.finditer(whole):
@@ -76,7 +76,7 @@ def calls(script: str) -> list[tuple[str, set[str]]]:
 
 
 def known_options() -> dict[str, set[str]]:
-    """The verbs of tasks.py with their long options."""
+    """Return the verbs of tasks.py with their long options."""
     contexts = tasks.namespace.to_contexts()
     return {
         name: set(context.flags)

@@ -1,7 +1,7 @@
 """Tests that nothing is written twice: copies of a fact agree, and a class name is used once.
 
 Some programs cannot import each other: the agent is in the guest, the host tool and the doctor's
-probe are on the host, and the controller is a release there. Where two of them need a fact, each
+probe are on the host, and the controller is a release there. If two of them need a fact, each
 has a copy, and these tests compare the copies.
 """
 
@@ -87,7 +87,7 @@ def test_copies_of_a_fact_agree(one: object, another: object) -> None:
 
 SOURCES = Path(polydev.__file__).parent
 LAYOUTS = (host_layout, image_layout)
-# These go elsewhere alone and have copies, which are compared above.
+# These are installed without the others and have copies, which are compared above.
 ALONE = {SOURCES / "agent", SOURCES / "client" / "host_probe.py"}
 ONCE = (
     host_layout.DEPLOYMENT_ID.pattern,
