@@ -121,7 +121,7 @@ def test_vnc_and_novnc_need_no_active_unit(guest: Guest, name: str) -> None:
     assert guest.health.report()["status"] == "ready"
 
 
-def test_a_failed_unit_is_a_failed_guest(guest: Guest) -> None:
+def test_failed_unit_makes_the_guest_failed(guest: Guest) -> None:
     guest.units = units_in(browser="failed/failed")
     report = guest.health.report()
     assert report["status"] == "failed"
@@ -290,7 +290,7 @@ def test_health_is_200_only_when_ready(guest: Guest) -> None:
     assert REPLY.validate_json(reply.body)["failing"] == ["browser"]
 
 
-def test_the_index_lists_the_paths(guest: Guest) -> None:
+def test_index_lists_the_paths(guest: Guest) -> None:
     index = TypeAdapter(IndexReply).validate_json(routes(guest)(HttpRequest("HEAD", "/")).body)
     assert {"/", "/health", "/metrics", "/login/{provider}"} <= set(index["paths"])
 
@@ -299,7 +299,9 @@ def test_the_index_lists_the_paths(guest: Guest) -> None:
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("GET", "*", 404), ("POST", "/health", 405), ("BREW", "/x", 405)],
 )
-def test_other_requests_are_refused(guest: Guest, method: str, path: str, status: int) -> None:
+def test_unknown_paths_and_methods_are_refused(
+    guest: Guest, method: str, path: str, status: int
+) -> None:
     reply = routes(guest)(HttpRequest(method, path))
     assert reply.status == status
     assert TypeAdapter(ProblemReply).validate_json(reply.body)["status"] == status

@@ -77,7 +77,7 @@ def test_plain_text_has_no_control_characters(written: str) -> None:
     assert all(letter.isprintable() or letter == "\n" for letter in plain_text(written))
 
 
-def test_last_lines_leave_empty_ones_out() -> None:
+def test_last_lines_skip_empty_lines() -> None:
     assert last_lines("one\r\n\r\n \x1b[1mtwo\x1b[0m\r\n\r\nthree", 2) == "two\nthree"
 
 

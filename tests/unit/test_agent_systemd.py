@@ -93,7 +93,7 @@ def test_malformed_show_values_are_ignored() -> None:
     }
 
 
-def test_unknown_units_do_not_share_a_state() -> None:
+def test_unknown_units_have_separate_states() -> None:
     services = unknown_units(WANTED, "why").services
     assert services["a.service"] is not services["b.service"]
 

@@ -87,7 +87,7 @@ def test_facts_that_cannot_be_read_are_empty(tmp_path: Path) -> None:
     assert not facts.has_route
 
 
-def test_announcing_adds_one_line(tmp_path: Path) -> None:
+def test_announce_appends_one_line(tmp_path: Path) -> None:
     console = tmp_path / "console"
     console.write_text("before\n")
     announce(str(console), "polydev: here")

@@ -468,7 +468,7 @@ class TestObserved:
         assert seen.value == 3
 
 
-class TestNothingToReport:
+class TestClearing:
     """`all_clear` clears an alert of a rule; a subject that a rule does not mention is clear."""
 
     def test_all_clear_clears_an_alert(self) -> None:
@@ -501,7 +501,7 @@ def test_log_event_names_of_changes() -> None:
     assert called == ["alert_raised", "alert_lowered", "alert_cleared"]
 
 
-def test_messages() -> None:
+def test_message_of_a_raised_and_a_cleared_alert() -> None:
     raised = AlertChange("disk", "/data", "critical", None, "disk /data is at 95 %", 95)
     assert message_of(raised, "host-1").title == "[critical] host-1: disk"
     assert message_of(raised, "host-1").kind == "failure"

@@ -69,7 +69,7 @@ def test_boot_stage_is_the_furthest_seen(serial: str, stage: str) -> None:
     assert boot_stages.boot_stage(serial) == stage
 
 
-def test_stages_may_come_in_another_order() -> None:
+def test_stages_are_listed_in_fixed_order() -> None:
     assert boot_stages.stages_seen(KERNEL + INIT + VNC) == ["kernel", "init", "services"]
     assert boot_stages.stages_seen(KERNEL + INIT + VNC + NETWORK) == [
         "kernel",
@@ -116,7 +116,7 @@ def test_kernel_panic_is_described(said: str, cause: str | None) -> None:
     assert boot_stages.kernel_panic(KERNEL + said) == cause
 
 
-def test_root_is_missing_until_init_runs() -> None:
+def test_missing_root_is_reported_until_init_runs() -> None:
     assert boot_stages.missing_root(KERNEL) is None
     assert boot_stages.missing_root(KERNEL + ROOT_AWAITED) == "/dev/vdz"
     assert boot_stages.missing_root(KERNEL + ROOT_AWAITED + INIT) is None

@@ -60,7 +60,7 @@ def test_error_without_a_hint_has_no_empty_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "error: that is all\n"
 
 
-def test_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_message_is_printed_without_markup_or_wrapping(capsys: pytest.CaptureFixture[str]) -> None:
     message = "layers[0] (base): [red]no markup[/red] " + "x" * 300
     with pytest.raises(SystemExit):
         verb(Error(message))

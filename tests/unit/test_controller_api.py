@@ -522,7 +522,7 @@ def test_no_free_slot_names_the_oldest_idle_session(host: ApiHost) -> None:
     host.run(scenario, slots=(2, 3))
 
 
-def test_a_host_without_slots_still_serves(host: ApiHost) -> None:
+def test_host_without_slots_still_answers_requests(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "no-free-slot")
@@ -535,7 +535,7 @@ def test_a_host_without_slots_still_serves(host: ApiHost) -> None:
     host.run(scenario, slots=())
 
 
-def test_a_host_without_an_image_still_serves(host: ApiHost) -> None:
+def test_host_without_an_image_still_answers_requests(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         body = {"userId": asked.users["user"], "provider": "claude"}
         told = problem(await asked.ask("POST", "/api/auth/start", json=body), 503, "image")

@@ -166,14 +166,14 @@ def test_new_schema_is_unhealthy_only_for_a_new_process(
     assert asyncio.run(scenario()) == [200, 200, 503]
 
 
-def test_database_states() -> None:
+def test_database_state_by_schema_revision() -> None:
     assert database_state(HEAD, was_current=False).status == "healthy"
     assert database_state("0", was_current=True).status == "degraded"
     assert database_state("0", was_current=False).status == "unhealthy"
     assert database_state(None, was_current=True).status == "unhealthy"
 
 
-def test_image_store_states(tmp_path: Path) -> None:
+def test_image_store_state_by_golden_link(tmp_path: Path) -> None:
     link = tmp_path / "golden-rootfs.ext4"
     assert image_store_state(tmp_path).status == "degraded"
     link.symlink_to("promotions/1/rootfs.ext4")

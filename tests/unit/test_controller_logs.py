@@ -115,7 +115,9 @@ MOST_BYTES = 40_000  # journald cuts at 48 KiB
 
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.parametrize("name", LARGE)
-def test_lines_are_bounded(capsys: pytest.CaptureFixture[str], name: str, form: str) -> None:
+def test_log_lines_have_a_maximum_length(
+    capsys: pytest.CaptureFixture[str], name: str, form: str
+) -> None:
     configure_logs("info", form)
     value = LARGE[name]
     structlog.stdlib.get_logger("ours").info("told", value=value, requestId="r1")

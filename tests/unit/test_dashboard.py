@@ -110,7 +110,7 @@ class TestBars:
         ("celsius", "status", "level"),
         [(80, "healthy", "good"), (81, "warning", "bad"), (100, "critical", "bad")],
     )
-    def test_temperature_is_red_above_four_fifths(
+    def test_temperature_bar_is_red_above_80_percent_of_critical(
         self, celsius: float, status: Any, level: str
     ) -> None:
         heat = TemperatureStatus(status=status, current=celsius, critical=100)

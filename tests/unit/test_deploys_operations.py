@@ -85,14 +85,14 @@ class TestFacts:
             ("inactive", False),
         ],
     )
-    def test_a_unit_is_active(self, active: str, is_active: bool) -> None:
+    def test_unit_fact_active(self, active: str, is_active: bool) -> None:
         assert UnitFact().process(shown(active=active).splitlines()).active is is_active
 
     @pytest.mark.parametrize(
         ("enabled", "is_enabled"),
         [("enabled", True), ("static", True), ("disabled", False), ("masked", False), ("", False)],
     )
-    def test_a_unit_is_enabled(self, enabled: str, is_enabled: bool) -> None:
+    def test_unit_fact_enabled(self, enabled: str, is_enabled: bool) -> None:
         assert UnitFact().process(shown(enabled=enabled).splitlines()).enabled is is_enabled
 
     def test_unknown_unit_gives_the_default_state(self) -> None:
@@ -319,7 +319,7 @@ class TestUnit:
         ]
 
 
-class TestOnlyUnits:
+class TestSurplusUnits:
     LISTED = "\n".join(f"slot@{number}.service loaded active exited x" for number in range(2, 6))
     VALUES: ClassVar[dict[str, Any]] = {"template": "slot@.service", "needed_by": "vm@.service"}
 
@@ -355,7 +355,7 @@ class TestOnlyUnits:
         assert self.run(faked, wanted) == []
 
 
-class TestNoOverrides:
+class TestRemoveOverrides:
     def test_overrides_are_removed_before_daemon_reload(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
@@ -370,7 +370,7 @@ class TestNoOverrides:
         assert faked({}).commands(remove_overrides, paths=[]) == []
 
 
-class TestOnlyRootWrites:
+class TestMendPermissions:
     def test_writable_paths_are_listed_and_mended_by_the_host_tool(
         self, faked: Faked, told: Callable[[], list[str]]
     ) -> None:
@@ -419,7 +419,7 @@ class TestFolders:
         ]
 
 
-class TestOnlyFiles:
+class TestRemoveOtherFiles:
     def test_unwanted_files_are_removed(self, faked: Faked) -> None:
         there = {"ls -1A": ["kept", "a stranger's", "old"]}
         assert faked(there).commands(
@@ -866,7 +866,7 @@ class TestListening:
         assert faked().commands(controller.mend_socket, lost=False) == []
 
 
-class TestReach:
+class TestDeadman:
     VALUES: ClassVar[dict[str, Any]] = {
         "reach": "h",
         "firewall": "x",

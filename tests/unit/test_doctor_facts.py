@@ -188,7 +188,7 @@ class TestHost:
         monkeypatch.setattr(subprocess, "run", run)
         assert host_probe._may("microvm@2.service") is may
 
-    def test_failed_vms(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_failed_vms_are_read_from_systemctl(self, monkeypatch: pytest.MonkeyPatch) -> None:
         text = b"microvm@2.service loaded failed failed VM 2\n"
         done: Any = subprocess.CompletedProcess([], 0, text, b"")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)

@@ -116,7 +116,7 @@ def test_new_removed_and_changed_layers_are_listed() -> None:
     ]
 
 
-def test_files_added_removed_and_changed(tmp_path: Path) -> None:
+def test_tree_diff_lists_added_removed_and_changed_files(tmp_path: Path) -> None:
     old = listing(
         tmp_path / "old",
         [row("/a", sha256="1"), row("/b", sha256="1"), row("/c", sha256="1"), row("/z")],

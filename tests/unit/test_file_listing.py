@@ -128,7 +128,7 @@ def test_whiteout_without_a_file_is_dropped() -> None:
     assert paths([entry("/a")], [entry("/b", "whiteout")]) == ["/a"]
 
 
-def test_file_comes_back_above_its_whiteout() -> None:
+def test_file_above_its_whiteout_is_listed() -> None:
     assert paths([entry("/a")], [entry("/a", "whiteout")], [entry("/a")]) == ["/a"]
 
 

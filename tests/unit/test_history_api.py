@@ -115,7 +115,7 @@ def test_history_files_without_samples(host: ApiHost, form: str, text: str) -> N
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
-def test_hours_are_checked(host: ApiHost, form: str) -> None:
+def test_invalid_hours_are_422(host: ApiHost, form: str) -> None:
     async def scenario(asked: Served) -> None:
         for hours in ("0", "nan", "x", "745"):
             answer = await asked.ask("GET", f"{PATH}.{form}?hours={hours}", "operator")

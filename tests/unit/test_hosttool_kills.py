@@ -100,7 +100,7 @@ def test_restore_of_deleted_files_completes_after_a_kill(host: Host) -> None:
         assert host.rows() == ["written by 1"]
 
 
-def test_restore_of_another_backup_after_a_kill(host: Host) -> None:
+def test_another_restore_completes_after_a_killed_one(host: Host) -> None:
     """Any next restore tells the units about the changes of the killed one."""
     host.backup()
     deploy(host, "2", NEW, "b" * 64)

@@ -406,7 +406,7 @@ def test_no_function_imports_polydev_modules() -> None:
     assert [each for each in later if "polydev" in each or "importlib" in each] == []
 
 
-def test_each_noun_has_its_verbs_in_one_module() -> None:
+def test_verbs_of_a_noun_are_in_one_module() -> None:
     nouns = [noun for of_module in cli.NOUNS.values() for noun in of_module]
     assert sorted(nouns) == sorted({verb.words.split()[0] for verb in cli.verbs_of(None)})
     for noun in nouns:
@@ -504,7 +504,7 @@ def test_the_packed_file_can_be_run(tmp_path: Path) -> None:
     assert (tmp_path / "tool").read_bytes() == zipapp_bytes(Path(hosttool.__file__).parent)
 
 
-def test_a_backup_is_verified_as_a_whole(host: Host) -> None:
+def test_backup_verify_detects_damage(host: Host) -> None:
     kept = host.backup()
     words = ["backup", "verify", "--id", FIRST]
     call = Call(cli.parser(words).parse_args(words), host.paths, host.systemd)

@@ -46,7 +46,7 @@ class Replaced(Exception):
         (0.9, [SILENCE] * 4, False),
     ],
 )
-def test_running_vm_is_kept(
+def test_running_vm_is_kept_unless_it_hangs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     waiting: float,

@@ -137,7 +137,9 @@ def of_reserve(host: Host) -> list[Path]:
         (of_reserve, 0o600),
     ],
 )
-def test_modes_on_a_host(make: Callable[[Host], list[Path]], expected: int, host: Host) -> None:
+def test_modes_of_host_tool_files(
+    make: Callable[[Host], list[Path]], expected: int, host: Host
+) -> None:
     found = {str(path): oct(mode(path)) for path in make(host)}
     assert found == dict.fromkeys(found, oct(expected))
     assert found

@@ -243,7 +243,7 @@ def test_variant_removes_adds_and_replaces(tmp_path: Path) -> None:
     assert [str(server) for server in recipe.network.dns] == ["10.0.0.9", "10.0.0.10"]
 
 
-def test_variant_of_a_variant(tmp_path: Path) -> None:
+def test_variant_can_extend_a_variant(tmp_path: Path) -> None:
     write(tmp_path, plain(), "small.yaml")
     write(tmp_path, {"extends": "small.yaml", "layers": [{"name": "more"}]}, "more.yaml")
     path = write(tmp_path, {"extends": "more.yaml", "without": ["tools"]})
@@ -272,7 +272,7 @@ def test_unknown_layer_in_without_is_refused_with_known_layers(tmp_path: Path) -
     assert error.hint == "its layers: base, tools"
 
 
-def test_without_needs_extends(tmp_path: Path) -> None:
+def test_without_key_needs_extends(tmp_path: Path) -> None:
     path = write(tmp_path, plain() | {"without": ["tools"]})
     assert refusal(path).key == "without"
 

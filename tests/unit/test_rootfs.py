@@ -60,7 +60,7 @@ def test_filesystem_has_neither_journal_nor_checksums(feature: str) -> None:
     assert f"^{feature}" in option(argv, "-O").split(",")
 
 
-def test_every_inode_gets_both_times() -> None:
+def test_time_commands_set_ctime_and_atime_of_every_inode() -> None:
     assert time_commands(11, 12, 5).splitlines() == [
         "set_inode_field <2> ctime @5",
         "set_inode_field <2> atime @5",

@@ -39,7 +39,7 @@ def bom() -> dict[str, Any]:
     return bom
 
 
-def test_is_valid_cyclonedx() -> None:
+def test_sbom_is_valid_cyclonedx() -> None:
     # A fault contains the whole schema, so only its beginning is shown.
     fault = JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom_json(RECORD, "bookworm"))
     assert fault is None, str(fault)[:400]

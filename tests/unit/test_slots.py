@@ -186,7 +186,7 @@ class TestRules:
     def test_dns_is_not_redirected_without_a_private_resolver(self) -> None:
         assert "dport 53" not in rules_of(slot_of(2, HOST))
 
-    def test_braces_are_closed(self) -> None:
+    def test_rules_have_balanced_braces(self) -> None:
         for host in (HOST, HOST | PRIVATE):
             rules = rules_of(slot_of(2, host))
             assert rules.count("{") == rules.count("}")
@@ -215,7 +215,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 class TestLife:
-    def test_up_and_down(self, ran: list[str]) -> None:
+    def test_slot_goes_up_and_down(self, ran: list[str]) -> None:
         assert slots.up(2)["address"] == "192.168.100.2"
         assert slots.existing_slots() == {"slots": [2]}
         assert slots.down(2) == {"slot": 2, "removed": True}

@@ -79,7 +79,7 @@ def test_added_image_is_complete_and_incoming_is_empty(store: ImageStore) -> Non
     assert list((store.root / INCOMING).iterdir()) == []
 
 
-def test_builder_holds_its_image_until_it_leaves_the_block(store: ImageStore) -> None:
+def test_new_image_is_held_until_the_build_ends(store: ImageStore) -> None:
     with store.new_incoming() as incoming:
         for name, data in contents("a").items():
             (incoming / name).write_bytes(data)
@@ -143,7 +143,7 @@ def test_adding_an_image_again_replaces_an_unreadable_record(store: ImageStore) 
     assert store.record(digest).verification is None
 
 
-def test_add_starts_over_when_a_prune_takes_the_old_image(
+def test_add_is_repeated_if_a_prune_removes_the_old_image(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = add(store, "a", age_minutes=5).digest
@@ -358,7 +358,7 @@ def test_interrupted_promotion_does_not_block_the_next(
     assert (change.number, change.was) == (4, b)
 
 
-def test_list_is_newest_first_with_the_state_of_each(store: ImageStore) -> None:
+def test_images_are_listed_newest_first_with_their_state(store: ImageStore) -> None:
     promoted(store, "a", "b", "c")
     add(store, "built", age_minutes=-1)
     add(store, "failed", age_minutes=-2, verified=False)
@@ -474,7 +474,7 @@ def test_pruned_image_keeps_its_promotion_history(store: ImageStore) -> None:
     assert store.resolve(c[:12]) == c
 
 
-def test_hold_ends_when_it_is_closed(store: ImageStore) -> None:
+def test_image_is_in_use_until_every_hold_is_closed(store: ImageStore) -> None:
     digest = add(store, "a").digest
     first, second = store.hold(digest), store.hold(digest)
     first.close()

@@ -58,7 +58,7 @@ def test_command_gets_the_options_it_accepts(said: str, wanted: str) -> None:
     assert with_options(wanted, TAKES, CHOSEN) == wanted
 
 
-def test_values_are_quoted_for_the_shell() -> None:
+def test_option_values_are_quoted_for_the_shell() -> None:
     said = with_options("./inv unlock", TAKES, {"inventory": "my hosts.py"})
     assert said == "./inv unlock --inventory 'my hosts.py'"
 

@@ -89,7 +89,7 @@ def test_resend_refuses_a_word_that_is_not_a_number(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("named", ["", "front-end", "https://front.example.com/hook?key=1"])
-def test_endpoints_are_tried_by_name_or_url(
+def test_try_accepts_an_endpoint_name_or_url(
     monkeypatch: pytest.MonkeyPatch, out: Callable[[], str], named: str
 ) -> None:
     for taken, status in ((True, 0), (False, 1)):

@@ -31,7 +31,7 @@ def test_accelerator_without_a_record_is_tcg(tmp_path: Path) -> None:
     assert known_accelerator(tmp_path / "accelerator.json") == "tcg"
 
 
-class TestWhy:
+class TestWhyNoKvm:
     def test_why_no_kvm_without_a_device(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -107,7 +107,9 @@ def answer(**changed: Any) -> AgentHealth:
         ("stopping", "inactive", None, "end"),
     ],
 )
-def test_next_step(state: VmState, activity: Activity, named: str | None, step: str) -> None:
+def test_next_step_for_vm_state_and_slot(
+    state: VmState, activity: Activity, named: str | None, step: str
+) -> None:
     assert next_step(vm(state), SlotState(2, activity, named), preserve=False) == step
 
 
@@ -122,9 +124,7 @@ def test_next_step(state: VmState, activity: Activity, named: str | None, step: 
         ({"state": "stopping"}, "active", "end"),
     ],
 )
-def test_next_step_of_a_vm_of_the_pool(
-    words: dict[str, Any], activity: Activity, step: str
-) -> None:
+def test_next_step_of_a_pool_vm(words: dict[str, Any], activity: Activity, step: str) -> None:
     pooled = vm(**words, pooled=True, template="7e")
     assert next_step(pooled, SlotState(2, activity, OURS), preserve=False) == step
 
@@ -236,7 +236,9 @@ def test_failed_units_are_unique_and_limited() -> None:
         (3, 4, False, "fail"),
     ],
 )
-def test_check_verdict(before: int, count: int, protected: bool, verdict: str) -> None:
+def test_check_verdict_by_failed_checks(
+    before: int, count: int, protected: bool, verdict: str
+) -> None:
     assert check_verdict(before, count, 3, protected=protected) == verdict
 
 

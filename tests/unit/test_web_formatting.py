@@ -45,7 +45,7 @@ def session(**words: Any) -> Session:
         (3 * 2**50, "3072 TiB"),
     ],
 )
-def test_sizes(count: int | None, text: str) -> None:
+def test_size_text_has_binary_units(count: int | None, text: str) -> None:
     assert size_text(count) == text
 
 
@@ -61,7 +61,7 @@ def test_sizes(count: int | None, text: str) -> None:
         (50 * 3600, "2 d 2 h"),
     ],
 )
-def test_durations(seconds: float | None, text: str) -> None:
+def test_duration_text_has_two_units(seconds: float | None, text: str) -> None:
     assert duration_text(seconds) == text
 
 

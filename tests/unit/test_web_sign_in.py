@@ -25,7 +25,7 @@ def host(migrated: Path, tmp_path: Path) -> ApiHost:
 
 
 @pytest.mark.parametrize("route", PAGES, ids=" ".join)
-def test_each_page_for_each_caller(host: ApiHost, route: tuple[str, str]) -> None:
+def test_permissions_of_each_page(host: ApiHost, route: tuple[str, str]) -> None:
     expected = dict(zip(VIEWERS, PAGES[route], strict=True))
 
     async def scenario(asked: Served) -> None:
@@ -46,9 +46,7 @@ def test_each_page_for_each_caller(host: ApiHost, route: tuple[str, str]) -> Non
 
 
 @pytest.mark.parametrize("caller", ["user", "operator"])
-def test_a_token_or_a_jwt_becomes_a_cookie_that_no_script_can_read(
-    host: ApiHost, caller: str
-) -> None:
+def test_token_or_jwt_becomes_an_http_only_cookie(host: ApiHost, caller: str) -> None:
     async def scenario(asked: Served) -> None:
         form = {"token": f" {asked.tokens[caller]} ", "next": "/login?here"}
         answer = await Browser(asked).ask("POST", "/login", data=form)
@@ -253,7 +251,7 @@ def test_sign_in_ends_when_its_token_is_revoked(host: ApiHost) -> None:
     host.run(scenario)
 
 
-def test_a_sign_in_ends_with_the_jwt_or_the_configured_time(host: ApiHost) -> None:
+def test_sign_in_lasts_until_jwt_expiry_or_configured_time(host: ApiHost) -> None:
     async def scenario(asked: Served) -> None:
         services, user = asked.services, asked.users["user"]
         short = Caller(user, "user", "jwt", now() + timedelta(seconds=60))

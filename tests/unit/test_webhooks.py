@@ -98,7 +98,7 @@ def test_shown_url_has_no_query() -> None:
     assert shown_url("https://x.example.com:8443/a?token=1") == "https://x.example.com:8443/a"
 
 
-def test_attempts_follow_the_schedule_and_end() -> None:
+def test_webhook_attempts_follow_the_schedule() -> None:
     dues = [next_attempt(number, AT, 0) for number in range(1, 11)]
     pauses = [(due - AT).total_seconds() for due in dues if due]
     assert (tuple(pauses), dues[-1]) == (PAUSES_SECONDS, None)
