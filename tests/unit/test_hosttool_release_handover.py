@@ -8,7 +8,8 @@ import os
 import pytest
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.release_handover import Handover, failing_line
+from polydev.hosttool.log_error_line import failing_line
+from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.systemd import UnitTimeouts, log_messages
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from tests.unit.hosttool_host import NEW, OLD, Host

@@ -7,7 +7,6 @@ beside it ends. Each process finishes its requests before it ends.
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from polydev.durable_files import point_link, remove, target_of
 from polydev.hosttool.controller_socket import socket_users
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.log_error_line import failing_line
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import PROGRAM
 from polydev.hosttool.systemd import Systemd, UnitTimeouts
@@ -23,10 +23,6 @@ from polydev.hosttool.units import MAIN, NEXT, NEXT_PATTERN, SOCKET, next_unit
 from polydev.hosttool.verb_lock import lock_host
 
 LOG_LINES = 30
-# As the controller's command line, its log in JSON, its log for a console, and Python write it.
-ERROR_LINE = re.compile(
-    r"""^error: |"level": ?"(error|critical)"|\[(error|critical) *\]|^\w[\w.]*Error\b"""
-)
 
 
 class StartError(HostError):
@@ -158,9 +154,3 @@ def _failure(release: str, error: StartError, outcome: str) -> HostError:
         f"correct the release and deploy again; `journalctl -u {error.unit}` on the host has "
         "older logs",
     )
-
-
-def failing_line(log: str) -> str:
-    """The first line that tells of an error; else the last one."""
-    lines = log.splitlines()
-    return next(filter(ERROR_LINE.search, lines), lines[-1] if lines else "")
