@@ -10,8 +10,9 @@ import pytest
 
 from polydev.controller.entities import Alert, Severity
 from polydev.controller.health import Component
+from polydev.controller.host.alert_hints import HINTS
 from polydev.controller.host.alert_rules import Rule
-from polydev.controller.host.overview import HINTS, HealthFinding, Overview, overview_of
+from polydev.controller.host.overview import HealthFinding, Overview, overview_of
 from polydev.controller.host.system_status import (
     CpuStatus,
     DiskStatus,
