@@ -26,6 +26,7 @@ from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.host_samples import HostSamples
+from polydev.controller.store.retention import KEPT_ALERTS
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
@@ -36,7 +37,6 @@ from polydev.errors import VmError
 log = structlog.stdlib.get_logger(__name__)
 
 DATABASE_TIMEOUT_SECONDS = 10.0
-KEEP_ALERTS = timedelta(days=30)
 # Each measurement of a VM takes a thread for a moment.
 VMS_AT_ONCE = 16
 
@@ -141,7 +141,7 @@ class SampleLoop:
         if self._thinned_at is None or at - self._thinned_at >= every:
             self._thinned_at = at
             await self._samples.thin(self._settings.samples, at)
-            await self._alerts.prune(at - KEEP_ALERTS)
+            await self._alerts.prune(at - KEPT_ALERTS)
             await self._usage.prune(day_of(at - timedelta(days=self._settings.keep_usage_days)))
             kept = timedelta(days=self._settings.keep_credential_events_days)
             await self._credential_log.prune(at - kept)

@@ -11,6 +11,7 @@ import structlog
 
 from polydev.controller.entities import Vm
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
+from polydev.controller.store.retention import KEPT_SESSION_EVENTS
 from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)
@@ -96,8 +97,7 @@ class Cleanup:
         now = asyncio.get_running_loop().time()
         if self._pruned_at is not None and now - self._pruned_at < self._deps.intervals.prune:
             return
-        kept = timedelta(seconds=self._deps.intervals.keep_news)
-        await self._deps.sessions.prune(self._deps.clock() - kept)
+        await self._deps.sessions.prune(self._deps.clock() - KEPT_SESSION_EVENTS)
         await self._delete_ended_sessions()
         self._pruned_at = now
 

@@ -16,7 +16,6 @@ class Intervals:
     ask_share           the pause is at least so many times as long as the last answer took: a
                         guest that boots needs its CPU
     retry, retry_most   pause after a failure: the first one; doubled each time, up to the second
-    keep_news           how long the events of a session can be read after its end
     primed, prime_limit     how long a VM of the pool runs after its screen has answered, and in
                         total: the longer it runs, the more memory it takes while it waits
     screen_limit        until the screen of a resumed clone must answer
@@ -28,7 +27,6 @@ class Intervals:
     busy_tick: float = 0.25
     cleanup: float = 10.0
     prune: float = 600.0
-    keep_news: float = 7 * 24 * 3600.0
     ask: float = 1.0
     ask_blind: float = 5.0
     ask_share: float = 3.0
