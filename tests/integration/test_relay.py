@@ -29,7 +29,7 @@ from polydev.controller.auth.token_watch import NOT_OPERATOR, TokenWatch
 from polydev.controller.entities import Session, now
 from polydev.controller.relay import viewers
 from polydev.controller.relay.keepalive import KeepaliveTimer
-from polydev.controller.relay.viewers import MOST_VIEWERS
+from polydev.controller.relay.limits import MOST_VIEWERS
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from tests.api import JWT_SECRET, token_of

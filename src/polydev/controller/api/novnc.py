@@ -40,6 +40,7 @@ from polydev.controller.relay.close_reasons import (
 )
 from polydev.controller.relay.forwarding import Buffers, open_screen, relay
 from polydev.controller.relay.keepalive import KeepaliveTimer
+from polydev.controller.relay.limits import FRAMES_BURST, FRAMES_PER_SECOND
 from polydev.controller.relay.metrics import RelayMetrics
 from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
@@ -50,9 +51,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 SUBPROTOCOL = "binary"
 BOOTING = ("creating", "starting")
-# For all viewers of one user. A mouse sends at most a thousand, and a delayed one a few at once.
-FRAMES_PER_SECOND = 4000
-FRAMES_BURST = 8000
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ from polydev.controller.entities import Caller, Vm
 from polydev.controller.host.sample_loop import vm_usage_of
 from polydev.controller.host.vm_usage import VmUsage
 from polydev.controller.machines.console_stream import MOST_LINES, tail
+from polydev.controller.machines.screenshots import SCREENSHOTS_BURST, SCREENSHOTS_PER_SECOND
 from polydev.errors import NotAllowed, SessionExpired, VmError
 from polydev.vm.boot_stages import last_lines
 
@@ -40,8 +41,6 @@ CONSOLE_DESCRIPTION = (
     "Plain text with its control sequences, or with `Accept: application/json` lines without "
     "them. With `follow` the text continues until the VM or the caller's access ends."
 )
-SCREENSHOTS_PER_SECOND = 2
-SCREENSHOTS_BURST = 10
 PNG_SCHEMA = {"type": "string", "contentMediaType": "image/png"}
 NO_SCREEN = (
     "The VM is booting or paused",

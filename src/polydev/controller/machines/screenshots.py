@@ -19,6 +19,9 @@ from polydev.host_layout import VNC_PORT
 from polydev.vm.cancel_on_timeout import end, within
 
 TIMEOUT_SECONDS = 10.0
+# Requests of one caller.
+SCREENSHOTS_PER_SECOND = 2
+SCREENSHOTS_BURST = 10
 # For so long a picture also answers later requests.
 FRESH_SECONDS = 1.0
 # Each takes up to a hundred megabytes for a moment.

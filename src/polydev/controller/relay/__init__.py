@@ -9,6 +9,7 @@ viewer            the WebSocket of one viewer: frames out, bytes in, pings, the 
 spectator_filter  what a read-only viewer may say to its VM
 forwarding        bytes both ways between a viewer and its VM, each way as fast as the slower end
 splice            pipes through which the kernel moves large updates without a copy
-viewers           the viewers of each session: how many may look, and whose session is over
+viewers           the viewers of each session: who is there, and whose session is over
+limits            how many viewers there may be, and how much they may send
 metrics           the relay's metrics for Prometheus
 """

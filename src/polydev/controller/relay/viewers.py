@@ -21,13 +21,12 @@ from polydev.controller.relay.close_reasons import (
     session_over,
 )
 from polydev.controller.relay.keepalive import PING_SECONDS
+from polydev.controller.relay.limits import MOST_SPECTATORS, MOST_VIEWERS
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.shared_poller import SharedPoller, log_failure
 from polydev.controller.store.sessions import Sessions
 from polydev.errors import SessionNotFound
 
-MOST_VIEWERS = 8  # of one session
-MOST_SPECTATORS = 4  # of these, read-only ones: the owner always finds a place
 # In case no event says that a session ended; its VM closes the connection at once as well.
 POLL_SECONDS = 5.0
 # A viewer that answers no ping is closed after two of them. While its VM takes no bytes, a viewer
