@@ -595,6 +595,13 @@ async def test_delete_ended_removes_unused_pool_vms(store_url: str) -> None:
 
 
 @run_async
+async def test_pool_leaves_the_spare_slots_to_sessions(store_url: str) -> None:
+    async with opened(store_url, slots=3) as store:
+        made = [await store.vms.add_pooled(DIGEST, "7e" * 32, 2) for _ in range(2)]
+        assert [vm is not None for vm in made] == [True, False]
+
+
+@run_async
 async def test_oldest_primed_pool_vm_is_taken_first(
     store_url: str,
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 
@@ -141,6 +142,29 @@ def test_restore_sets_file_times(host: Host) -> None:
     file.write_text("other")
     host.restore()
     assert file.stat().st_mtime_ns == 2_000_000_001
+
+
+def test_restore_after_unreadable_pending_changes_takes_all_for_changed(host: Host) -> None:
+    """Nothing says any more what a restore before this one changed."""
+    host.backup()
+    host.paths.pending.write_text("{")
+    done = host.restore()
+    assert "daemon-reload" in host.systemd.log
+    assert done["handover"] == OLD
+    assert_second_restore_does_nothing(host)
+
+
+def test_restore_keeps_set_user_id_bits(host: Host) -> None:
+    """A change of the owner takes them away."""
+    program = host.root / "etc" / "polydev" / "program"
+    put(program, "first", 0o4755)
+    host.backup()
+    put(program, "second", 0o700)
+    host.restore()
+    assert (program.read_text(), S_IMODE(program.stat().st_mode)) == ("first", 0o4755)
+    program.chmod(0o755)
+    host.restore()
+    assert S_IMODE(program.stat().st_mode) == 0o4755
 
 
 def test_unit_restarts_only_if_its_configuration_differs(host: Host) -> None:
@@ -354,6 +378,22 @@ class TestReach:
         host.restore(reach=True)
         host.restore()
         assert host.seen() == before
+
+    def test_reach_restore_leaves_the_controllers_configuration_to_the_full_restore(
+        self, host: Host
+    ) -> None:
+        """The service must still learn of a file that a restore that was killed brought back."""
+        host.backup()
+        put(host.paths.controller_config / "config.yaml", "log_level: 2\n", 0o640)
+        host.start(MAIN)
+        host.systemd.fails = lambda verb, unit: True
+        with pytest.raises(HostError):
+            host.restore()
+        host.systemd.fails = lambda verb, unit: False
+        host.systemd.active[MAIN] = "active"
+        host.restore(reach=True)
+        assert host.restore()["handover"] == OLD
+        assert_second_restore_does_nothing(host)
 
     def test_reach_restore_removes_new_files_and_their_units(self, tmp_path: Path) -> None:
         host = bare_host(tmp_path / "host")

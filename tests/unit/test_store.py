@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.errors import ImageError
+from polydev.image import image_folder
 from polydev.image.store import ImageStore
 from polydev.image.store_lock import store_lock
 from polydev.image_layout import (
@@ -134,6 +136,33 @@ def test_adding_an_image_again_repairs_it_in_its_place(store: ImageStore) -> Non
     assert (store.path(digest) / ROOTFS).read_bytes() == contents("a")[ROOTFS]
     assert (store.path(digest) / SBOM).exists()
     assert store.promote(digest).changed is False
+
+
+def test_image_is_in_use_while_it_is_repaired(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(store, "a").digest
+    repair, seen = image_folder.repair, []
+
+    def seen_repair(target: Path, incoming: Path, record: ImageRecord) -> None:
+        seen.append(store.in_use(digest))
+        repair(target, incoming, record)
+
+    monkeypatch.setattr(image_folder, "repair", seen_repair)
+    add(store, "a")
+    assert seen == [True]
+
+
+def test_damaged_file_is_not_replaced_by_another_damaged_one(store: ImageStore) -> None:
+    record = add(store, "a")
+    size_bytes = record.files[ROOTFS].size_bytes
+    (store.path(record.digest) / ROOTFS).write_bytes(b"1" * size_bytes)
+    with store.new_incoming() as incoming:
+        for name, data in contents("a").items():
+            (incoming / name).write_bytes(data)
+        (incoming / ROOTFS).write_bytes(b"2" * size_bytes)
+        store.add(incoming, record)
+    assert (store.path(record.digest) / ROOTFS).read_bytes() == b"1" * size_bytes
 
 
 def test_adding_an_image_again_replaces_an_unreadable_record(store: ImageStore) -> None:
@@ -507,6 +536,30 @@ def test_hold_fails_if_a_prune_removed_the_image_first(
     monkeypatch.setattr(fcntl, "flock", prune_then_flock)
     with pytest.raises(ImageError, match="no image"):
         store.hold(digest)
+
+
+def test_two_that_ask_at_once_do_not_take_each_other_for_users(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(store, "a").digest
+    flock, asked, answers = fcntl.flock, threading.Event(), []
+
+    def noted_flock(descriptor: int, operation: int) -> None:
+        if not operation & fcntl.LOCK_NB:
+            asked.set()
+        try:
+            flock(descriptor, operation)
+        finally:
+            asked.set()
+
+    second = threading.Thread(target=lambda: answers.append(store.in_use(digest)))
+    with image_folder.unless_held(store.path(digest)) as is_free:
+        assert is_free
+        monkeypatch.setattr(fcntl, "flock", noted_flock)
+        second.start()
+        assert asked.wait(60)
+    second.join()
+    assert answers == [False]
 
 
 def test_every_image_has_a_lock_file(store: ImageStore) -> None:

@@ -147,7 +147,7 @@ class Vms:
         """
         async with self._database.writing() as connection:
             vm, session = await locked_vm(connection, vm_id)
-            if vm.state not in ("creating", "starting") or vm.receipt:
+            if vm.state not in ("creating", "starting"):
                 return
             reason, at = _storable(because), self._clock()
             again = {"state": "creating", "started_at": None, "stage": "none", "stage_at": at}
