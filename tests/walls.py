@@ -25,7 +25,7 @@ def confining_properties(unit: str, slot: int) -> list[str]:
     return found
 
 
-def said_with(host: DeployedHost, properties: list[str], *argv: str) -> str:
+def output_with(host: DeployedHost, properties: list[str], *argv: str) -> str:
     """Return the output of a process with these properties."""
     words = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait"]
     words += [f"--property={each}" for each in properties]

@@ -49,8 +49,8 @@ def controller_that_answers_503(root: Path) -> None:
     replaced(root, "src/polydev/controller/health.py", "if any(", "if True or any(")
 
 
-def controller_that_falls_ill(root: Path) -> None:
-    """Well while it is looked at during the handover, ill once it serves alone."""
+def controller_that_becomes_unhealthy(root: Path) -> None:
+    """A controller that is healthy during the handover and unhealthy once it serves alone."""
     health = root / "src/polydev/controller/health.py"
     replaced(root, "src/polydev/controller/health.py", "if any(", "if ALONE or any(")
     health.write_text(
@@ -62,7 +62,7 @@ def controller_that_falls_ill(root: Path) -> None:
 
 
 def socket_that_cannot_listen(root: Path) -> None:
-    """What the plan refuses in an inventory, past the plan."""
+    """Put an invalid address into the socket template, where planning does not check it."""
     template = "templates/etc/systemd/system/master-controller.socket.j2"
     replaced(root, template, "ListenStream={{ listen }}", "ListenStream=localhost:4000")
 
@@ -85,7 +85,7 @@ def failing_migration(root: Path, after: str = HEAD) -> None:
 
 
 def slow_operation(root: Path) -> None:
-    """One that never ends, after files, slots and firewall were changed."""
+    """An endless operation after files, slots and firewall were changed."""
     replaced(
         root,
         f"templates/etc/systemd/system/{SLOW_UNIT}.j2",
@@ -99,8 +99,8 @@ AT_WORK = "/run/an-operation-at-work"
 IS_AT_WORK = "an-operation-at-[w]ork"  # not the shell that looks for it
 
 
-def operation_that_does_not_let_go(root: Path) -> None:
-    """One that is no unit's, and that goes on writing whoever goes away or asks it to end."""
+def operation_that_ignores_signals(root: Path) -> None:
+    """An operation outside of any unit that keeps writing and ignores signals."""
     deploy = root / "deploy.py"
     loop = f"trap '' HUP TERM PIPE; while :; do date >>{AT_WORK}; sleep 0.2; done"
     deploy.write_text(
@@ -131,7 +131,9 @@ class Fault:
 FAULTS = (
     Fault("controller-exits", controller_that_exits, ("handover", "the new release has a bug")),
     Fault("controller-answers-503", controller_that_answers_503, ("handover", "unhealthy")),
-    Fault("controller-falls-ill", controller_that_falls_ill, ("failed the health gate", "503")),
+    Fault(
+        "controller-falls-ill", controller_that_becomes_unhealthy, ("failed the health gate", "503")
+    ),
     Fault("socket-cannot-listen", socket_that_cannot_listen, ("master-controller.socket",)),
     Fault("operation-fails", failing_operation, (SLOW_UNIT, "bad option at line")),
     Fault("migration-fails", failing_migration, ("migrat", "half of the migration is done")),
@@ -147,8 +149,8 @@ class Former:
 
 
 @pytest.fixture(autouse=True)
-def impatient_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not become well is not waited for as long as on a host far away."""
+def short_gate_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait at most 15 s for health, since the lab runs on this machine."""
     monkeypatch.setattr(transaction, "GATE_SECONDS", 15)
 
 
@@ -157,8 +159,8 @@ def former(deployed: DeployedHost) -> Former:
     return Former(deployed.release(), deployed.listing())
 
 
-def require_former(host: DeployedHost, former: Former, record: Record, status: str) -> None:
-    """The former release serves, the gate passes, and the record tells of both."""
+def require_former_state(host: DeployedHost, former: Former, record: Record, status: str) -> None:
+    """Check that the former release serves, the gate passes, and the record says so."""
     assert record.status == status
     assert record.undone
     assert record.undone["gate"]["ok"]
@@ -170,7 +172,7 @@ def require_former(host: DeployedHost, former: Former, record: Record, status: s
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_host_goes_back(
+def test_failed_deployment_restores_the_host(
     fault: Fault, deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
     with pytest.raises(DeployError) as failure:
@@ -180,7 +182,7 @@ def test_the_host_goes_back(
     record = deployed.records()[0]
     assert record.reason
     assert record.reason in failure.value.message
-    require_former(deployed, former, record, "rolled-back")
+    require_former_state(deployed, former, record, "rolled-back")
     log_file = deployed.logs / f"deployment-{record.id}.log"
     events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
     assert {"plan", "start", "failed", "restore", "gate", "record"} <= set(events)
@@ -212,7 +214,7 @@ PYTHONPATH={TOOL} python3 /run/restart.py
 """
 
 
-def test_the_log_of_a_start_has_the_reason_of_a_process_that_exits_at_once(
+def test_failed_start_shows_log_of_process_that_exits_at_once(
     deployed: DeployedHost,
 ) -> None:
     restart = f"{{ {units._with_journal('restart', 'exits-at-once.service')}; }} 2>&1"
@@ -239,7 +241,7 @@ systemctl restart master-controller.service
 """
 
 
-def test_a_socket_that_systemd_lost_is_seen_and_made_anew(deployed: DeployedHost) -> None:
+def test_lost_socket_fails_the_gate_and_is_repaired_by_deploy(deployed: DeployedHost) -> None:
     deployed.inside(LOSE_SOCKET)
     assert deployed.inside("systemctl is-active master-controller.socket") == "active"
     wrong = {check["name"] for check in deployed.gate()["checks"] if not check["ok"]}
@@ -252,7 +254,7 @@ def test_a_socket_that_systemd_lost_is_seen_and_made_anew(deployed: DeployedHost
     assert not deployed.plan().changing
 
 
-def test_the_host_lets_an_operator_in_again_who_shut_himself_out(
+def test_deadman_timer_restores_ssh_access(
     deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
     data = {"deadman_seconds": 10}
@@ -261,12 +263,12 @@ def test_the_host_lets_an_operator_in_again_who_shut_himself_out(
         other.deploy()
     fired = json.loads(deployed.inside("cat /opt/polydev-ai/deadman.json"))
     assert fired["fired"]
-    require_former(deployed, former, deployed.records()[0], "rolled-back")
+    require_former_state(deployed, former, deployed.records()[0], "rolled-back")
 
 
 @contextmanager
 def full(host: DeployedHost, folder: str) -> Iterator[None]:
-    """No room in a folder; what lies in it stays to be seen."""
+    """Fill a folder's filesystem for the block; its files stay visible."""
     host.inside(
         f"mkdir -p /run/full && mount -t tmpfs -o size=2m,mode=755 tmpfs /run/full && "
         f"mkdir /run/full/upper /run/full/work && mount -t overlay overlay "
@@ -284,7 +286,7 @@ def full(host: DeployedHost, folder: str) -> Iterator[None]:
     [("/opt/master-controller/wheels", "rolled-back"), ("/opt/polydev-ai/backups", "failed")],
     ids=["half-way", "before-anything"],
 )
-def test_a_full_disk(
+def test_deployment_to_full_disk_is_rolled_back(
     folder: str, status: str, deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
     def new_release(root: Path) -> None:
@@ -317,7 +319,7 @@ host_actions.deploy(project, describe(project)[0], options, Steps(), logs)
 
 
 def operator(host: DeployedHost) -> Process:
-    """Somebody who deploys, in a process of their own."""
+    """Start a deployment in a process of its own."""
     return spawn([sys.executable, "-c", OPERATOR, host.project.root, host.logs], cwd=ROOT)
 
 
@@ -339,15 +341,15 @@ def await_operation_at_work(host: DeployedHost) -> None:
 
 
 def require_nothing_at_work(host: DeployedHost) -> None:
-    """No process of a deployment is left, and the one that wrote has ended."""
+    """Check that no process of a deployment is left, the writing one included."""
     assert host.inside(f"pgrep --full '{IS_AT_WORK}'; true") == ""
     host.inside(f"rm {AT_WORK}")
 
 
-def test_a_killed_operator_is_found_and_what_he_left_is_put_right(
+def test_deployment_of_killed_operator_is_rolled_back_by_the_next(
     deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
-    process = operator(variant(deployed, tmp_path, operation_that_does_not_let_go))
+    process = operator(variant(deployed, tmp_path, operation_that_ignores_signals))
     try:
         await_operation_at_work(deployed)
         died = deployed.records()[0]
@@ -367,7 +369,7 @@ def test_a_killed_operator_is_found_and_what_he_left_is_put_right(
     recovered = next(each for each in deployed.records() if each.id == died.id)
     assert recovered.reason
     assert record.id in recovered.reason
-    require_former(deployed, former, recovered, "interrupted")
+    require_former_state(deployed, former, recovered, "interrupted")
 
 
 KILL = "pkill -KILL -u deploy"
@@ -380,7 +382,7 @@ MEND = "nft delete table inet cut"
 
 
 @pytest.mark.parametrize(("lose", "mend"), [(KILL, "true"), (CUT, MEND)], ids=["closed", "cut"])
-def test_a_lost_connection(
+def test_lost_connection_rolls_back_the_deployment(
     lose: str, mend: str, deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
     process = operator(variant(deployed, tmp_path, slow_operation))
@@ -393,7 +395,7 @@ def test_a_lost_connection(
         assert process.wait(AWAIT_SECONDS) != 0
     finally:
         end_group(process)
-    require_former(deployed, former, deployed.records()[0], "rolled-back")
+    require_former_state(deployed, former, deployed.records()[0], "rolled-back")
 
 
 def await_text(file: Path, text: str) -> None:
@@ -403,7 +405,9 @@ def await_text(file: Path, text: str) -> None:
         time.sleep(0.2)
 
 
-def test_an_interrupt_is_a_failure(deployed: DeployedHost, former: Former, tmp_path: Path) -> None:
+def test_interrupted_deployment_is_rolled_back(
+    deployed: DeployedHost, former: Former, tmp_path: Path
+) -> None:
     process = operator(variant(deployed, tmp_path, slow_operation))
     try:
         await_slow_operation(deployed)
@@ -411,4 +415,4 @@ def test_an_interrupt_is_a_failure(deployed: DeployedHost, former: Former, tmp_p
         assert process.wait(AWAIT_SECONDS) != 0
     finally:
         end_group(process)
-    require_former(deployed, former, deployed.records()[0], "rolled-back")
+    require_former_state(deployed, former, deployed.records()[0], "rolled-back")

@@ -50,8 +50,8 @@ def server(deployed: DeployedHost) -> Iterator[PostgresServer]:
         yield server
 
 
-def failing_after_new(root: Path) -> None:
-    """What comes after `with_new_controller`, with a migration that fails half-way."""
+def with_failing_migration(root: Path) -> None:
+    """The release after `with_new_controller`, with a migration that fails half-way."""
     with_new_controller(root)
     failing_migration(root, after="things")
 
@@ -63,14 +63,14 @@ def with_database(host: DeployedHost, server: PostgresServer, file: Path, url: s
     return replace(host, data={"secrets": secrets})
 
 
-def name_in_sqlite(host: DeployedHost, user: str, name: str) -> None:
+def add_long_user_name_in_sqlite(host: DeployedHost, user: str, name: str) -> None:
     """Name a user in the host's SQLite, which takes longer names than PostgreSQL."""
     change = f"UPDATE users SET name = '{name}' WHERE id = '{user}'"
     code = f'import sqlite3; c = sqlite3.connect("{DATABASE}"); c.execute("{change}"); c.commit()'
     host.inside(f"python3 -c {quote(code)}")
 
 
-def test_a_host_with_postgresql(
+def test_move_to_postgresql_upgrade_and_rollback(
     deployed: DeployedHost, server: PostgresServer, tmp_path: Path
 ) -> None:
     before, former = deployed.records()[0].state, deployed.release()
@@ -78,7 +78,7 @@ def test_a_host_with_postgresql(
     words = f"PostgreSQL, {name} at {server.address} as owner"
     url = f"postgresql+psycopg://owner:{PASSWORD}@{server.address}/{name}"
 
-    # What cannot be used is told while the deployment is planned.
+    # An unusable database is reported while the deployment is planned.
     records = len(deployed.records())
     wrong = with_database(deployed, server, tmp_path / "wrong", url.replace(PASSWORD, "wr0ng"))
     for action in (wrong.plan, wrong.deploy):
@@ -94,7 +94,7 @@ def test_a_host_with_postgresql(
     (said,) = [each.name for each in planned.changing if "database: " in each.name]
     assert f"{words} instead of SQLite, nothing is copied" in said
 
-    # A move takes all along.
+    # A move copies all rows.
     there = HostController(deployed.host.target)
     user = there.ask("user", "add", "--role", "admin")["id"]
     token = there.ask("token", "create", "--user", user, "--name", "old", "--never")["token"]
@@ -103,14 +103,14 @@ def test_a_host_with_postgresql(
     moving = replace(moving, data={**other.data, **moving.data})
     arguments = (other.project, other.host, moving, Steps(), other.logs)
 
-    # One whose copy fails leaves the host with SQLite, and what was written meanwhile.
-    name_in_sqlite(deployed, user, "x" * 300)
+    # A move whose copy fails leaves the host with SQLite and all rows written meanwhile.
+    add_long_user_name_in_sqlite(deployed, user, "x" * 300)
     with pytest.raises(DeployError, match="rejects a row of users"):
         host_actions.move_database(*arguments)
     assert deployed.records()[0].status == "rolled-back"
     assert {each["id"] for each in there.ask("user", "list")} == users
     assert not deployed.plan(target=TARGET).changing
-    name_in_sqlite(deployed, user, "Ada")
+    add_long_user_name_in_sqlite(deployed, user, "Ada")
 
     record, moved = host_actions.move_database(*arguments)
     assert other.release() == former
@@ -125,7 +125,7 @@ def test_a_host_with_postgresql(
     later_user = there.ask("user", "add", "--role", "user")["id"]
     both = {(each,) for each in (*users, later_user)}
 
-    # What somebody changes there by hand is drift, and mended.
+    # A manual change of the schema is drift, and repaired.
     for statement in CHANGED_BY_HAND:
         server.do(statement, name)
     (found,) = other.plan(target=TARGET).changing
@@ -145,8 +145,8 @@ def test_a_host_with_postgresql(
     assert server.rows(name, "SELECT version_num FROM alembic_version") == [("things",)]
     assert server.rows(name, "SELECT count(*) FROM things") == [(0,)]
 
-    # One whose migration fails changes nothing.
-    failing = variant(other, tmp_path / "failing", failing_after_new)
+    # A release whose migration fails changes nothing.
+    failing = variant(other, tmp_path / "failing", with_failing_migration)
     with pytest.raises(DeployError, match="half of the migration is done") as broken:
         failing.deploy(target=TARGET)
     assert PASSWORD not in broken.value.message
@@ -166,7 +166,7 @@ def test_a_host_with_postgresql(
     assert there.ask("user", "remove", user)["tokens"] == 1
     assert not deployed.plan().changing
 
-    # Its rows are in the way of another move.
+    # The rows left in PostgreSQL prevent another move.
     with pytest.raises(DeployError, match=r"has rows in .*users") as refused:
         host_actions.move_database(*arguments)
     assert "--replace" in str(refused.value.hint)

@@ -35,7 +35,7 @@ CLOSED = (
     *("192.0.2.2", "198.51.100.253", "203.0.113.7", "198.19.0.1"),
     *("192.0.0.9", "192.88.99.1", "240.0.0.1"),
 )
-# Who is silent for so long is closed; who is open answers at once.
+# A target that is silent for so long is closed; an open one answers at once.
 SILENCE_SECONDS = 2.0
 HEARD = "/run/probe-heard"
 LIES = (("10.1.2.3", "stranger"), ("192.168.100.3", "neighbour"))
@@ -86,7 +86,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as cl
     print(client.recv(100).decode())
 """
 
-# Bound to whatever source it is told, be it nobody's.
+# Binds to the given source address, even to a foreign one.
 SEND = """
 import socket, sys
 source, address, port, text = sys.argv[1:]
@@ -122,7 +122,7 @@ ip netns exec slot-{FIRST} nft flush chain ip slot translated
 ip netns exec slot-{FIRST} nft 'chain ip slot forward {{ policy accept; }}'
 ip link set vm-{FIRST} type bridge_slave isolated off
 ip link set vm-{SECOND} type bridge_slave isolated off
-# That nobody was there is remembered for a while.
+# The neighbour table remembers failed lookups for a while.
 ip -n slot-{FIRST} neighbour flush dev uplink
 """
 WALLS_UP = f"""
@@ -171,7 +171,7 @@ def beyond_up() -> str:
         f"ip -n beyond address add {BEYOND}/30 dev eth0",
         "ip -n beyond link set eth0 up",
         f"ip -n beyond route add default via {BEYOND_GATEWAY}",
-        # It must hear those who lie about where they are.
+        # It must receive datagrams with forged sources.
         "ip netns exec beyond sysctl -q -w net.ipv4.conf.all.rp_filter=0",
         "ip netns exec beyond sysctl -q -w net.ipv4.conf.eth0.rp_filter=0",
     ]
@@ -211,17 +211,17 @@ def say(deployed: DeployedHost, script: str, *words: object) -> str:
 
 
 def reached(deployed: DeployedHost, targets: list[Target]) -> frozenset[Target]:
-    """Which of the targets the first probe can open a connection to."""
+    """Return the targets to which the first probe can open a connection."""
     said: list[Any] = json.loads(say(deployed, CONNECT, json.dumps([SILENCE_SECONDS, targets])))
     return frozenset((address, port) for address, port in said)
 
 
 def heard(deployed: DeployedHost) -> list[str]:
-    """What arrives outside of three datagrams, two of which lie about their source."""
+    """Return those of three datagrams that arrive outside; two have forged sources."""
     deployed.inside(f"rm -f {HEARD}")
     for source, text in (*LIES, (GUEST, "truth")):
         say(deployed, SEND, source, BEYOND, LURE_PORT, text)
-    # What was sent before the truth has arrived when that has, or never will.
+    # Datagrams sent before the true one have arrived by then, or never will.
     until = f"until grep -q truth {HEARD}; do sleep 0.05; done"
     return deployed.inside(f"timeout 30 sh -c {shlex.quote(until)}; cat {HEARD}").splitlines()
 
@@ -235,7 +235,7 @@ def addresses_of_host(deployed: DeployedHost) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def probes(deployed: DeployedHost) -> Iterator[Probes]:
-    """Probes and all who would answer them; the walls are down for a moment only."""
+    """The probes and all listeners; isolation is off only for a moment."""
     setup = [probe_up(FIRST), probe_up(SECOND), beyond_up(), listen("beyond", LURE_PORT)]
     setup += [listen(f"probe-{slot}", *GUEST_PORTS) for slot in (FIRST, SECOND)]
     try:
@@ -258,40 +258,42 @@ def probes(deployed: DeployedHost) -> Iterator[Probes]:
 
 
 class TestClosed:
-    """Each is open without the walls, so it is they that close it."""
+    """Each target is open without firewall and isolation, so these close it."""
 
     @pytest.mark.parametrize("port", GUEST_PORTS)
-    def test_other_vm(self, probes: Probes, port: int) -> None:
+    def test_other_vm_cannot_be_reached(self, probes: Probes, port: int) -> None:
         other = (address_of(SECOND), port)
         assert other not in probes.walled
         assert other in probes.bare
 
     @pytest.mark.parametrize("port", HOST_PORTS, ids=["controller", "ssh"])
-    def test_hosts_services_at_each_of_its_addresses(self, probes: Probes, port: int) -> None:
+    def test_host_services_cannot_be_reached_at_any_address(
+        self, probes: Probes, port: int
+    ) -> None:
         own = {(address, port) for address in probes.host_addresses}
         assert {(GATEWAY, port), (probes.deployed.lab.address, port)} < own
         assert not own & probes.walled
         assert own <= probes.bare
 
     @pytest.mark.parametrize("address", CLOSED)
-    def test_whatever_is_not_the_internet(self, probes: Probes, address: str) -> None:
+    def test_private_networks_cannot_be_reached(self, probes: Probes, address: str) -> None:
         assert (address, LURE_PORT) not in probes.walled
         assert (address, LURE_PORT) in probes.bare
 
-    def test_other_source_addresses(self, probes: Probes) -> None:
+    def test_spoofed_source_addresses_are_dropped(self, probes: Probes) -> None:
         assert [line.split()[1] for line in probes.heard_walled] == ["truth"]
         assert probes.heard_bare[:2] == [" ".join(lie) for lie in LIES]
 
-    def test_nobody_outside_reaches_a_vm(self, probes: Probes) -> None:
-        """Not even by a route to the slots' network over the host."""
+    def test_vms_cannot_be_reached_from_outside(self, probes: Probes) -> None:
+        """A route to the slots' network over the host does not help either."""
         argv = ["ip", "netns", "exec", "beyond", "/usr/bin/python3", "-c", CONNECT]
         targets = [(address_of(SECOND), port) for port in GUEST_PORTS]
         question = json.dumps([SILENCE_SECONDS, targets])
         assert json.loads(probes.deployed.inside(shlex.join([*argv, question]))) == []
 
 
-class TestMachineOfTheLab:
-    def test_its_address_is_open_to_the_host_and_closed_to_vms(self, probes: Probes) -> None:
+class TestLabGateway:
+    def test_lab_gateway_is_open_to_host_and_closed_to_vms(self, probes: Probes) -> None:
         gateway = probes.deployed.lab.gateway
         with socket.create_server((gateway, 0)) as server:
             server.settimeout(60)
@@ -305,19 +307,19 @@ class TestMachineOfTheLab:
 
 
 class TestOpen:
-    def test_internet_by_the_hosts_address(self, probes: Probes) -> None:
+    def test_internet_is_reached_with_host_address(self, probes: Probes) -> None:
         assert (BEYOND, LURE_PORT) in probes.walled
         assert probes.say(ASK_PEER, BEYOND, LURE_PORT) == BEYOND_GATEWAY
 
-    def test_datagrams_by_the_hosts_address(self, probes: Probes) -> None:
+    def test_datagrams_leave_with_host_address(self, probes: Probes) -> None:
         assert probes.heard_walled == [f"{BEYOND_GATEWAY} truth"]
 
     @pytest.mark.parametrize("kind", ["udp", "tcp"])
-    def test_names_of_vms(self, probes: Probes, kind: str) -> None:
+    def test_vm_names_are_resolved(self, probes: Probes, kind: str) -> None:
         said = probes.say(RESOLVE, GATEWAY, f"vm-{SECOND}.vm.internal", kind)
         assert said == f"0 {address_of(SECOND)}"
 
     @pytest.mark.parametrize("port", GUEST_PORTS)
-    def test_host_reaches_the_vm(self, probes: Probes, port: int) -> None:
+    def test_host_reaches_ports_of_the_vm(self, probes: Probes, port: int) -> None:
         words = ["/usr/bin/python3", "-c", ASK_PEER, address_of(SECOND), str(port)]
         assert probes.deployed.inside(shlex.join(words)) == GATEWAY

@@ -24,7 +24,7 @@ STORE = "/var/lib/firecracker/snapshots/base"
 # A machine without KVM that does other things too takes its time.
 BOOT_SECONDS = 900
 POLL_SECONDS = 0.2
-# What of the controller's unit has a say in what its user can do.
+# Settings of the controller's unit that affect the rights of its user.
 CONFINED = (
     *("NoNewPrivileges", "PrivateUsers", "RestrictSUIDSGID", "ProtectSystem", "UMask"),
     *("ReadWritePaths", "SystemCallFilter", "RestrictAddressFamilies"),
@@ -167,7 +167,7 @@ def hypervisor(
 
 @pytest.fixture
 def other_slot(hypervisor: Hypervisor) -> Iterator[Hypervisor]:
-    """For a VM that does not come up."""
+    """The hypervisor and a slot for VMs that do not start."""
     yield hypervisor
     hypervisor.call("stop", OTHER_SLOT)
     for slot, vm_id in hypervisor.call("folders"):
@@ -175,8 +175,8 @@ def other_slot(hypervisor: Hypervisor) -> Iterator[Hypervisor]:
             hypervisor.call("discard", slot, vm_id, keep_logs=False)
 
 
-class TestRefused:
-    """Whatever hinders QEMU fails the start at once, and is said where one looks for it."""
+class TestFailedStart:
+    """Every obstacle to QEMU fails the start at once and is reported in the logs."""
 
     def assert_said(self, hypervisor: Hypervisor, answer: Any, words: str) -> None:
         assert answer["error"] == "vm"
@@ -186,11 +186,11 @@ class TestRefused:
         assert words in hypervisor.host.journal(f"-n 50 -u {unit}")
         assert hypervisor.poll(OTHER_SLOT)["detail"] == "exit-code 1"
 
-    def test_image_that_is_not_there(self, other_slot: Hypervisor) -> None:
+    def test_missing_image_fails_the_start(self, other_slot: Hypervisor) -> None:
         answer = other_slot.start("no-image", OTHER_SLOT, "0" * 64)
         self.assert_said(other_slot, answer, "image 000000000000 is missing")
 
-    def test_order_that_is_none(self, other_slot: Hypervisor) -> None:
+    def test_invalid_launch_file_fails_the_start(self, other_slot: Hypervisor) -> None:
         folder = f"{ROOT}/{OTHER_SLOT}/no-order"
         script = f"mkdir -m 770 {folder}; echo '{{' >{folder}/launch.json; "
         script += f"chmod 644 {folder}/launch.json; ln -sfn no-order {ROOT}/{OTHER_SLOT}/current"
@@ -201,7 +201,7 @@ class TestRefused:
             other_slot, {"error": "vm", "message": "launch.json is not JSON"}, "is not JSON"
         )
 
-    def test_tap_that_somebody_has(self, other_slot: Hypervisor) -> None:
+    def test_tap_in_use_fails_the_start(self, other_slot: Hypervisor) -> None:
         words = ["systemd-run", "--quiet", "--unit=tap-holder", "--property=Type=notify"]
         words += [f"--property=NetworkNamespacePath=/run/netns/slot-{OTHER_SLOT}"]
         other_slot.host.inside(shlex.join([*words, "/usr/bin/python3", "-c", HOLD_TAP]))
@@ -211,7 +211,7 @@ class TestRefused:
             other_slot.host.inside("systemctl stop tap-holder.service")
         self.assert_said(other_slot, answer, "could not configure /dev/net/tun (tap0)")
 
-    def test_slot_that_is_not_there(self, hypervisor: Hypervisor) -> None:
+    def test_missing_slot_fails_the_start(self, hypervisor: Hypervisor) -> None:
         answer = hypervisor.start("no-slot", 99)
         assert f"{ROOT}/99/no-slot: No such file or directory" in answer["message"]
 
@@ -219,7 +219,7 @@ class TestRefused:
 class TestRights:
     @pytest.mark.parametrize("verb", ["stop", "restart", "kill", "start"])
     @pytest.mark.parametrize("unit", ["polydev-dns.service", "microvm-slot@2.service"])
-    def test_controllers_user_acts_on_vms_only(
+    def test_controller_user_may_manage_vm_units_only(
         self, hypervisor: Hypervisor, verb: str, unit: str
     ) -> None:
         before = hypervisor.host.inside(f"systemctl show -P InvocationID {unit}")
@@ -241,12 +241,12 @@ class TestRights:
             "ls /var/lib/master-controller",
         ],
     )
-    def test_vms_user_gets_to_its_own_vm_only(self, hypervisor: Hypervisor, command: str) -> None:
+    def test_vm_user_cannot_access_other_vms(self, hypervisor: Hypervisor, command: str) -> None:
         argv = ["runuser", "-u", f"polydev-vm-{OTHER_SLOT}", "--", *command.split()]
         said = hypervisor.host.inside(f"{shlex.join(argv)} 2>&1", check=False)
         assert "Permission denied" in said
 
-    def test_another_slots_tap_is_not_for_it(self, hypervisor: Hypervisor) -> None:
+    def test_vm_user_cannot_open_tap_of_another_slot(self, hypervisor: Hypervisor) -> None:
         words = ["systemd-run", "--quiet", "--pipe", "--wait", "--property=Type=exec"]
         words += [f"--property=NetworkNamespacePath=/run/netns/slot-{SLOT}"]
         words += [f"--property=User=polydev-vm-{OTHER_SLOT}", "/usr/bin/python3", "-c", HOLD_TAP]
@@ -256,7 +256,7 @@ class TestRights:
 
 @pytest.fixture(scope="module")
 def booted(hypervisor: Hypervisor) -> dict[str, Any]:
-    """A quick image in the first slot: what is said on its ports, once all three answer."""
+    """Boot a quick image in the first slot; return the answers of its three ports."""
     address = "192.168.100.2"
     assert hypervisor.start() is None
 
@@ -271,37 +271,39 @@ def booted(hypervisor: Hypervisor) -> dict[str, Any]:
 
 
 class TestRunning:
-    """One boot serves all of these, in their order."""
+    """These tests share one boot and run in this order."""
 
     def test_all_three_ports_answer_the_host(self, booted: dict[str, Any]) -> None:
         assert booted["vnc"].startswith("RFB 003.")
         assert booted["novnc"] == "echo"
 
-    def test_it_knows_who_it_is_and_whom_it_serves(self, booted: dict[str, Any]) -> None:
+    def test_agent_knows_vm_and_session(self, booted: dict[str, Any]) -> None:
         health = json.loads(booted["agent"][1])
         assert (health["vm_id"], health["session_id"]) == (VM, SESSION)
 
-    def test_it_is_seen(self, hypervisor: Hypervisor, booted: dict[str, Any]) -> None:
+    def test_poll_reports_running_vm(self, hypervisor: Hypervisor, booted: dict[str, Any]) -> None:
         state = hypervisor.poll()
         assert (state["activity"], state["vm_id"], state["detail"]) == ("active", VM, "")
         host = hypervisor.host
         assert host.inside(f"ps -o user:20= -p {state['pid']}") == f"polydev-vm-{SLOT}"
         assert list(hypervisor.call("slots")) == [str(SLOT)]
 
-    def test_a_second_start_is_none(self, hypervisor: Hypervisor, booted: dict[str, Any]) -> None:
+    def test_second_start_does_not_start_another_vm(
+        self, hypervisor: Hypervisor, booted: dict[str, Any]
+    ) -> None:
         before = hypervisor.poll()
         assert hypervisor.start() is None
         assert "runs another VM" in hypervisor.start("another")["message"]
         assert hypervisor.poll() == before
 
-    def test_a_lost_connection_is_made_anew(
+    def test_lost_dbus_connection_is_reopened(
         self, hypervisor: Hypervisor, booted: dict[str, Any]
     ) -> None:
         poll: Call = ("poll", (SLOT,), {})
         first, second = hypervisor.calls(poll, ("lose the connection", (), {}), poll)
         assert first == second
 
-    def test_its_image_cannot_be_pruned(
+    def test_running_vm_locks_its_image(
         self, hypervisor: Hypervisor, booted: dict[str, Any]
     ) -> None:
         lock = f"{STORE}/images/{hypervisor.digest}/in-use.lock"
@@ -310,14 +312,14 @@ class TestRunning:
         pid = hypervisor.poll()["pid"]
         assert lock in hypervisor.host.inside(f"readlink /proc/{pid}/fd/*")
 
-    def test_the_controllers_user_reads_its_console(
+    def test_controller_user_can_read_the_console(
         self, hypervisor: Hypervisor, booted: dict[str, Any]
     ) -> None:
         console = f"{ROOT}/{SLOT}/{VM}/serial.log"
         argv = [*hypervisor.as_controller(), "head", "-n", "1", console]
         assert "Linux version" in hypervisor.host.inside(shlex.join(argv))
 
-    def test_deployments_and_rollbacks_leave_it_alone(
+    def test_deployment_and_rollback_keep_running_vm(
         self, hypervisor: Hypervisor, booted: dict[str, Any]
     ) -> None:
         """A change of all slots' networks, and back: the others get it, this one keeps its own."""
@@ -332,7 +334,9 @@ class TestRunning:
         assert host.inside(stamps.format(OTHER_SLOT)) == before
         assert hypervisor.poll()["pid"] == pid
 
-    def test_a_kill_is_seen(self, hypervisor: Hypervisor, booted: dict[str, Any]) -> None:
+    def test_killed_vm_is_reported_as_failed(
+        self, hypervisor: Hypervisor, booted: dict[str, Any]
+    ) -> None:
         hypervisor.host.inside(f"kill -9 {hypervisor.poll()['pid']}")
 
         def seen() -> dict[str, Any] | None:
@@ -342,7 +346,7 @@ class TestRunning:
         state = wait_for("its end", seen)
         assert (state["vm_id"], state["pid"], state["detail"]) == (VM, None, "signal 9")
 
-    def test_an_end_leaves_its_logs_if_wanted_and_else_nothing(
+    def test_discard_keeps_logs_only_on_request(
         self, hypervisor: Hypervisor, booted: dict[str, Any]
     ) -> None:
         host = hypervisor.host

@@ -59,7 +59,7 @@ def quick(service: Operated, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     service.host.deploy()  # the golden image too
 
 
-def test_eight_sessions_at_once(quick: Operated) -> None:
+def test_eight_concurrent_sessions_fill_all_slots(quick: Operated) -> None:
     users = [quick.another_user() for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         started = list(pool.map(lambda user: user.start(), users))
@@ -68,7 +68,7 @@ def test_eight_sessions_at_once(quick: Operated) -> None:
     assert len({vm["vmIP"] for vm in vms}) == 8
     for each, vm in zip(started, vms, strict=True):
         assert inside_vm(quick, vm["vmIP"])["session_id"] == each["id"]
-    # All slots are held, so the ninth is told who has been idle for longest.
+    # All slots are held, so the ninth start names the session that is idle for longest.
     refused = quick.another_user().start(status=503)
     assert refused["type"] == "urn:polydev:error:no-free-slot"
     assert "8 slots" in refused["detail"]
@@ -77,7 +77,7 @@ def test_eight_sessions_at_once(quick: Operated) -> None:
     quick.wait_until_nothing_held()
 
 
-def test_of_two_that_want_the_last_slot_one_gets_it(quick: Operated) -> None:
+def test_last_slot_goes_to_one_of_two_concurrent_starts(quick: Operated) -> None:
     users = [quick.another_user() for _ in range(9)]
     held = [user.start() for user in users[:7]]
 
@@ -96,7 +96,7 @@ def test_of_two_that_want_the_last_slot_one_gets_it(quick: Operated) -> None:
     quick.wait_until_nothing_held()
 
 
-def test_vm_killed_from_outside_ends_its_session_with_the_reason(quick: Operated) -> None:
+def test_killed_vm_fails_its_session_with_reason(quick: Operated) -> None:
     session = quick.user.start()
     quick.user.wait(session["id"], "vm_created")
     vm = quick.user.vm(session["id"])
@@ -118,14 +118,14 @@ async def greeted(client: ClientConnection) -> None:
 
 
 async def reconnected(url: str, token: str) -> None:
-    """A viewer that comes back until it sees its VM again."""
+    """Reconnect a viewer until it sees its VM again."""
     async for client in open_websocket(url, token):
         with suppress(ConnectionClosed):
             await greeted(client)
             return
 
 
-def test_restarted_controller_finds_its_vm_and_the_viewer_comes_back(quick: Operated) -> None:
+def test_restarted_controller_keeps_vm_and_viewer_reconnects(quick: Operated) -> None:
     session = quick.user.start()
     quick.user.wait(session["id"], "vm_created")
     vm = quick.user.vm(session["id"])
@@ -149,7 +149,7 @@ def test_restarted_controller_finds_its_vm_and_the_viewer_comes_back(quick: Oper
     quick.wait_until_nothing_held()
 
 
-def test_killed_controller_loses_and_leaks_nothing(quick: Operated) -> None:
+def test_killed_controller_loses_no_session_and_leaks_nothing(quick: Operated) -> None:
     """Killed at moments of their own choice while sessions begin and end."""
     chance = random.Random(4)
     for _ in range(KILLS):
@@ -165,7 +165,7 @@ def test_killed_controller_loses_and_leaks_nothing(quick: Operated) -> None:
     quick.wait_until_nothing_held()
 
 
-def test_many_sessions_leave_nothing(quick: Operated) -> None:
+def test_many_sessions_leave_nothing_behind(quick: Operated) -> None:
     """Most are ended as soon as they begin, or on the way.
 
     test_session_cycles.py has hundreds of them, on VMs that do not boot.
@@ -188,8 +188,8 @@ def test_many_sessions_leave_nothing(quick: Operated) -> None:
     assert quick.leftovers() == before
 
 
-def test_logs_name_nobody(quick: Operated) -> None:
-    """No token, and no VM's whole address, in all that the tests above made it write."""
+def test_logs_contain_no_tokens_and_no_vm_addresses(quick: Operated) -> None:
+    """The logs of the tests above have no token and no full address of a VM."""
     text = quick.host.journal("-u 'master-controller*'")
     assert "192.168.100." in text
     for token in (quick.user.token, quick.admin.token):

@@ -32,7 +32,7 @@ from tests.sessions import (
     wait_for,
 )
 from tests.viewer import open_websocket, viewer_url
-from tests.walls import confining_properties, said_with
+from tests.walls import confining_properties, output_with
 
 SLOT = 2
 # Two looks are enough for an alert; how long they are apart on a host is no matter here.
@@ -65,7 +65,7 @@ for name in ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline"):
     sums[name] = {"sha256": hashlib.sha256(data).hexdigest()}
 (place / "record.json").write_text(json.dumps({"digest": broken, "files": sums}))
 """
-# What is tried with each descriptor; none of it may be done.
+# Operations tried with each descriptor, all of which must be refused.
 WRITE = """
 import json, mmap, os, sys
 from polydev.vm.template_client import fetch
@@ -87,7 +87,7 @@ found = fetch(sys.argv[1])
 done = [each for name, descriptor in enumerate(found) for each in tried(descriptor, name)]
 print(json.dumps({"files": len(found), "user": os.getuid(), "done": done}))
 """
-# What there is for the maker's guest, and for who escapes from it into QEMU.
+# Things within reach of the maker's guest, and of code that escapes from it into QEMU.
 WALLS = """
 import json, os, socket, subprocess, sys
 from polydev.controller.machines.template_maker import add_tap
@@ -114,9 +114,9 @@ os.unlink(folder + "/.tried")
 
 
 @pytest.fixture(scope="module")
-def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
-    """The host with templates, until it is again as it was."""
-    host = pooling(deployed, 0)
+def templates_host(deployed: DeployedHost) -> Iterator[DeployedHost]:
+    """The host with templates switched on; restored afterwards."""
+    host = host_with_pool(deployed, 0)
     assert host.deploy(target="master-controller").status == "succeeded"
     yield host
     deployed.deploy(target="master-controller")
@@ -126,8 +126,8 @@ def switched_on(deployed: DeployedHost) -> Iterator[DeployedHost]:
     deployed.inside(f"systemctl stop {MAKER}; rm -rf {FOLDER}/*; systemctl restart {HOLDER}")
 
 
-def pooling(host: DeployedHost, size: int) -> DeployedHost:
-    """The host as it is to be with a pool of so many VMs."""
+def host_with_pool(host: DeployedHost, size: int) -> DeployedHost:
+    """Return the host's declaration with a pool of so many VMs."""
     controller = {
         **lab.controller,
         **ALERTS,
@@ -138,10 +138,10 @@ def pooling(host: DeployedHost, size: int) -> DeployedHost:
     return replace(host, data={"controller": controller})
 
 
-def test_the_makers_guest_has_a_network_that_leads_nowhere(deployed: DeployedHost) -> None:
+def test_template_maker_has_no_access_to_network_and_secrets(deployed: DeployedHost) -> None:
     properties = confining_properties(deployed.inside(f"systemctl cat {MAKER}"), 0)
     words = (f"{BIN}/python", "-c", WALLS, FOLDER, STORE, "192.168.100.1")
-    assert json.loads(said_with(deployed, properties, *words)) == {
+    assert json.loads(output_with(deployed, properties, *words)) == {
         "links": ["lo", "tap0"],
         "routes": ["172.16.0.0/30"],
         "host": "Network is unreachable",
@@ -152,8 +152,8 @@ def test_the_makers_guest_has_a_network_that_leads_nowhere(deployed: DeployedHos
     }
 
 
-def test_the_deployment_leads_to_a_template_that_vms_may_have(switched_on: DeployedHost) -> None:
-    host = switched_on
+def test_deployment_builds_template_open_to_vm_users(templates_host: DeployedHost) -> None:
+    host = templates_host
     report = controller(host, "templates report")
     assert report["build"]["state"] == "running", report
     assert report["bootsBecause"] == BEING_MADE
@@ -168,14 +168,14 @@ def test_the_deployment_leads_to_a_template_that_vms_may_have(switched_on: Deplo
 
     properties = confining_properties(host.inside(f"systemctl cat microvm@{SLOT}.service"), SLOT)
     user = int(host.inside(f"id -u polydev-vm-{SLOT}"))
-    client = said_with(host, properties, f"{BIN}/python", "-c", WRITE, template["key"])
+    client = output_with(host, properties, f"{BIN}/python", "-c", WRITE, template["key"])
     assert json.loads(client) == {"files": len(FILES), "user": user, "done": []}
     assert host.plan().changing == []
 
 
-def test_two_users_have_a_clone_each(switched_on: DeployedHost) -> None:
+def test_sessions_of_two_users_get_different_clones(templates_host: DeployedHost) -> None:
     """Each with its own identity, ready at once, and seen through the controller."""
-    host = switched_on
+    host = templates_host
     host.inside(f"systemctl start --wait {MAKER}")
     (template,) = json.loads(host.inside(LIST))
     with operated(host) as service:
@@ -207,9 +207,9 @@ def test_two_users_have_a_clone_each(switched_on: DeployedHost) -> None:
             service.wait_until_nothing_held()
 
 
-def test_starts_are_measured_beside_a_bare_resume(switched_on: DeployedHost) -> None:
-    switched_on.inside(f"systemctl start --wait {MAKER}")
-    operator = Operator(switched_on)
+def test_bench_start_and_burst_report_ratios_to_bare_resume(templates_host: DeployedHost) -> None:
+    templates_host.inside(f"systemctl start --wait {MAKER}")
+    operator = Operator(templates_host)
     found = operator.answer("bench.start", "--starts", "1", "--cold", "0")
     assert [len(found["seconds"][kind]) for kind in ("bare", "clone", "cold")] == [1, 1, 0]
     assert found["clone_start_to_bare_resume"] > 0
@@ -218,14 +218,14 @@ def test_starts_are_measured_beside_a_bare_resume(switched_on: DeployedHost) -> 
     burst = operator.answer("bench.burst", "--size", "2")
     assert (burst["refused"], burst["kinds"]) == (0, ["clone", "clone"])
     assert burst["last_to_bare_resumes"] > 0
-    users = controller(switched_on, "user list")
+    users = controller(templates_host, "user list")
     assert [each for each in users if each["name"] == "bench"] == []
 
 
-def test_an_image_whose_template_cannot_be_made_leaves_the_one_before_serving(
-    switched_on: DeployedHost,
+def test_failed_template_build_keeps_the_former_template_serving(
+    templates_host: DeployedHost,
 ) -> None:
-    host, operator = switched_on, Operator(switched_on)
+    host, operator = templates_host, Operator(templates_host)
     golden = operator.answer("template.build")
     assert not golden["made"]
     with operated(host) as service:
@@ -265,15 +265,15 @@ def template_missing(service: Operated) -> dict[str, Any] | None:
 
 
 @pytest.fixture(scope="module")
-def pooled(switched_on: DeployedHost) -> DeployedHost:
+def pooled(templates_host: DeployedHost) -> DeployedHost:
     """The host with a pool, which ends with the templates."""
-    host = pooling(switched_on, POOLED)
+    host = host_with_pool(templates_host, POOLED)
     host.inside(f"systemctl start --wait {MAKER}")
     assert host.deploy(target="master-controller").status == "succeeded"
     return host
 
 
-def test_sessions_take_vms_that_wait_paused(pooled: DeployedHost) -> None:
+def test_sessions_take_paused_vms_of_the_pool(pooled: DeployedHost) -> None:
     host = pooled
     with operated(host) as service:
         base = service.user.http.base_url
@@ -308,8 +308,8 @@ def test_sessions_take_vms_that_wait_paused(pooled: DeployedHost) -> None:
         service.wait_until_released(taken["vmId"])
 
 
-def test_whatever_is_killed_no_session_has_the_identity_of_another(pooled: DeployedHost) -> None:
-    """Sessions begin and end while something is killed at some moment of their start."""
+def test_sessions_keep_distinct_identities_after_random_kills(pooled: DeployedHost) -> None:
+    """Sessions start and end while processes are killed at random moments of their start."""
     chance = random.Random(SEED)
     receipts: list[dict[str, Any]] = []
     with operated(pooled) as service, ThreadPoolExecutor(1) as beside:
@@ -367,7 +367,7 @@ def answered(service: Operated, method: str, path: str, **words: Any) -> dict[st
 
 
 def settled(service: Operated, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The session once it is over, or its VM says who it is; and what that says."""
+    """Wait until the session is over or its VM reports its identity; return both."""
 
     def look() -> tuple[dict[str, Any], dict[str, Any]] | None:
         found = answered(service, "GET", path, headers=service.user.headers)
@@ -395,7 +395,7 @@ def checked_receipts(session: dict[str, Any], say: str) -> list[dict[str, Any]]:
 
 
 def primed(service: Operated, count: int) -> list[dict[str, Any]]:
-    """The VMs that wait for a session, once there are so many."""
+    """Wait until the pool has so many VMs, and return them."""
 
     def look() -> list[dict[str, Any]] | None:
         vms = service.admin.call("GET", "/api/vm")["vms"]

@@ -10,7 +10,7 @@ import pytest
 
 from tests import forbidden_calls
 from tests.hosts import DeployedHost
-from tests.walls import confining_properties, said_with
+from tests.walls import confining_properties, output_with
 
 SLOT = 2
 CONTROLLER = "master-controller.service"
@@ -39,13 +39,13 @@ UNPRIVILEGED_MAY = ("mkdirat", "symlinkat", "linkat", "socket(AF_INET)")
 def outcomes(host: DeployedHost, properties: list[str]) -> dict[str, dict[str, str]]:
     """Return the result of each call in a process with these properties."""
     program = Path(forbidden_calls.__file__).read_text()
-    said = said_with(host, properties, "/usr/bin/python3", "-c", program)
+    said = output_with(host, properties, "/usr/bin/python3", "-c", program)
     found: dict[str, dict[str, str]] = json.loads(said)
     return found
 
 
 def reached(outcomes: dict[str, str]) -> dict[str, str]:
-    """The calls that were not refused before the kernel looked at them."""
+    """Return the calls that the filter did not refuse."""
     return {
         name: outcome
         for name, outcome in outcomes.items()
@@ -60,7 +60,7 @@ def properties(deployed: DeployedHost) -> list[str]:
     return found
 
 
-def test_forbidden_calls_are_refused_directly_and_by_io_uring(
+def test_forbidden_system_calls_are_refused_also_by_io_uring(
     deployed: DeployedHost, properties: list[str]
 ) -> None:
     found = outcomes(deployed, properties)
@@ -68,8 +68,8 @@ def test_forbidden_calls_are_refused_directly_and_by_io_uring(
     assert made == {"directly": {}, "by io_uring": {}}
 
 
-def test_the_same_user_without_the_unit_makes_these_calls(deployed: DeployedHost) -> None:
-    """So it is the unit that refuses them."""
+def test_system_calls_succeed_without_confinement_of_the_unit(deployed: DeployedHost) -> None:
+    """This shows that the unit's settings refuse the calls."""
     found = outcomes(deployed, [f"User=polydev-vm-{SLOT}", "PrivateTmp=yes"])
     for way in found.values():
         assert {name: way[name] for name in UNPRIVILEGED_MAY} == dict.fromkeys(
@@ -77,7 +77,7 @@ def test_the_same_user_without_the_unit_makes_these_calls(deployed: DeployedHost
         )
 
 
-def test_the_confined_controller_reads_files_of_the_vms_user_only(deployed: DeployedHost) -> None:
+def test_confined_controller_reads_only_files_of_the_vm_user(deployed: DeployedHost) -> None:
     """With its unit's PrivateUsers= it sees all users but root and itself as one."""
     of_vm = f"runuser -u polydev-vm-{SLOT} -- sh -c "
     script = [
@@ -93,7 +93,7 @@ def test_the_confined_controller_reads_files_of_the_vms_user_only(deployed: Depl
     names = [f"{FOLDER}/{name}" for name in ("serial.log", "link", "root", "own")]
     try:
         deployed.inside("; ".join(["set -e", *script]))
-        said = said_with(deployed, properties, PYTHON, "-c", READ, *names).splitlines()
+        said = output_with(deployed, properties, PYTHON, "-c", READ, *names).splitlines()
     finally:
         deployed.inside("rm -rf /run/walls")
     assert said == [
