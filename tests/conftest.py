@@ -67,7 +67,7 @@ HOST_LANES = {
 LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
 # In one process the files of the folder `second_host` share one host.
 HOST_OF = {file: "up" if lane == "up" else "second" for file, lane in LANE_OF.items()}
-# Of the rest these take longest, and so come first.
+# The longest of the remaining files, which are started first.
 LONG = ("integration/test_faults.py", "integration/test_template.py")
 # Unit tests run beside `up`, whose image the other lanes take from the cache.
 ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["second"], *HOST_LANES["third"], *LONG)
@@ -176,7 +176,7 @@ def loggers_are_not_cached() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logs_of_its_own() -> Iterator[None]:
-    """Where a test sends logs to is closed with it, and must not be written to by the next."""
+    """Reset logging after each test, since the streams of a test are closed with it."""
     yield
     for handler in list(logging.getLogger().handlers):
         if type(handler) is logging.StreamHandler:
@@ -185,7 +185,7 @@ def logs_of_its_own() -> Iterator[None]:
 
 @pytest.fixture
 def logs_as_before(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Set back what the controller's logs change, before what they are written to is closed."""
+    """Restore the logging configuration before the streams of a test are closed."""
     from polydev.controller.logs import QUIET
 
     loggers = [logging.getLogger(), *map(logging.getLogger, QUIET)]
@@ -214,7 +214,7 @@ def store(settings: Settings) -> ImageStore:
 def image(
     settings: Settings, store: ImageStore, tmp_path_factory: pytest.TempPathFactory
 ) -> ImageRecord:
-    """The browser VM's image, built: by one lane for all of them, whose stores have hard links."""
+    """The browser VM's built image: one lane builds it, the others' stores have hard links."""
     base = tmp_path_factory.getbasetemp()
     shared = ImageStore((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "image")
     there = replace(settings, store=shared.root)

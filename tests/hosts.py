@@ -27,7 +27,7 @@ from polydev.run import spawn
 from polydev.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a deployment is made from.
+# The files that a deployment is made from.
 PARTS = ("deploy.py", "inventory", "templates", "requirements", "src", "web", "pyproject.toml")
 TOOL = "/opt/polydev-ai/bin/polydev-host"
 # SSH lets operators in before all units of the host are up.
@@ -67,7 +67,7 @@ class DeployedHost:
             return newest_first(records_of(connection))
 
     def inside(self, command: str, *, check: bool = True) -> str:
-        """What a line of shell says as root in the lab, past SSH and firewall."""
+        """Run a line of shell as root in the lab, without SSH and firewall; return its output."""
         return run_inside(self.lab, ["sh", "-c", command], check=check).stdout.strip()
 
     def journal(self, options: str = "") -> str:
@@ -75,7 +75,7 @@ class DeployedHost:
         return self.inside(f"journalctl --sync; journalctl -q --no-pager -o cat {options}")
 
     def gate(self) -> dict[str, Any]:
-        """What the health gate says now, without waiting."""
+        """Return the result of the health gate now, without waiting."""
         found: dict[str, Any] = json.loads(self.inside(f"{TOOL} health --seconds 0"))
         return found
 
@@ -126,7 +126,7 @@ SHARED_HOSTS = pytest.StashKey[dict[str, DeployedHost]]()
 
 
 def bring_image(lab: Lab, image: Path) -> None:
-    """Put an image where a deployment is going to send it, and so has nothing left to send."""
+    """Copy an image to the lab's store, so that a deployment need not send it."""
     place, init = f"{STORE}/incoming/{image.name}", init_pid(lab)
     assert init
     run_inside(lab, ["mkdir", "--parents", place])
@@ -147,7 +147,7 @@ def _described(project: Project, lab: Lab) -> DescribedHost:
 
 @contextmanager
 def lab_host(lab: Lab, settings: Settings, logs: Path) -> Iterator[DeployedHost]:
-    """The checkout's own inventory, whose host is that lab while this lasts."""
+    """The checkout's own inventory, whose host is that lab for the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLYDEV_LAB", lab.name)
         patch.setenv("POLYDEV_STORE", str(settings.store))

@@ -80,7 +80,7 @@ IN_DATABASE = f"""python3 -c "import sqlite3, sys
 connection = sqlite3.connect('{DATABASE}')
 [connection.execute(each) for each in sys.argv[1:]]
 connection.commit()" """
-# Of everything that a deployment makes one that somebody changed.
+# One manual change of each kind of thing that a deployment makes.
 RELEASES = (
     Edit(
         "echo >$(echo /opt/master-controller/current/venv/lib/python3*/site-packages)/x.pth",
@@ -343,13 +343,13 @@ EVERYTHING = (*CONTROLLERS, *IMAGES, *HOSTS)
 
 
 def verb(*words: str, **env: str) -> Completed:
-    """A verb as an operator runs it; its status is the caller's to judge."""
+    """Run a verb as an operator does; return its result with any status."""
     argv = [str(PROGRAMS / "inv"), "--search-root", str(ROOT), *words]
     return run(argv, cwd=ROOT, env=env, check=False)
 
 
 def run_specs(deployed: DeployedHost) -> Completed:
-    """The specs by plain pytest, over SSH; one connection serves them all."""
+    """Run the specs by plain pytest over one SSH connection."""
     # A socket's path is short, and those of the tests' own folders are not.
     with TemporaryDirectory(prefix="specs-") as name:
         config = Path(name, "ssh_config")
@@ -363,14 +363,14 @@ def run_specs(deployed: DeployedHost) -> Completed:
             run(["ssh", *words, f"{deployed.lab.user}@{deployed.lab.address}"], check=False)
 
 
-def require_passed(specs: Completed) -> None:
+def require_specs_passed(specs: Completed) -> None:
     assert specs.status == 0, specs.stdout
     assert "passed" in specs.stdout
     assert "skipped" not in specs.stdout
 
 
 class TestFirstDeployment:
-    def test_its_record_says_that_it_succeeded(self, deployed: DeployedHost) -> None:
+    def test_record_of_first_deployment_is_succeeded(self, deployed: DeployedHost) -> None:
         first = deployed.records()[-1]
         assert (first.kind, first.status, first.target) == ("deploy", "succeeded", "all")
         assert (first.previous, first.state) == (None, first.id)
@@ -379,13 +379,13 @@ class TestFirstDeployment:
         assert first.gate is not None
         assert first.gate["ok"], first.gate
 
-    def test_its_backup_is_sound(self, deployed: DeployedHost) -> None:
+    def test_backup_of_first_deployment_verifies(self, deployed: DeployedHost) -> None:
         newest = next(record for record in deployed.records() if record.backup)
         deployed.inside(f"{TOOL} backup verify --id {newest.id}")
 
     def test_gate_and_specs_pass(self, deployed: DeployedHost) -> None:
         assert deployed.gate()["ok"]
-        require_passed(run_specs(deployed))
+        require_specs_passed(run_specs(deployed))
 
 
 class TestAsDeclared:
@@ -396,12 +396,12 @@ class TestAsDeclared:
         assert not again.backup, "there was nothing to go back from"
         assert deployed.listing() == before
 
-    def test_drift_is_none(self, deployed: DeployedHost) -> None:
+    def test_drift_reports_nothing(self, deployed: DeployedHost) -> None:
         done = verb("drift")
         assert done.status == 0, done.stdout + done.stderr
         assert done.stdout == f"lab-{deployed.lab.name} is as declared\n"
 
-    def test_pyinfra_by_itself_plans_nothing(self, deployed: DeployedHost) -> None:
+    def test_plain_pyinfra_plans_no_changes(self, deployed: DeployedHost) -> None:
         words = ["inventory/lab.py", "deploy.py", "--dry", "--diff"]
         done = run([PROGRAMS / "pyinfra", *words], cwd=ROOT)
         said = done.stdout + done.stderr
@@ -411,7 +411,7 @@ class TestAsDeclared:
 
 
 @dataclass(frozen=True)
-class Mended:
+class EditedHost:
     """The reports about a host edited by hand, and the effects of the deployment after that."""
 
     drift: Completed
@@ -433,7 +433,7 @@ class Mended:
 
 
 @pytest.fixture(scope="module")
-def mended(deployed: DeployedHost) -> Mended:
+def edited_host(deployed: DeployedHost) -> EditedHost:
     before = without_new(deployed.listing())
     edit(deployed, EVERYTHING)
     edited, records = deployed.listing(), len(deployed.records())
@@ -447,7 +447,7 @@ def mended(deployed: DeployedHost) -> Mended:
     # By now the watch has compared at least once since the edits.
     watched = json.loads(deployed.inside("cat /run/polydev/network.json"))
     record, again = deployed.deploy(), deployed.deploy()
-    return Mended(
+    return EditedHost(
         drift=drift,
         drift_json=drift_json,
         plan_json=plan_json,
@@ -472,73 +472,77 @@ def without_new(listing: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in listing if not str(entry["path"]).endswith(links)]
 
 
-def mending(edits: tuple[Edit, ...], names: list[str]) -> list[str]:
-    """Those of the operations that mend the edits."""
+def repairing_operations(edits: tuple[Edit, ...], names: list[str]) -> list[str]:
+    """Return the operations that repair the edits."""
     wanted = {edit.operation for edit in edits}
     return [name for name in names if DIGEST.sub("", name) in wanted]
 
 
 class TestHandEdits:
-    def test_drift_exits_with_2(self, mended: Mended) -> None:
-        assert (mended.drift.status, mended.drift_json.status) == (2, 2)
-        assert json.loads(mended.drift_json.stdout)["changes"] == len(mended.differences)
+    def test_drift_exits_with_2(self, edited_host: EditedHost) -> None:
+        assert (edited_host.drift.status, edited_host.drift_json.status) == (2, 2)
+        assert json.loads(edited_host.drift_json.stdout)["changes"] == len(edited_host.differences)
 
     @pytest.mark.parametrize("edit", EVERYTHING, ids=lambda edit: edit.operation)
-    def test_edit_is_named_with_its_difference(self, mended: Mended, edit: Edit) -> None:
-        (name,) = mending((edit,), list(mended.differences))
-        said = mended.differences[name]
+    def test_drift_shows_difference_of_each_edit(self, edited_host: EditedHost, edit: Edit) -> None:
+        (name,) = repairing_operations((edit,), list(edited_host.differences))
+        said = edited_host.differences[name]
         assert said, "no difference is shown"
         for difference in edit.difference:
             assert any(difference in line for line in said), said
         # Text for people has no tabs.
-        text = NEW_ID.sub("ID", mended.drift.stdout)
+        text = NEW_ID.sub("ID", edited_host.drift.stdout)
         shown = [" ".join(line.split()) for line in text.splitlines()]
         assert name in shown
         assert {" ".join(line.split()) for line in said} <= set(shown)
 
-    def test_nothing_else_is_named(self, mended: Mended) -> None:
-        names = list(mended.differences)
-        assert mending(EVERYTHING, names) == names
+    def test_drift_reports_only_the_edits(self, edited_host: EditedHost) -> None:
+        names = list(edited_host.differences)
+        assert repairing_operations(EVERYTHING, names) == names
 
-    def test_plan_says_the_same_and_changes_nothing(self, mended: Mended) -> None:
-        assert mended.plan_json.status == 0
-        plan, drift = mended.plan_json.stdout, mended.drift_json.stdout
+    def test_plan_matches_drift_and_changes_nothing(self, edited_host: EditedHost) -> None:
+        assert edited_host.plan_json.status == 0
+        plan, drift = edited_host.plan_json.stdout, edited_host.drift_json.stdout
         assert json.loads(NEW_ID.sub("ID", plan)) == json.loads(NEW_ID.sub("ID", drift))
-        assert mended.is_left_alone
+        assert edited_host.is_left_alone
 
-    def test_specs_fail_meanwhile(self, mended: Mended) -> None:
-        assert mended.specs.status == 1
+    def test_specs_fail_on_edited_host(self, edited_host: EditedHost) -> None:
+        assert edited_host.specs.status == 1
         for name in ("test_mode_and_owner", "test_units_are_active", "test_kernel_setting"):
-            assert name in mended.specs.stdout
+            assert name in edited_host.specs.stdout
 
-    def test_gate_and_watch_name_every_part_of_the_network(self, mended: Mended) -> None:
-        details = {each["name"]: each["detail"] for each in mended.gate["checks"] if not each["ok"]}
+    def test_gate_and_watch_report_every_edited_network_part(self, edited_host: EditedHost) -> None:
+        details = {
+            each["name"]: each["detail"] for each in edited_host.gate["checks"] if not each["ok"]
+        }
         assert "br-vm state: down instead of up" in details["bridge"]
         for number in range(2, 10):
             assert f"slot-{number}: " in details["slots"]
         assert "firewall" in details
-        parts = {each["part"] for each in mended.watched["differences"]}
+        parts = {each["part"] for each in edited_host.watched["differences"]}
         assert parts == {"bridge", "firewall", *(f"slot-{number}" for number in range(2, 10))}
-        opened = {each["part"] for each in mended.watched["differences"] if each["opens"]}
+        opened = {each["part"] for each in edited_host.watched["differences"] if each["opens"]}
         assert {"slot-2", "slot-4", "firewall"} <= opened
 
     @pytest.mark.parametrize(
         "edit", [each for each in EVERYTHING if each.problem], ids=lambda edit: edit.problem
     )
-    def test_doctor_names_what_endangers_vms(self, mended: Mended, edit: Edit) -> None:
+    def test_doctor_reports_edits_that_endanger_vms(
+        self, edited_host: EditedHost, edit: Edit
+    ) -> None:
         name, _, words = edit.problem.partition(": ")
-        found = mended.doctor[name]
+        found = edited_host.doctor[name]
         assert found.state == "problem"
         assert words in found.found
         assert found.todo
 
-    def test_deployment_mends_exactly_these(self, mended: Mended) -> None:
-        assert mended.record.operations == list(mended.differences)
-        assert mended.record.status == "succeeded"
-        assert mended.is_restored
+    def test_deployment_repairs_exactly_the_edits(self, edited_host: EditedHost) -> None:
+        assert edited_host.record.operations == list(edited_host.differences)
+        assert edited_host.record.status == "succeeded"
+        assert edited_host.is_restored
 
-    def test_then_nothing_is_to_be_done(self, mended: Mended) -> None:
-        assert (mended.again.changes, mended.again.operations) == (0, [])
+    def test_deployment_after_repair_changes_nothing(self, edited_host: EditedHost) -> None:
+        assert (edited_host.again.changes, edited_host.again.operations) == (0, [])
 
 
 CLOUD_INIT = "/etc/ssh/sshd_config.d/50-cloud-init.conf"
@@ -556,7 +560,7 @@ class TestSshd:
         finally:
             deployed.inside(f"cp /run/sshd_config /etc/ssh/sshd_config; rm -f {CLOUD_INIT}")
 
-    def test_others_do_not_win_over_ours(self, host: DeployedHost) -> None:
+    def test_sshd_settings_of_others_do_not_override_ours(self, host: DeployedHost) -> None:
         host.inside(f"printf '{YES}Match User deploy\\n{YES}' >{CLOUD_INIT}")
         host.inside(f"sed -i '1i {YES}' /etc/ssh/sshd_config")
         assert host.gate()["ok"]
@@ -564,7 +568,7 @@ class TestSshd:
         said = host.inside("sshd -T -C user=deploy,host=x,addr=10.0.0.1").splitlines()
         assert {"permitrootlogin no", "passwordauthentication no"} <= set(said)
 
-    def test_what_wins_nevertheless_is_named(self, host: DeployedHost) -> None:
+    def test_overriding_sshd_settings_are_reported(self, host: DeployedHost) -> None:
         host.inside(f"sed -i '1i Match User deploy\\n{YES}Match all' /etc/ssh/sshd_config")
         (detail,) = (each["detail"] for each in host.gate()["checks"] if not each["ok"])
         assert "/etc/ssh/sshd_config:2: passwordauthentication yes for Match User deploy" in detail
@@ -588,7 +592,7 @@ http.server.HTTPServer(("127.0.0.1", 8999), Receiver).serve_forever()
 
 @contextmanager
 def received_alerts(host: DeployedHost) -> Iterator[Callable[[str], str]]:
-    """What awaits a message with this text at a receiver that the controller sends alerts to."""
+    """Run a receiver of alerts; yield a function that waits for a message with this text."""
     folder, received = "/run/systemd/system/master-controller.service.d", "/run/alerts"
     again = "systemctl daemon-reload && systemctl restart master-controller.service"
     host.inside(
@@ -608,9 +612,7 @@ def received_alerts(host: DeployedHost) -> Iterator[Callable[[str], str]]:
 
 
 class TestAlerts:
-    def test_a_wall_between_vms_that_is_opened_raises_an_alert(
-        self, deployed: DeployedHost
-    ) -> None:
+    def test_opened_vm_isolation_raises_an_alert(self, deployed: DeployedHost) -> None:
         opened = [each for each in KERNEL if "isolated" in each.command or "flush" in each.command]
         assert len(opened) == 2
         with received_alerts(deployed) as await_message:
@@ -626,7 +628,7 @@ class TestAlerts:
 
 
 class TestWatch:
-    def test_one_that_hangs_is_named_and_started_again(self, deployed: DeployedHost) -> None:
+    def test_hung_watch_process_is_reported_and_restarted(self, deployed: DeployedHost) -> None:
         unit, report = "polydev-network-watch.service", "/run/polydev/network.json"
         deployed.inside(
             f"systemctl kill --signal=STOP {unit} && "
@@ -648,17 +650,17 @@ class TestWatch:
 
 
 class TestTargets:
-    def test_each_mends_its_part_only(self, deployed: DeployedHost) -> None:
+    def test_target_repairs_only_its_part(self, deployed: DeployedHost) -> None:
         edit(deployed, (*CONTROLLERS, *IMAGES, FOLDER))
         controller = deployed.deploy(target="master-controller")
         images = deployed.deploy(target="vm-agent")
         rest = deployed.deploy()
         assert (controller.target, images.target) == ("master-controller", "vm-agent")
         assert controller.operations == [each.operation for each in CONTROLLERS]
-        assert mending(IMAGES, images.operations) == images.operations != []
+        assert repairing_operations(IMAGES, images.operations) == images.operations != []
         assert rest.operations == [FOLDER.operation]
 
-    def test_nothing_else_is_even_looked_at(self, deployed: DeployedHost) -> None:
+    def test_target_plans_only_its_operations(self, deployed: DeployedHost) -> None:
         parts = {
             target: {
                 operation.name.partition(" | ")[0]
@@ -671,11 +673,11 @@ class TestTargets:
 
 
 class TestRestart:
-    def test_host_comes_back_whole_without_a_deployment(self, deployed: DeployedHost) -> None:
+    def test_restarted_host_is_complete_without_deployment(self, deployed: DeployedHost) -> None:
         before = deployed.listing()
         deployed.restart()
         assert deployed.listing() == before
-        require_passed(run_specs(deployed))
+        require_specs_passed(run_specs(deployed))
         assert deployed.plan().changing == []
 
 
@@ -726,7 +728,7 @@ def watched(host: DeployedHost) -> Iterator[Callable[[], str]]:
 
 
 class TestSecrets:
-    def test_the_service_has_it_and_nobody_is_shown_it(
+    def test_secret_reaches_the_service_and_is_shown_nowhere(
         self, deployed: DeployedHost, tmp_path: Path
     ) -> None:
         secret = tmp_path / "jwt-secret"
@@ -761,7 +763,7 @@ class TestWrongInventory:
             ("controller_listen = '4000'", "controller_listen"),
         ],
     )
-    def test_host_and_key_are_named(
+    def test_wrong_value_is_reported_with_host_and_key(
         self, deployed: DeployedHost, tmp_path: Path, line: str, key: str
     ) -> None:
         changed = variant(deployed, tmp_path, values(line))
@@ -778,7 +780,7 @@ class TestWrongInventory:
             (f"image = '{'0' * 64}'", "image"),
         ],
     )
-    def test_what_is_missing_here_is_found_before_anything_changes(
+    def test_missing_local_files_are_found_while_planning(
         self, deployed: DeployedHost, tmp_path: Path, line: str, key: str
     ) -> None:
         changed = variant(deployed, tmp_path, values(line))
@@ -786,7 +788,7 @@ class TestWrongInventory:
             changed.plan()
         assert key in caught.value.message
 
-    def test_unknown_target(self, deployed: DeployedHost) -> None:
+    def test_unknown_target_is_refused_with_hint(self, deployed: DeployedHost) -> None:
         done = verb("deploy", "--target", "controller", "--json")
         assert done.status == 1
         said = json.loads(done.stdout)
@@ -794,7 +796,7 @@ class TestWrongInventory:
         assert "master-controller" in said["hint"]
 
     @pytest.mark.parametrize("name", ["deploy", "drift", "deployments"])
-    def test_no_lab(self, deployed: DeployedHost, name: str) -> None:
+    def test_missing_lab_is_reported_with_hint(self, deployed: DeployedHost, name: str) -> None:
         done = verb(name, "--json", POLYDEV_LAB=NOBODYS_LAB)
         assert done.status == 1
         said = json.loads(done.stdout)

@@ -109,7 +109,9 @@ def build_variant(name: str, settings: Settings, store: ImageStore) -> ImageReco
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, golden: str) -> None:
+def test_faulty_image_is_refused_with_cause(
+    fault: Fault, settings: Settings, store: ImageStore, golden: str
+) -> None:
     link = store.golden_link.readlink()
     digest = build_variant(fault.name, settings, store).digest
     cause = refusal(digest, fault, settings, store).message
@@ -134,7 +136,7 @@ def test_fault_is_refused(fault: Fault, settings: Settings, store: ImageStore, g
 
 
 def refusal(digest: str, fault: Fault, settings: Settings, store: ImageStore) -> ImageError:
-    """How the image is refused. What a machine that was too busy says is asked for again."""
+    """Return the error that refuses the image; repeat while the machine is too busy."""
     for _ in range(TRIES):
         found = verdict_on(digest, fault, settings, store)
         if not isinstance(found, MachineBusy):
@@ -155,7 +157,7 @@ def verdict_on(
     return None
 
 
-def test_flipped_bit_is_refused_and_repaired(
+def test_flipped_bit_is_refused_and_repaired_by_rebuild(
     settings: Settings, store: ImageStore, golden: str
 ) -> None:
     record = build_variant("headless", settings, store)

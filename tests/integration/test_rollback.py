@@ -38,7 +38,7 @@ def upgrade() -> None:
 
 
 def with_new_controller(root: Path) -> None:
-    """A release that differs, in its code and in what its database has to be."""
+    """A release with other code and another database schema."""
     package = root / "src/polydev/controller"
     migrations = package / "migrations"
     (migrations / "versions/things.py").write_text(NEW_MIGRATION)
@@ -80,7 +80,7 @@ def run_sql(host: DeployedHost, statement: str) -> None:
 
 @pytest.fixture
 def other_image(tmp_path: Path) -> ImageRecord:
-    """An image that is small, in a store of its own; nobody boots it."""
+    """A small image in its own store, which is never booted."""
     store = ImageStore(tmp_path / "store")
     return add_image(store, "another image", datetime.now(timezone.utc), verified=True)
 
@@ -98,7 +98,7 @@ def changed(
     return make
 
 
-def test_everything_comes_back(
+def test_rollback_restores_everything(
     deployed: DeployedHost, changed: Callable[[Callable[[Path], None]], DeployedHost]
 ) -> None:
     run_sql(
@@ -128,7 +128,9 @@ def test_everything_comes_back(
     assert not deployed.plan().changing
 
 
-def test_nothing_is_lost_under_load(deployed: DeployedHost, tmp_path: Path) -> None:
+def test_deploy_and_rollback_under_load_lose_no_request(
+    deployed: DeployedHost, tmp_path: Path
+) -> None:
     other = variant(deployed, tmp_path, with_new_controller)
     former = deployed.release()
     with under_load(deployed.lab.address, 4000) as load:
@@ -139,7 +141,7 @@ def test_nothing_is_lost_under_load(deployed: DeployedHost, tmp_path: Path) -> N
     assert set(load.answers) == {former, record.id}
 
 
-def test_only_what_succeeded_can_be_gone_back_to(deployed: DeployedHost, tmp_path: Path) -> None:
+def test_rollback_to_failed_deployment_is_refused(deployed: DeployedHost, tmp_path: Path) -> None:
     def broken(root: Path) -> None:
         dns = root / "templates/etc/polydev/dns.conf.j2"
         dns.write_text(dns.read_text() + "no-such-option\n")
@@ -154,7 +156,7 @@ def test_only_what_succeeded_can_be_gone_back_to(deployed: DeployedHost, tmp_pat
         deployed.rollback(to="20200101_000000-abcd")
 
 
-def test_a_damaged_target_is_refused_and_the_next_one_offered(
+def test_rollback_from_damaged_backup_is_refused_with_alternative(
     deployed: DeployedHost, tmp_path: Path
 ) -> None:
     first = deployed.records()[0].state
@@ -178,7 +180,7 @@ def test_a_damaged_target_is_refused_and_the_next_one_offered(
     shutil.rmtree(tmp_path / "2")
 
 
-def test_a_damaged_release_is_refused(deployed: DeployedHost, tmp_path: Path) -> None:
+def test_rollback_to_damaged_release_is_refused(deployed: DeployedHost, tmp_path: Path) -> None:
     former = deployed.release()
     variant(deployed, tmp_path, with_new_controller).deploy(target="master-controller")
     program = f"/opt/master-controller/releases/{former}/venv/bin/master-controller"
