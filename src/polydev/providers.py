@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,7 +21,9 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
+from typing_extensions import Self
 
 from polydev.errors import ConfigError
 from polydev.validation import key_path, problems_of
@@ -30,6 +32,22 @@ from polydev.yaml_files import load_yaml
 GUEST_FOLDER = "usr/share/polydev/providers"
 """The folder of providers in the guest, relative to its root."""
 KEYS_HINT = "the keys of a provider are described in docs/providers.md"
+
+
+# Parts of the API's paths that stand where a provider's name may stand.
+RESERVED_NAMES = ("log", "store")
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED_NAMES:
+        raise ValueError(f"must not be {name}, which is a path of the API")
+    return name
+
+
+def _is_visible(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
 
 
 def _one_line(text: str) -> str:
@@ -45,24 +63,30 @@ def _no_nul(text: str) -> str:
 
 
 def _below_home(path: str) -> str:
-    if not path.isprintable() or {"", ".", ".."} & set(path.split("/")):
+    if not path.isprintable() or {"", ".", ".."} & set(path.split("/")) or path[0] == "~":
         raise ValueError("must be a path below the user's home, as in .tool/credentials.json")
     return path
 
 
 def _finds_a_code(pattern: str) -> str:
     try:
-        groups = re.compile(pattern).groups
+        compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"is not a regular expression: {error}") from None
-    if groups != 1:
-        raise ValueError(f"must have one group, which matches the code, but has {groups}")
+    if compiled.groups != 1:
+        raise ValueError(f"must have one group, which matches the code, but has {compiled.groups}")
+    if compiled.search(""):
+        raise ValueError("must not match an empty text")
     return pattern
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
-OlderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(_one_line)]
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$"), AfterValidator(_not_reserved)
+]
+OlderName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$"), AfterValidator(_not_reserved)
+]
+Line = Annotated[str, AfterValidator(_one_line), AfterValidator(_is_visible)]
 Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_nul)]
 Argv = Annotated[list[Word], Field(min_length=1)]
 NpmName = Annotated[str, StringConstraints(pattern=r"^(@[a-z0-9._~-]+/)?[a-z0-9._~-]+$")]
@@ -74,7 +98,7 @@ CodePattern = Annotated[str, AfterValidator(_finds_a_code)]
 
 
 class ProviderModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Request(ProviderModel):
@@ -124,6 +148,15 @@ class Credentials(ProviderModel):
     requires: Annotated[list[DottedKey], Field(min_length=1)]
     rotates: bool
     also: dict[HomePath, dict[str, JsonValue]] = {}
+
+    @model_validator(mode="after")
+    def _files_fit(self) -> Self:
+        paths = [PurePosixPath(each) for each in (self.file, *self.also)]
+        for index, path in enumerate(paths):
+            others = paths[:index] + paths[index + 1 :]
+            if any(each == path or each in path.parents for each in others):
+                raise ValueError(f"{path} is another of these files, or below one")
+        return self
 
 
 class Provider(ProviderModel):

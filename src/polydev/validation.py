@@ -1,12 +1,59 @@
-"""Pydantic's errors in plain words, for the author of a file; no value is quoted."""
+"""Checks of values that pydantic lacks, and its errors in plain words; no value is quoted."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
+from pathlib import Path as FilePath
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+
+
+def no_flag(value: Any) -> Any:
+    """Reject true and false, which pydantic would read as the numbers 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must not be true or false")
+    return value
+
+
+def _written_as_text(value: Any) -> Any:
+    """Reject numbers and bytes: ipaddress takes 10 for 0.0.0.10."""
+    if isinstance(value, int | bytes | tuple | list):
+        raise ValueError("must be text, in quotes")
+    return value
+
+
+def _path_text(value: Any) -> Any:
+    """Reject texts that no file has as its path; an empty one would be the current folder."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    if isinstance(value, str | FilePath) and "\0" in str(value):
+        raise ValueError("is not a path")
+    return value
+
+
+Ipv4Address = Annotated[IPv4Address, BeforeValidator(_written_as_text)]
+Ipv4Interface = Annotated[IPv4Interface, BeforeValidator(_written_as_text)]
+Ipv4Network = Annotated[IPv4Network, BeforeValidator(_written_as_text)]
+NamedPath = Annotated[FilePath, BeforeValidator(_path_text)]
+
+
+def is_host(name: str) -> bool:
+    """Whether the host of a URL is an IP address, or a name that DNS can have."""
+    try:
+        ip_address(name)
+    except ValueError:
+        try:
+            return HOST_NAME.fullmatch(name.encode("idna").decode()) is not None
+        except UnicodeError:
+            return False
+    return True
+
 
 NO_SUCH_KEY = "extra_forbidden"
 _ADDRESS = {
@@ -46,8 +93,8 @@ _WORDS = {
     "literal_error": "must be {expected}",
     "list_type": _LIST,
     "tuple_type": _LIST,
-    "too_short": "must have at least {min_length}",
-    "too_long": "must have at most {max_length}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
     "dict_type": _KEYS,
     "model_type": _KEYS,
     "model_attributes_type": _KEYS,
@@ -66,11 +113,18 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[tupl
 
     A key with several problems comes once.
     """
+    found = [
+        (tuple(part for part in each["loc"] if part != "[key]"), each)
+        for each in error.errors(include_input=False, include_url=False)
+    ]
+    paths = [path for path, _ in found]
     seen = set()
-    for each in error.errors(include_input=False, include_url=False):
-        path = tuple(part for part in each["loc"] if part != "[key]")
-        if each["type"] == "default_factory_not_called" or path in seen:
-            continue  # a consequence of another error
+    for path, each in found:
+        is_consequence = each["type"] == "default_factory_not_called" or path in seen
+        if each["type"] == "too_short":  # wrong entries do not count
+            is_consequence |= any(len(path) < len(p) and p[: len(path)] == path for p in paths)
+        if is_consequence:
+            continue
         seen.add(path)
         yield path, _words(each) + _suggestion(each["type"], path, model)
 
@@ -88,6 +142,8 @@ def key_path(path: Path) -> str:
 
 
 def _words(problem: Any) -> str:
+    if problem["type"] in ("too_short", "string_too_short") and problem["ctx"]["min_length"] == 1:
+        return "must not be empty"
     words = _WORDS.get(problem["type"])
     if words is not None:
         return words.format(**problem.get("ctx", {}))

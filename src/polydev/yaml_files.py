@@ -1,11 +1,14 @@
 """Read YAML files; every key must be text and appear once.
 
 PyYAML silently takes the last of two equal keys, and reads the keys `on`, `1` and `2024-01-01` as
-other types than text. Errors name the line and quote no value, since it may be a secret.
+other types than text, the number 017 as 15 and 1:20 as 80. Errors name the line and quote no value,
+since it may be a secret.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,11 @@ from polydev.errors import ConfigError
 
 TEXT_TAG = "tag:yaml.org,2002:str"
 MERGE_TAG = "tag:yaml.org,2002:merge"
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+# YAML 1.1 reads them in base 8 and in base 60.
+NOT_DECIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+# With all aliases replaced by what they stand for: a few lines can stand for billions of values.
+MOST_VALUES = 100_000
 
 
 def load_yaml(file: Path, hint: str | None = None) -> Any:
@@ -39,7 +47,7 @@ def parse_yaml(text: str, file: Path | None = None) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check_keys(node, "", file, [])
+            _check(node, "", file, [], {})
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -68,14 +76,37 @@ class _Loader(yaml.SafeLoader):
             ) from None
 
 
-def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.Node]) -> None:
-    """Raise ConfigError for a key that is not text or appears twice, or for a loop of aliases."""
+def _check(
+    node: yaml.Node, path: str, file: Path | None, above: list[yaml.Node], known: dict[int, int]
+) -> int:
+    """Return how many values there are from this node on; `known` has those of checked nodes.
+
+    Raises ConfigError for a key that is not text or appears twice, for a number that is not
+    decimal, for a loop of aliases, and for more than MOST_VALUES values.
+    """
     if any(node is each for each in above):
         raise ConfigError("contains itself", file=file, key=path)
+    if id(node) in known:
+        return known[id(node)]
+    if isinstance(node, yaml.ScalarNode):
+        _check_number(node, path, file)
     within = [*above, node]
+    count = 1
+    for below, child in _children(node, path, file):
+        count += _check(child, below, file, within, known)
+    if count > MOST_VALUES:
+        raise ConfigError(
+            f"stands for more than {MOST_VALUES} values", "use fewer aliases", file=file, key=path
+        )
+    known[id(node)] = count
+    return count
+
+
+def _children(node: yaml.Node, path: str, file: Path | None) -> Iterator[tuple[str, yaml.Node]]:
+    """Yield the values in a list or mapping with their paths. Raises ConfigError for its keys."""
     if isinstance(node, yaml.SequenceNode):
         for index, each in enumerate(node.value):
-            _check_keys(each, f"{path}[{index}]", file, within)
+            yield f"{path}[{index}]", each
     elif isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
@@ -97,7 +128,17 @@ def _check_keys(node: yaml.Node, path: str, file: Path | None, above: list[yaml.
                     key=below,
                 )
             lines[key.value] = line
-            _check_keys(value, below, file, within)
+            yield below, value
+
+
+def _check_number(node: yaml.ScalarNode, path: str, file: Path | None) -> None:
+    if node.tag in NUMBER_TAGS and NOT_DECIMAL.fullmatch(node.value):
+        raise ConfigError(
+            "a number with a leading zero or a colon is not decimal in YAML",
+            "write it without leading zeros, or in quotes if it is text",
+            file=file,
+            key=_place(path, f"line {node.start_mark.line + 1}"),
+        )
 
 
 def _place(*parts: str) -> str:

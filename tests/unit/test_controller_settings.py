@@ -92,12 +92,17 @@ def test_error_names_file_and_key_but_no_value(file: Path, text: str, said: str)
     assert "secret@db" not in caught.value.message
 
 
+USER = "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"
 WRONG_VARIABLES = [
     ("SLOTS", "2,3", "the variable POLYDEV_CONTROLLER_SLOTS is not JSON"),
     ("SLOTS", "", "the variable POLYDEV_CONTROLLER_SLOTS is not JSON"),
     ("IDENTITY", "{audience: x}", "the variable POLYDEV_CONTROLLER_IDENTITY is not JSON"),
     ("TRUSTED_PROXIES", "10.0.0.1", "the variable POLYDEV_CONTROLLER_TRUSTED_PROXIES is not JSON"),
     ("SLOTS", "[1]", "slots.0: must be 2 or more"),
+    ("SLOTS", "[" * 5000, "the variable POLYDEV_CONTROLLER_SLOTS is not JSON"),
+    ("SLOTS__0", "2", "slots: must be a list"),
+    ("PORT__X", "4001", "the variable POLYDEV_CONTROLLER_PORT__X: port has no keys below it"),
+    ("SESSION", '{"per_user": 1, "per_user": 2}', "SESSION: an object has the same key twice"),
     ("PORT", "many", "port: must be a whole number"),
     ("SESSION__PER_USR", "1", "session.per_usr: there is no such key; did you mean per_user"),
     ("SESSION__PER_USER__X", "1", "session.per_user: must be a whole number"),
@@ -179,6 +184,13 @@ WRONG_SECRETS = [
     ("database-url", "mysql://u:hidden@db/x", "must begin with postgresql"),
     ("database-url", "postgresql+psycopg://u:hidden@db:abc/x", "host or port"),
     ("database-url", "postgresql+psycopg://u:hidden@db:99999/x", "host or port"),
+    ("database-url", "postgresql+psycopg://u:hidden@db:0/x", "host or port"),
+    ("database-url", "postgresql+psycopg://u:hidden%00@db/x", "contains %00"),
+    ("database-url", "postgresql+psycopg://u:hidden@db/x?sslmod=require", 'option "sslmod"'),
+    ("database-url", "postgresql+psycopg://u:hidden@db/x?sslmode=hidden", "must be one of prefer"),
+    ("database-url", "postgresql+psycopg://u:hidden@db/x?connect_timeout=5s", "a whole number"),
+    ("database-url", "sqlite+aiosqlite://", "names no file"),
+    ("database-url", "sqlite+aiosqlite:///:memory:", "names no file"),
 ]
 SOUND_SECRETS = [
     ("jwt-secret", f"{JWT}\n"),
@@ -187,6 +199,7 @@ SOUND_SECRETS = [
     ("alert-urls", "mailto://a:b@c.example\njson://hook.example/x"),
     ("database-url", "postgresql+psycopg://u:hidden@[2001:db8::1]:5432/x?sslmode=require\n"),
     ("database-url", "postgresql+psycopg:///x?host=/run/postgresql"),
+    ("database-url", "postgresql+psycopg://u:p@a/x?host=a:5432&host=b&connect_timeout=5"),
     ("database-url", "sqlite+aiosqlite:////var/lib/x"),
 ]
 
@@ -306,12 +319,30 @@ class TestKeys:
                 "less than 80",
             ),
             ({"identity": {"leeway_seconds": 1e9}}, "identity.leeway_seconds", "or less"),
-            ({"identity": {"audience": ""}}, "identity.audience", "at least 1 character"),
-            ({"identity": {"issuer": ""}}, "identity.issuer", "at least 1 character"),
+            ({"identity": {"audience": ""}}, "identity.audience", "must not be empty"),
+            ({"identity": {"issuer": ""}}, "identity.issuer", "must not be empty"),
             ({"identity": {"jwks_url": "https://x y/"}}, "identity.jwks_url", "cannot be read"),
             ({"identity": {"jwks_url": "https://x/\n"}}, "identity.jwks_url", "cannot be read"),
             ({"trusted_proxies": ["10.0.0.1", "0.0.0.0/0"]}, "trusted_proxies", "trusts everybody"),
             ({"trusted_proxies": ["::/0"]}, "trusted_proxies", "trusts everybody"),
+            ({"trusted_proxies": ["proxy"]}, "trusted_proxies.0", "must be a network without bits"),
+            ({"trusted_proxies": [10]}, "trusted_proxies.0", "must be text, in quotes"),
+            ({"drain_seconds": True}, "drain_seconds", "must not be true or false"),
+            ({"session": {"per_user": True}}, "session.per_user", "must not be true or false"),
+            ({"release_file": ""}, "release_file", "must not be empty"),
+            ({"release_file": "a\0b"}, "release_file", "is not a path"),
+            ({"rate": {"requests_per_second": 5e-324}}, "rate.requests_per_second", "0.001 or"),
+            ({"identity": {"jwks_url": "https://a..b/"}}, "identity.jwks_url", "cannot be read"),
+            (
+                {"quotas": {"by_user": {USER: {}, USER.upper(): {"vm_hours_per_day": 1}}}},
+                "quotas.by_user",
+                "names a user twice",
+            ),
+            (
+                {"webhooks": {"endpoints": [{"name": "a", "url": "https://x", "events": []}]}},
+                "webhooks.endpoints.0.events",
+                "must not be empty",
+            ),
         ],
     )
     def test_wrong_key_is_refused_with_its_name(

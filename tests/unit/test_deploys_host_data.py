@@ -32,7 +32,13 @@ NO_LISTEN = {
         *("0.0.0.0:http", "0.0.0.0:", "0.0.0.0:-1", "0.0.0.0:+1", "0.0.0.0:4 0", "::", "[::1]"),
         *("0.0.0.0:\u0664000", "0.0.0.0:4000 ", "0.0.0.0:4000\n", "0.0.0.0:4000\nListenStream=1"),
     ),
-    "is not from 1 to 65535": ("0.0.0.0:0", "0.0.0.0:65536", "0.0.0.0:99999", "[::1]:0"),
+    "is not from 1 to 65535": (
+        "0.0.0.0:0",
+        "0.0.0.0:65536",
+        "0.0.0.0:99999",
+        "[::1]:0",
+        f"[::1]:{9:05000}",
+    ),
     "is not an IP address": (
         *(":4000", "localhost:4000", "*:4000", " 0.0.0.0:4000", "1.2.3:4000", "1.2.3.256:4000"),
         *("01.2.3.4:4000", "vsock:2:4000", "[::1:4000", "::1]:4000"),
@@ -42,7 +48,13 @@ NO_LISTEN = {
     "a server cannot listen at that address": (
         *("[fe80::1]:4000", "[::ffff:127.0.0.1]:4000", "[::ffff:0.0.0.0]:4000"),
     ),
-    "not the address of a host": ("224.0.0.1:4000", "[ff02::1]:4000", "255.255.255.255:4000"),
+    "not the address of a host": (
+        "224.0.0.1:4000",
+        "[ff02::1]:4000",
+        "255.255.255.255:4000",
+        "240.0.0.1:4000",
+        "0.1.2.3:4000",
+    ),
 }
 
 
@@ -91,7 +103,15 @@ class TestData:
             ({"bridge_address": "10.0.0.9/24", "slots": 8}, "the host"),  # the last one's
             ({"bridge_address": "10.0.0.0/24"}, "the host"),
             ({"bridge_address": "10.0.0.255/24"}, "the host"),
-            ({"resolvers": []}, "resolvers"),
+            ({"resolvers": []}, "resolvers: must not be empty"),
+            ({"resolvers": [134744072]}, "resolvers.0: must be text, in quotes"),
+            ({"reachable": [3232235776]}, "reachable.0: must be text, in quotes"),
+            ({"bridge_address": 3232261121}, "bridge_address: must be text, in quotes"),
+            ({"bridge_address": "10.0.0.1"}, "the host: bridge_address 10.0.0.1 names no network"),
+            ({"secrets": {"jwt-secret": ""}}, "secrets.jwt-secret: must not be empty"),
+            ({"store": " "}, "store: must not be empty"),
+            ({"ssh_port": True}, "ssh_port: must not be true or false"),
+            ({"ssh_known_hosts_file": "a\0b"}, "ssh_known_hosts_file: is not a name of a file"),
         ],
     )
     def test_invalid_value_is_refused_with_host_and_key(
@@ -101,6 +121,11 @@ class TestData:
             check_host_data(values, "browsers-7")
         assert told.value.message.startswith(f"inventory: browsers-7: {key}")
         assert "production.example" in str(told.value.hint)
+
+    def test_a_list_with_a_wrong_entry_is_not_called_empty_too(self) -> None:
+        with pytest.raises(ConfigError) as told:
+            check_host_data({"resolvers": ["::1"]}, "browsers-7")
+        assert told.value.message.count("resolvers") == 1
 
     @pytest.mark.parametrize(
         ("text", "why"), [(text, why) for why, texts in NO_LISTEN.items() for text in texts]

@@ -116,6 +116,18 @@ KEPT = {"file": ".tool/auth.json", "requires": ["token"], "rotates": False}
         ("credentials.rotates", {"credentials": {"file": "a", "requires": ["token"]}}),
         ("credentials.also.../x", {"credentials": {**KEPT, "also": {"../x": {}}}}),
         ("credentials.also.x", {"credentials": {**KEPT, "also": {"x": []}}}),
+        (
+            "credentials.also.x.a.float",
+            {"credentials": {**KEPT, "also": {"x": {"a": float("nan")}}}},
+        ),
+        ("credentials", {"credentials": {**KEPT, "also": {".tool/auth.json": {}}}}),
+        ("credentials", {"credentials": {**KEPT, "also": {".tool": {}}}}),
+        ("credentials", {"credentials": {**KEPT, "also": {"a": {}, "a/b": {}}}}),
+        ("credentials.file", {"credentials": {**KEPT, "file": "~/auth.json"}}),
+        ("label", {"label": " "}),
+        ("older_names[0]", {"older_names": ["log"]}),
+        ("login.printed_url_mark", {"login": {**LOGIN, "printed_url_mark": " "}}),
+        ("login.device_code", {"login": {**LOGIN, "device_code": "([A-Z]*)"}}),
     ],
 )
 def test_each_error_names_file_and_key_path(tmp_path: Path, key: str, changes: Changes) -> None:

@@ -95,3 +95,26 @@ def test_recipes_are_read_with_the_same_checks(tmp_path: Path) -> None:
     recipe.write_text("name: small\nlayers:\n- name: base\n  run: a\n  run: b\n")
     with pytest.raises(ConfigError, match=r"layers\[0\]\.run: this key appears twice, in line 4"):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize("number", ["017", "-017", "0_17", "00", "1:20", "12:30:45", "1:20.5"])
+def test_a_number_that_is_not_decimal_is_refused(number: str) -> None:
+    error = refusal(f"a:\n- port: {number}\n")
+    assert error.key == "a[0].port: line 2"
+    assert "is not decimal" in error.message
+    assert number not in error.message
+    assert parse_yaml(f"port: '{number}'\n") == {"port": number}
+
+
+def test_decimal_and_hexadecimal_numbers_are_read() -> None:
+    assert parse_yaml("[0, 10, 0x1f, 0.5, -1, 1_000]") == [0, 10, 31, 0.5, -1, 1000]
+
+
+def test_few_lines_that_stand_for_billions_of_values_are_refused_at_once() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 12):
+        aliases = ", ".join([f"*a{level - 1}"] * 9)
+        lines.append(f"a{level}: &a{level} [{aliases}]")
+    error = refusal("\n".join(lines))
+    assert error.key == "a5"
+    assert "stands for more than 100000 values" in error.message

@@ -7,8 +7,10 @@ import fcntl
 import os
 import re
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, make_url
@@ -19,6 +21,7 @@ from polydev.errors import Error
 
 BUSY_TIMEOUT_MS = 5000
 HIGHEST_PORT = 65535
+SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 CONNECT_TIMEOUT_SECONDS = 10
 # The name of our connections in PostgreSQL's pg_stat_activity.
 APPLICATION_NAME = "polydev-controller"
@@ -54,14 +57,40 @@ def checked_url(url: str) -> str:
         raise ValueError("contains a blank or a line break: write a blank as %20")
     try:
         parts = make_url(url)
-        is_readable = (parts.port or 0) <= HIGHEST_PORT
+        is_readable = parts.port is None or 1 <= parts.port <= HIGHEST_PORT
     except (ArgumentError, ValueError):
         is_readable = False
     if not is_readable:
         raise ValueError("has an invalid host or port")
+    if "\0" in unquote(url):
+        raise ValueError("contains %00: no database takes it")
     if "@" in (parts.host or ""):
         raise ValueError("has an @ in its password: write it as %40")
+    if parts.get_backend_name() == "sqlite":
+        if parts.database in (None, "", ":memory:"):
+            raise ValueError("names no file, as in sqlite+aiosqlite:////var/lib/x.sqlite3")
+    else:
+        _check_parameters(parts.query)
     return f"{DRIVERS[scheme]}://{rest}"
+
+
+def _check_parameters(query: Mapping[str, str | tuple[str, ...]]) -> None:
+    """Raise ValueError for parameters that libpq would refuse at the first connection."""
+    if not query:
+        return
+    from psycopg import ProgrammingError as UnknownParameter  # expensive, and seldom needed
+    from psycopg.conninfo import make_conninfo
+
+    try:
+        make_conninfo("", **{name: str(value) for name, value in query.items()})
+    except UnknownParameter as error:  # it names the parameter, and not its value
+        raise ValueError(f"has a parameter that PostgreSQL does not know: {error}") from None
+    mode = query.get("sslmode", SSL_MODES[0])
+    if mode not in SSL_MODES:
+        raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}")
+    seconds = query.get("connect_timeout", "0")
+    if not (isinstance(seconds, str) and re.fullmatch(r"[0-9]+", seconds)):
+        raise ValueError("connect_timeout must be a whole number")
 
 
 def described(url: str) -> str:

@@ -7,6 +7,8 @@ import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from polydev.validation import is_host
+
 MOST_URL_CHARACTERS = 2048
 
 
@@ -20,8 +22,10 @@ def checked_url(url: str) -> str:
         host, is_readable = parts.hostname or "", parts.port != 0
     except ValueError:
         host, is_readable = "", False
-    is_readable &= len(url) <= MOST_URL_CHARACTERS and re.search(r"[\s\x00-\x1f\x7f]", url) is None
-    if not host or not is_readable:
+    is_readable &= (
+        len(url) <= MOST_URL_CHARACTERS and re.search(r"\s", url) is None and url.isprintable()
+    )
+    if not is_host(host) or not is_readable:
         raise ValueError("has an invalid host or port")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password: receivers check the signature")

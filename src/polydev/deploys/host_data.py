@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -26,10 +26,19 @@ from polydev.deploys.ssh_settings import PREFIX, SshSettings
 from polydev.errors import ConfigError
 from polydev.host_layout import CONTROLLER_PORT, DEPLOYMENT_ID
 from polydev.settings import Settings
-from polydev.validation import dotted, near, problems_of
+from polydev.validation import (
+    Ipv4Address,
+    Ipv4Interface,
+    Ipv4Network,
+    NamedPath,
+    dotted,
+    near,
+    no_flag,
+    problems_of,
+)
 
 Target = Literal["all", "master-controller", "vm-agent"]
-Resolvers = Annotated[tuple[IPv4Address, ...], Field(min_length=1)]
+Resolvers = Annotated[tuple[Ipv4Address, ...], Field(min_length=1)]
 
 
 def _is_secret_name(name: str) -> str:
@@ -38,13 +47,6 @@ def _is_secret_name(name: str) -> str:
     return name
 
 
-def _can_be_a_path(path: Path) -> Path:
-    if "\0" in str(path):
-        raise ValueError("is not a path")
-    return path
-
-
-LocalPath = Annotated[Path, AfterValidator(_can_be_a_path)]
 # The names of files on the host; the controller knows which secrets there are.
 SecretName = Annotated[str, AfterValidator(_is_secret_name)]
 FIRST_SLOT = 2
@@ -63,21 +65,15 @@ def _listen(text: str) -> str:
 class Checked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth(cls, value: Any) -> Any:
-        """Reject booleans: none of our keys is one, and pydantic would read them as 1 or 0."""
-        if isinstance(value, bool):
-            raise ValueError("must not be true or false")
-        return value
+    _check_flags = field_validator("*", mode="before")(no_flag)  # no key is one
 
 
 class Firecracker(Checked):
     """Programs on the operator's machine, sent once their checksums are right."""
 
-    file: LocalPath
+    file: NamedPath
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    jailer_file: LocalPath
+    jailer_file: NamedPath
     jailer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -104,18 +100,18 @@ class HostData(Checked):
     vm_cpus: Annotated[int, Field(ge=1, le=64)] = 2
     vm_memory_mib: Annotated[int, Field(ge=128, le=MOST_MIB)] = 2048
     vm_translation_cache_mib: Annotated[int, Field(ge=32, le=MOST_MIB)] = 1024
-    bridge_address: IPv4Interface = IPv4Interface("192.168.100.1/24")
+    bridge_address: Ipv4Interface = IPv4Interface("192.168.100.1/24")
     resolvers: Resolvers = IMAGE_RESOLVERS
     upstream_resolvers: Resolvers = IMAGE_RESOLVERS
-    reachable: tuple[IPv4Network, ...] = ()
+    reachable: tuple[Ipv4Network, ...] = ()
     controller_listen: Annotated[str, AfterValidator(_listen)] = f"127.0.0.1:{CONTROLLER_PORT}"
     controller: dict[str, Any] = {}
-    secrets: dict[SecretName, LocalPath] = {}
+    secrets: dict[SecretName, NamedPath] = {}
     firecracker: Firecracker | None = None
     image: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    store: LocalPath = Field(default_factory=lambda: Settings.from_environment().store)
-    cache: LocalPath = Field(default_factory=lambda: Settings.from_environment().cache)
-    source: LocalPath = Path()
+    store: NamedPath = Field(default_factory=lambda: Settings.from_environment().store)
+    cache: NamedPath = Field(default_factory=lambda: Settings.from_environment().cache)
+    source: NamedPath = Path()
     move_database: Literal["no", "copy", "replace"] = "no"
     journal_max_mib: Annotated[int, Field(ge=16, le=MOST_MIB)] = 512
     deadman_seconds: Annotated[int, Field(ge=10, le=MOST_DEADMAN_SECONDS)] = 90
@@ -123,6 +119,10 @@ class HostData(Checked):
     @model_validator(mode="after")
     def _slots_fit(self) -> Self:
         network = self.bridge_address.network
+        if network.num_addresses == 1:
+            raise ValueError(
+                f"bridge_address {self.gateway} names no network: write it as in {self.gateway}/24"
+            )
         if self.slots > network.num_addresses - 3:
             raise ValueError(f"{self.slots} slots do not fit in {network}")
         taken = [network.network_address, network.broadcast_address]

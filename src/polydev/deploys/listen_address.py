@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 HIGHEST_PORT = 65535
+THIS_NETWORK = IPv4Network("0.0.0.0/8")
 FORM = "write an IP address and a port, as in 127.0.0.1:4000, 0.0.0.0:4000 or [::1]:4000"
 
 
@@ -39,7 +40,7 @@ def parse_listen_address(text: str) -> ListenAddress:
         raise _wrong(text, "address or port is missing")
     if not (port_text.isascii() and port_text.isdecimal()):
         raise _wrong(text, f"{port_text!r} is not a port")
-    if not 1 <= int(port_text) <= HIGHEST_PORT:
+    if len(port_text) > len(str(HIGHEST_PORT)) or not 1 <= int(port_text) <= HIGHEST_PORT:
         raise _wrong(text, f"port {port_text} is not from 1 to {HIGHEST_PORT}")
     is_bracketed = name.startswith("[") and name.endswith("]")
     try:
@@ -52,7 +53,10 @@ def parse_listen_address(text: str) -> ListenAddress:
         raise _wrong(text, "a server cannot listen at an address with a scope")
     if isinstance(address, IPv6Address) and (address.is_link_local or address.ipv4_mapped):
         raise _wrong(text, f"{address}: a server cannot listen at that address")
-    if address.is_multicast or address == IPv4Address("255.255.255.255"):
+    is_reserved = isinstance(address, IPv4Address) and (
+        address.is_reserved or (address in THIS_NETWORK and not address.is_unspecified)
+    )
+    if address.is_multicast or is_reserved:
         raise _wrong(text, f"{address} is not the address of a host")
     return ListenAddress(address, int(port_text))
 

@@ -11,7 +11,9 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from polydev.validation import no_flag
 
 PREFIX = "ssh_"
 PORT = re.compile(r"(.+):(\d+)")
@@ -53,7 +55,7 @@ def _key(text: str) -> str:
 
 
 def _known_hosts(text: str) -> str:
-    if not text or Path(os.path.expanduser(text)).is_dir():  # noqa: PTH111  (as pyinfra)
+    if not text.isprintable() or not text or Path(os.path.expanduser(text)).is_dir():  # noqa: PTH111  (as pyinfra)
         raise ValueError("is not a name of a file")
     return text
 
@@ -72,7 +74,7 @@ class SshSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ssh_hostname: Annotated[str, AfterValidator(_hostname)] | None = None
-    ssh_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    ssh_port: Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=65535)] | None = None
     ssh_user: Annotated[str, AfterValidator(_user)] | None = None
     ssh_key: Annotated[str, AfterValidator(_key)] | None = None
     ssh_known_hosts_file: Annotated[str, AfterValidator(_known_hosts)] | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +18,15 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
+    model_validator,
 )
+from typing_extensions import Self
 
 from polydev.errors import ConfigError
 from polydev.image.guest_paths import is_mounted
 from polydev.providers import Provider, by_any_name, load_providers
-from polydev.validation import key_path, problems_of
+from polydev.validation import Ipv4Address, Ipv4Interface, NamedPath, key_path, no_flag, problems_of
 from polydev.yaml_files import load_yaml
 
 # npm records the place of each package here.
@@ -78,16 +80,18 @@ def _is_relative(glob: str) -> str:
     return glob
 
 
-PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+# apt would remove a package whose name ends in a hyphen.
+PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]*[a-z0-9+.]$")]
 LayerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
-UnitName = Annotated[str, StringConstraints(pattern=r"^[\w@.\\-]+\.[a-z]+$")]
+# Not an option: those of systemctl begin with a hyphen.
+UnitName = Annotated[str, StringConstraints(pattern=r"^[\w@.\\][\w@.\\-]*\.[a-z]+$")]
 # Both become parts of file names and of options.
 SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
 Word = Annotated[str, AfterValidator(_no_control_characters)]
 Command = Annotated[str, AfterValidator(_no_nul)]
 # Relative to the recipe, on this machine.
-LocalPath = Annotated[Path, AfterValidator(_no_control_characters)]
+LocalPath = Annotated[NamedPath, AfterValidator(_no_control_characters)]
 GuestGlob = Annotated[Word, AfterValidator(_is_absolute), AfterValidator(_stays_inside)]
 GuestFolder = Annotated[GuestGlob, AfterValidator(_can_be_seen)]
 GuestPath = Annotated[GuestFolder, AfterValidator(_is_below_the_root)]
@@ -97,13 +101,30 @@ Glob = Annotated[Word, AfterValidator(_is_relative), AfterValidator(_stays_insid
 class RecipeModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    _check_flags = field_validator("*", mode="before")(no_flag)  # no key is one
+
 
 class Network(RecipeModel):
     """The guest's static network, which is the same in every VM."""
 
-    address: IPv4Interface
-    gateway: IPv4Address
-    dns: list[IPv4Address] = Field(min_length=1, max_length=3)
+    address: Ipv4Interface
+    gateway: Ipv4Address
+    dns: list[Ipv4Address] = Field(min_length=1, max_length=3)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        own, network = self.address.ip, self.address.network
+        edges = (network.network_address, network.broadcast_address)
+        if network.num_addresses == 1:
+            raise ValueError(f"address {own} names no network: write it as in {own}/30")
+        if own in edges:
+            raise ValueError(f"address {own} is not one of a host in {network}")
+        if self.gateway == own or self.gateway in edges or self.gateway not in network:
+            raise ValueError(f"gateway {self.gateway} must be another host in {network}")
+        for server in self.dns:
+            if server == own or server.is_unspecified or server.is_multicast:
+                raise ValueError(f"dns {server} is not a server that the guest reaches")
+        return self
 
 
 class Kernel(RecipeModel):
@@ -168,7 +189,7 @@ class Recipe(RecipeModel):
     name: LayerName
     suite: SuiteName
     architecture: SuiteName = "amd64"
-    source_date_epoch: int = Field(gt=0)
+    source_date_epoch: int = Field(gt=0, lt=2**32)  # ext4 has no later times
     free_space_mib: int = Field(ge=0)
     network: Network
     kernel: Kernel

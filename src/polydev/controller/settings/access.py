@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from polydev.controller.cors import checked_origin
 from polydev.controller.settings.section import Seconds, Section
+from polydev.validation import is_host
 
 # A token that is off by more was not made for now.
 MOST_LEEWAY_SECONDS = 3600
@@ -27,8 +28,8 @@ class JwtSettings(Section):
     def _check_url(cls, url: str | None) -> str | None:
         try:
             parts = urlsplit(url or "https://none.example")
-            is_readable = bool(parts.hostname) and parts.port != 0
-            is_readable &= re.search(r"\s|[\x00-\x1f\x7f]", url or "") is None
+            is_readable = is_host(parts.hostname or "") and parts.port != 0
+            is_readable &= re.search(r"\s", url or "") is None and (url or "").isprintable()
         except ValueError:
             is_readable = False
         if not is_readable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from polydev.controller.settings.access import JwtSettings, WebSettings, checked
 from polydev.controller.settings.alert_thresholds import AlertSettings
 from polydev.controller.settings.limits import ConnectionLimits, Quotas, RateLimits
 from polydev.controller.settings.sampling import Sampling
-from polydev.controller.settings.section import MOST_DAYS, MOST_SECONDS
+from polydev.controller.settings.section import MOST_DAYS, MOST_SECONDS, Network
 from polydev.controller.settings.sessions import LoginSettings, SessionLimits
 from polydev.controller.settings.sources import (
     ENVIRONMENT_PREFIX,
@@ -27,11 +27,14 @@ from polydev.controller.settings.vms import BootDeadlines, PoolSettings, VmCheck
 from polydev.controller.settings.webhooks import WebhookSettings
 from polydev.host_layout import CONTROLLER_DATABASE, CONTROLLER_PORT
 from polydev.image_layout import STORE
+from polydev.validation import Ipv4Network, NamedPath, no_flag
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 # A month's quota needs all of its days.
 LEAST_USAGE_DAYS = 32
-Networks = tuple[IPv4Network | IPv6Network, ...]
+Networks = tuple[Network, ...]
+# The only keys that may be true or false.
+FLAGS = ("templates", "debug_preserve_vms")
 
 
 class ControllerSettings(BaseSettings):
@@ -55,8 +58,8 @@ class ControllerSettings(BaseSettings):
         default=f"sqlite+aiosqlite:///{CONTROLLER_DATABASE}",
         repr=False,  # may hold a password
     )
-    image_store: Path = STORE
-    release_file: Path | None = None
+    image_store: NamedPath = STORE
+    release_file: NamedPath | None = None
     """None: release.json in the folder that holds the venv."""
     drain_seconds: int = Field(default=30, ge=1, lt=60)
     """How long requests may take once the service is stopped; systemd kills it after a minute."""
@@ -67,8 +70,8 @@ class ControllerSettings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     slots: tuple[Annotated[int, Field(ge=2, le=254)], ...] = ()
     """The host's slots; without any, no session can be started."""
-    vm_network: IPv4Network = IPv4Network("192.168.100.0/24")
-    vm_root: Path = Path("/var/lib/microvm")
+    vm_network: Ipv4Network = IPv4Network("192.168.100.0/24")
+    vm_root: NamedPath = Path("/var/lib/microvm")
     vm: VmSettings = VmSettings()
     boots_at_once: int = Field(
         default_factory=lambda made: max(1, (os.cpu_count() or 1) // made["vm"].cpus), ge=1
@@ -123,6 +126,11 @@ class ControllerSettings(BaseSettings):
     tls_certificate: SecretStr | None = Field(default=None, validate_default=True)
     """The server's certificate and those of its authority, as PEM. With it the controller serves
     HTTPS."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_flags(cls, value: Any, field: ValidationInfo) -> Any:
+        return value if field.field_name in FLAGS else no_flag(value)
 
     @field_validator(*SECRETS, mode="before")
     @classmethod

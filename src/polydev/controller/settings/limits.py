@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from polydev.controller.entities import Role
 from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
@@ -29,6 +30,15 @@ class Quotas(Quota):
     by_role: Mapping[Role, Quota] = Field(default_factory=dict)
     by_user: Mapping[UUID, Quota] = Field(default_factory=dict)
 
+    @field_validator("by_user", mode="before")
+    @classmethod
+    def _check_users(cls, quotas: Any) -> Any:
+        """Reject two forms of one id: the quota that comes last would count."""
+        ids = [str(each).lower().replace("-", "") for each in quotas or ()]
+        if len(set(ids)) < len(ids):
+            raise ValueError("names a user twice")
+        return quotas
+
     def of(self, user_id: str, role: Role) -> Quota:
         """Return the quota of one user."""
         named: dict[str, float] = {}
@@ -44,6 +54,10 @@ class Quotas(Quota):
         return any(getattr(each, name) for each in given for name in Quota.model_fields)
 
 
+# With less, one request would take more than years.
+LEAST_RATE = 0.001
+
+
 class RateLimits(Section):
     """Requests of one caller: how many on average, and how many at once (`burst`).
 
@@ -53,14 +67,14 @@ class RateLimits(Section):
     failures_*      failed logins from one address
     """
 
-    requests_per_second: float = Field(default=50, gt=0)
+    requests_per_second: float = Field(default=50, ge=LEAST_RATE)
     burst: int = Field(default=200, ge=1)
-    starts_per_minute: float = Field(default=30, gt=0)
+    starts_per_minute: float = Field(default=30, ge=LEAST_RATE)
     starts_burst: int = Field(default=10, ge=1)
-    credentials_per_minute: float = Field(default=60, gt=0)
+    credentials_per_minute: float = Field(default=60, ge=LEAST_RATE)
     credentials_burst: int = Field(default=200, ge=1)
     streams: int = Field(default=32, ge=1)
-    failures_per_minute: float = Field(default=30, gt=0)
+    failures_per_minute: float = Field(default=30, ge=LEAST_RATE)
     failures_burst: int = Field(default=20, ge=1)
 
 

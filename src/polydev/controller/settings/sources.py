@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource
 
 from polydev.errors import ConfigError
+from polydev.json_text import RepeatedKey, load_json
 from polydev.validation import near
 
 ENVIRONMENT_PREFIX = "POLYDEV_CONTROLLER_"
@@ -35,22 +36,30 @@ class EnvironmentVariables(EnvSettingsSource):
     """Environment variables. Errors name the variable; an unknown one is an error too."""
 
     def __call__(self) -> dict[str, Any]:
-        known = list(self.settings_cls.model_fields)
+        known = self.settings_cls.model_fields
         for variable in os.environ:
             if variable.upper().startswith(ENVIRONMENT_PREFIX):
-                name = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")[0]
+                name, below, _ = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")
                 if name not in known:
-                    raise ConfigError(
-                        f"the variable {variable}: there is no key {name}{near(name, known)}",
-                        "docs/controller.md has every key",
-                    )
+                    words = f"there is no key {name}{near(name, list(known))}"
+                elif below and not self.field_is_complex(known[name]):
+                    words = f"{name} has no keys below it"
+                else:
+                    continue
+                raise ConfigError(
+                    f"the variable {variable}: {words}", "docs/controller.md has every key"
+                )
         return super().__call__()
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        variable = ENVIRONMENT_PREFIX + field_name.upper()
         try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
-            variable = ENVIRONMENT_PREFIX + field_name.upper()
+            return load_json(value)
+        except RepeatedKey as error:
+            raise ConfigError(
+                f"the variable {variable}: {error}", "remove one of the two"
+            ) from None
+        except (ValueError, RecursionError):
             raise ConfigError(
                 f"the variable {variable} is not JSON, as lists and groups of keys must be",
                 'write [2, 3] or {"per_user": 4}, for example; docs/controller.md has every key',

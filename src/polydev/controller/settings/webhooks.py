@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from polydev.controller.settings.section import MOST_DAYS, Seconds, Section
@@ -18,7 +20,7 @@ class WebhookEndpoint(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     url: str
-    events: tuple[EventType, ...] | None = None
+    events: Annotated[tuple[EventType, ...], Field(min_length=1)] | None = None
 
     @property
     def types(self) -> tuple[EventType, ...]:
