@@ -21,4 +21,5 @@ HOST_HELP = "one host of an inventory that has several"
 
 def lab_name() -> str:
     """Return the name of the lab that verbs use if none is named."""
-    return os.environ.get("POLYDEV_LAB", "dev")
+    # An empty variable counts as not set, as those of folders do.
+    return os.environ.get("POLYDEV_LAB") or "dev"

@@ -21,6 +21,8 @@ from rich.console import Console
 from polydev import suggested_commands
 from polydev.errors import ConfigError, Error
 
+# Larger numbers of options are mistakes, and more than some functions accept.
+MOST_NUMBER = 1_000_000_000
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 REFUSAL_HINTS = dict.fromkeys(
@@ -101,9 +103,11 @@ def file_refused(error: OSError) -> Error:
 
 
 def require_at_least(least: float, option: str, value: float) -> None:
-    """Raise ConfigError if the number of an option is too small or not a number."""
+    """Raise ConfigError if the number of an option is too small, too large or not a number."""
     if not value >= least:
         raise ConfigError(f"--{option} {value:g} is too small", f"use {least:g} or more")
+    if value > MOST_NUMBER:
+        raise ConfigError(f"--{option} is too large", f"use {MOST_NUMBER} or less")
 
 
 def log_level() -> str:

@@ -6,7 +6,7 @@ import errno
 import json
 import signal
 from collections.abc import Iterator
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,8 @@ def test_broken_pipe_is_not_reported_as_a_file_error() -> None:
         (controller.sessions, {"limit": 0}, "--limit 0 is too small"),
         (controller.vms, {"limit": -1}, "--limit -1 is too small"),
         (controller.console, {"vm": "abcd", "lines": -5}, "--lines -5 is too small"),
+        (controller.sessions, {"limit": 10**20}, "--limit is too large"),
+        (golden.verify, {"image": "golden", "deadline": inf}, "--deadline is too large"),
         (alerts.alerts, {"hours": -1}, "--hours -1 is too small"),
         (alerts.alerts, {"limit": 0}, "--limit 0 is too small"),
         (deployments.deployments, {"limit": 0}, "--limit 0 is too small"),

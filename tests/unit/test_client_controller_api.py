@@ -15,11 +15,16 @@ IDS = ("abcd1111-0000", "abcd2222-0000", "ef000000-0000")
 
 
 @pytest.mark.parametrize(
-    "url", ["lab:4000", "", "http://", "http://[::1", "http://lab:port", "ftp://lab"]
+    "url",
+    [
+        *("lab:4000", "", "http://", "http://[::1", "http://lab:port", "ftp://lab"),
+        *("http://me:hidden@lab:4000", "http://lab:4000?x", "http://lab:4000/#x"),
+    ],
 )
 def test_malformed_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="not the URL of a controller"):
+    with pytest.raises(ConfigError, match="not the URL of a controller") as told:
         ControllerApi(url, "t")
+    assert "hidden" not in told.value.message
 
 
 @pytest.mark.parametrize("token", ["pdt_\u00fc", "pdt_secret\n", " pdt_secret", "pdt_\x00"])

@@ -411,6 +411,53 @@ def test_a_malformed_start_is_422(host: ApiHost, body: Any, pointer: str) -> Non
     host.run(scenario)
 
 
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "words"),
+    [
+        ('{"userId": 1, "userId": 2}', JSON, 400, "an object has the same key twice"),
+        ('{"userId": {"a": 1, "\\u0061": 2}}', JSON, 400, "an object has the same key twice"),
+        ("{}", "application/x-www-form-urlencoded", 422, f"with the header Content-Type: {JSON}"),
+        ("{}", "", 422, f"with the header Content-Type: {JSON}"),
+        ("7", JSON, 422, "must be a JSON object"),
+        ("{", JSON, 422, "JSON decode error"),
+        ("[" * 50_000, JSON, 400, "nested too deeply"),
+        (b'"\xff"', JSON, 400, "not JSON in UTF-8"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_told_why(
+    host: ApiHost, content: str | bytes, kind: str, status: int, words: str
+) -> None:
+    async def scenario(asked: Served) -> None:
+        headers = {"Content-Type": kind} if kind else {}
+        answer = await asked.ask(
+            "POST", "/api/auth/start", "user", content=content, headers=headers
+        )
+        told = problem(answer, status)
+        assert words in (told["errors"][0]["detail"] if status == 422 else told["detail"])
+
+    host.run(scenario, max_body_bytes=100_000)
+
+
+def test_every_body_is_read_as_json_with_each_key_once(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        paths = asked.app.openapi()["paths"]
+        with_body = [
+            path for path, calls in paths.items() if "requestBody" in calls.get("post", {})
+        ]
+        assert len(with_body) >= 5
+        for path in with_body:
+            where = path.replace("{session_id}", UNKNOWN)
+            answer = await asked.ask(
+                "POST", where, "admin", content='{"a": 1, "a": 2}', headers={"Content-Type": JSON}
+            )
+            assert "same key twice" in problem(answer, 400)["detail"]
+
+    host.run(scenario)
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

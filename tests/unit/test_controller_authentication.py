@@ -201,6 +201,12 @@ def test_invalid_tokens_are_refused_with_a_reason(make: Callable[[], str], reaso
     assert refusal(make()).startswith(reason)
 
 
+def test_a_token_whose_end_is_no_date_is_valid_for_ever() -> None:
+    found = caller(hs256(exp=10**400))
+    assert found.user_id == USER_ID
+    assert found.expires_at == datetime.max.replace(tzinfo=timezone.utc)
+
+
 def test_leeway_applies_to_expired_tokens() -> None:
     late = hs256(exp=int(time.time()) - 5)
     assert caller(late, identity(leeway_seconds=30)).user_id == USER_ID
@@ -406,6 +412,16 @@ def test_jwks_without_the_key_is_not_an_outage(provider: Provider, listed: list[
     reader = JwtReader(None, JwtSettings(), keys)
     with pytest.raises(NotAuthenticated, match="the token is signed with an unknown key"):
         asyncio.run(reader.read(provider.token("RS256")))
+
+
+def test_a_key_that_cannot_be_used_does_not_hide_the_others(provider: Provider) -> None:
+    good = provider.document()["keys"]
+    no_name = {**good[0], "kid": ["rsa-1"]}
+    for_encryption = {**good[1], "kid": "rsa-1", "use": "enc"}
+    answer = httpx.Response(200, json={"keys": [*good, no_name, for_encryption]})
+    keys = Jwks(URL, httpx.MockTransport(lambda _request: answer))
+    reader = JwtReader(None, JwtSettings(), keys)
+    assert asyncio.run(reader.read(provider.token("RS256")))[0] == USER_ID
 
 
 def test_jwks_redirects_are_followed(provider: Provider) -> None:

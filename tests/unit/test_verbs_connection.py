@@ -12,7 +12,7 @@ import pytest
 from polydev.client import controller_api, lab_access, ssh_tunnel
 from polydev.errors import ConfigError
 from verbs import connection, sessions
-from verbs.paths_and_help import LAB_INVENTORY
+from verbs.paths_and_help import LAB_INVENTORY, lab_name
 
 LAB, LAB_TOKEN = "http://192.0.2.1:4000", "lab's"
 THERE = "http://there:4000"
@@ -70,6 +70,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
     ("url", "token", "environment", "asked"),
     [
         ("", "", {}, (LAB, LAB_TOKEN)),
+        ("", "", {"POLYDEV_LAB": "", "POLYDEV_URL": ""}, (LAB, LAB_TOKEN)),
         ("", "mine", {}, (LAB, "mine")),
         ("", "", {"POLYDEV_TOKEN": "mine"}, (LAB, "mine")),
         ("", "mine", {"POLYDEV_TOKEN": "another"}, (LAB, "mine")),
@@ -216,3 +217,13 @@ class TestSessionUser:
     def test_user_name_is_resolved_in_the_lab(self, host: list[object]) -> None:
         assert sessions.session_user("ada", "", "", "") == USER
         assert host == [((LAB_INVENTORY, ""), ("user", "show", "ada"))]
+
+
+@pytest.mark.parametrize(("value", "name"), [(None, "dev"), ("", "dev"), ("mine", "mine")])
+def test_the_lab_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, name: str
+) -> None:
+    monkeypatch.delenv("POLYDEV_LAB", raising=False)
+    if value is not None:
+        monkeypatch.setenv("POLYDEV_LAB", value)
+    assert lab_name() == name

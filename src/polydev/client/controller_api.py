@@ -55,8 +55,9 @@ class ControllerApi:
         self.url = url.rstrip("/")
         self.through_ssh = through_ssh
         if not _is_address(self.url):
+            shown = repr(url) if "@" not in url else "the address, which has a user or an @,"
             raise ConfigError(
-                f"{url!r} is not the URL of a controller", "write it as in http://HOST:4000"
+                f"{shown} is not the URL of a controller", "write it as in http://HOST:4000"
             )
         self.authorization = {"Authorization": f"Bearer {_header('the token', token)}"}
         self._session = http_client.HttpSession(self.url, ANSWER_SECONDS, through_ssh=through_ssh)
@@ -163,7 +164,8 @@ def _is_address(url: str) -> bool:
         requests.Request("GET", url).prepare()
     except requests.RequestException:
         return False
-    return url.startswith(("http://", "https://"))
+    # A user name would replace the token, and paths are appended to the URL.
+    return url.startswith(("http://", "https://")) and not set("@?#") & set(url)
 
 
 def _header(what: str, value: str) -> str:

@@ -243,4 +243,6 @@ def _cut(text: str) -> str:
 def _words(refused: Mapping[str, Any]) -> str:
     if refused["type"] == "uuid_parsing":  # pydantic's message would quote a part of it
         return "Input should be a valid UUID"
+    if refused["type"] == "model_attributes_type" and refused["loc"] == ("body",):
+        return "must be a JSON object, sent with the header Content-Type: application/json"
     return str(refused["msg"])

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.providers import (
     ProviderName,
     known_name,
@@ -158,7 +159,9 @@ class StoredList(ApiModel):
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(prefix=PATH, tags=["credentials"], dependencies=[BEARER])
+    router = APIRouter(
+        prefix=PATH, tags=["credentials"], dependencies=[BEARER], route_class=JsonRoute
+    )
     _add_store(router, services)
     _add_all(router, services)
     _add_one(router, services)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from polydev.controller.api.json_route import UNREADABLE_BODY
 from polydev.controller.problems import MEDIA_TYPE, Problem
 
 SCHEMA_PATH = "#/components/schemas"
@@ -19,7 +20,7 @@ _ANY = {
 _EXAMPLES: Mapping[int, tuple[str, dict[str, Any]]] = {
     400: (
         "The body cannot be read",
-        {"title": "Bad Request", "detail": "There was an error parsing the body"},
+        {"title": "Bad Request", "detail": UNREADABLE_BODY},
     ),
     401: (
         "No token, or one that is not accepted",

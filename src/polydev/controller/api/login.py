@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.request_bodies import SecretBody
 from polydev.controller.api.session_answers import SessionAnswer
 from polydev.controller.api.sessions import SessionId, answer_of, live_vm_of, session_for
@@ -97,7 +98,7 @@ class LoginAnswer(ApiModel):
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(tags=["login"], dependencies=[BEARER])
+    router = APIRouter(tags=["login"], dependencies=[BEARER], route_class=JsonRoute)
 
     @router.get(
         f"{OLDER_PREFIX}/session/{{session_id}}/oauth-url",

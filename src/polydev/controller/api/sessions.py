@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field
 
 from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.pagination import BeforeUuid, page_of
 from polydev.controller.api.providers import ProviderName, known_name
 from polydev.controller.api.request_bodies import RequestBody
@@ -104,7 +105,9 @@ class StartRequest(RequestBody):
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(prefix="/api/auth", tags=["sessions"], dependencies=[BEARER])
+    router = APIRouter(
+        prefix="/api/auth", tags=["sessions"], dependencies=[BEARER], route_class=JsonRoute
+    )
     _add_start(router, services)
     _add_list(router, services)
     _add_one(router, services)

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 
 from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.request_bodies import RequestBody
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.api_model import ApiModel
@@ -114,7 +115,7 @@ class KeyAnswer(ApiModel):
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(prefix="/api/auth", tags=["sessions"])
+    router = APIRouter(prefix="/api/auth", tags=["sessions"], route_class=JsonRoute)
     _add_tickets(router, services)
     _add_redeem(router, services)
     return router

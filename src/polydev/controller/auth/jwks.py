@@ -144,9 +144,11 @@ def keys_of(text: bytes) -> dict[str | None, jwt.PyJWK]:
 
 def _key_of(described: Any) -> jwt.PyJWK | None:
     try:
-        return jwt.PyJWK(described)
+        key = jwt.PyJWK(described)
     except Exception:  # an unknown type of key, or not a key
         return None
+    is_named = key.key_id is None or isinstance(key.key_id, str)
+    return key if is_named and key.public_key_use in (None, "sig") else None
 
 
 def _reason(error: Exception) -> str:

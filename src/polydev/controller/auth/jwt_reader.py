@@ -51,8 +51,7 @@ class JwtReader:
             raise NotAuthenticated(f"the token has no {error.claim}", HOW_TO_AUTHENTICATE) from None
         except jwt.PyJWTError as error:
             raise NotAuthenticated(_reason(error), HOW_TO_AUTHENTICATE) from None
-        until = float(claims["exp"]) + self._rules.leeway_seconds
-        return str(claims["sub"]), _time_of(until)
+        return str(claims["sub"]), _time_of(claims["exp"], self._rules.leeway_seconds)
 
     async def close(self) -> None:
         if self._keys is not None:
@@ -90,9 +89,9 @@ class JwtReader:
         return key
 
 
-def _time_of(timestamp: float) -> datetime:
+def _time_of(expiry: str | float, leeway_seconds: float) -> datetime:
     try:
-        return datetime.fromtimestamp(timestamp, timezone.utc)
+        return datetime.fromtimestamp(float(expiry) + leeway_seconds, timezone.utc)
     except (OverflowError, ValueError, OSError):  # as good as never
         return datetime.max.replace(tzinfo=timezone.utc)
 
