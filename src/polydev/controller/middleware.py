@@ -15,7 +15,8 @@ from structlog.contextvars import bound_contextvars
 
 from polydev.controller.auth.authentication import Authenticator, is_bearer
 from polydev.controller.auth.client_address import asked_from
-from polydev.controller.auth.csrf import BrowserRules, shows_session_by_ticket
+from polydev.controller.auth.csrf import BrowserRules
+from polydev.controller.auth.open_paths import QUERY_TOKEN_PATHS, is_open
 from polydev.controller.auth.page_key import check_scope
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Caller
@@ -32,13 +33,6 @@ UNKNOWN_ROUTE = "(none)"
 MOST_OPEN_BYTES = 16 * 1024
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 API_PREFIX = "/api/"
-STATIC_PREFIX = "/static/"
-OPEN_PATHS = (
-    *(HEALTH_PATH, "/api/auth/redeem"),
-    *("/login", "/login/code", "/login/state", "/favicon.ico"),
-)
-# Browsers cannot set headers for these: they may send the token in the query.
-QUERY_TOKEN_PATHS = re.compile(r"/docs|/api/auth/session/[^/]+/events")
 
 
 class Requests:
@@ -219,15 +213,6 @@ class Gate:
         )
         scope["state"]["cookie"] = cookie
         return caller
-
-
-def is_open(scope: Scope) -> bool:
-    """Whether the path needs no caller: it reveals nothing, or its route checks by itself."""
-    path = scope["path"]
-    if path in OPEN_PATHS or path.startswith(STATIC_PREFIX):
-        return True
-    # The page is empty until its script exchanges the ticket.
-    return shows_session_by_ticket(scope)
 
 
 def _credentials(scope: Scope) -> tuple[str | None, str | None]:
