@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
 from functools import partial
-from typing import Any
-
-from pyinfra.context import host
 
 from polydev.deployment_id import new_deployment_id
 from polydev.deploys.accounts import accounts, host_json
@@ -31,6 +27,7 @@ from polydev.deploys.network import (
 )
 from polydev.deploys.packages import packages
 from polydev.deploys.pyinfra_types import host_values
+from polydev.deploys.ssh_connection import tune_connection
 from polydev.deploys.sysctl import kernel, overriding_settings
 from polydev.deploys.system_services import journal, ssh
 from polydev.deploys.units import unit_overrides
@@ -39,22 +36,6 @@ from polydev.ssh import SshTarget
 
 # Parts of the host tool's report that only a deployment of everything needs.
 OF_ALL = ("accounts", "network", "permissions", "polkit", "reserve", "settings", "sshd", "watch")
-KEEPALIVE_SECONDS = 5
-CUT_AFTER_MS = 20_000
-
-
-def tune_connection() -> None:
-    """Send small packets at once, and notice a lost connection within seconds.
-
-    By default each small packet of a command waits for the one before it, and TCP gives up on a
-    peer that is gone only after a quarter of an hour.
-    """
-    client: Any = getattr(host.connector, "client", None)
-    if client is not None:
-        transport = client.get_transport()
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CUT_AFTER_MS)
-        transport.set_keepalive(KEEPALIVE_SECONDS)
 
 
 def browser_host() -> None:
