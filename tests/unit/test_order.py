@@ -23,7 +23,7 @@ from rich.console import Console
 
 from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
-from polydev.deployment import history, host_actions, transaction
+from polydev.deployment import history, host_actions, limits, transaction
 from polydev.deployment.host_actions import DeployOptions
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
@@ -254,7 +254,7 @@ class TestOperators:
     def test_pruning_keeps_the_newest_backups_with_any_clock(
         self, operators: Operators, times: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(transaction, "KEPT_BACKUPS", 2)
+        monkeypatch.setattr(limits, "KEPT_BACKUPS", 2)
         made = [operators.deploy(time).id for time in TIMES[times]]
         assert ids(backup.list_backups(operators.host.paths)) == made[:0:-1]
         assert operators.rollback(NOON).state == made[1]

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
 from polydev.clock import WARNING_SECONDS, offset_text
+from polydev.deployment import limits
 from polydev.deployment.connection import (
     TOOL,
     HostConnection,
@@ -42,11 +43,6 @@ from polydev.progress import Step, Steps
 
 log = logging.getLogger(__name__)
 
-GATE_SECONDS = 30
-# A large database takes its time; SSH itself notices a connection that is lost.
-BACKUP_SECONDS = 1800.0
-KEPT_BACKUPS = 10
-KEPT_RELEASES = 5
 T = TypeVar("T")
 
 
@@ -207,7 +203,9 @@ class Transaction:
 
     def _back_up(self) -> None:
         words = ["backup", "create", "--id", self.record.id]
-        self.connection.tool(*words, document=dict(self.host.scope), timeout_seconds=BACKUP_SECONDS)
+        self.connection.tool(
+            *words, document=dict(self.host.scope), timeout_seconds=limits.BACKUP_SECONDS
+        )
         self.record.backup = True
         self._write("running")
 
@@ -215,8 +213,8 @@ class Transaction:
         """Raise HealthGateFailed with each check that fails."""
 
         def ask() -> dict[str, Any]:
-            words = ["health", "--seconds", str(GATE_SECONDS)]
-            return self.connection.tool(*words, timeout_seconds=GATE_SECONDS + 60)
+            words = ["health", "--seconds", str(limits.GATE_SECONDS)]
+            return self.connection.tool(*words, timeout_seconds=limits.GATE_SECONDS + 60)
 
         with self.steps.step(f"{self.host.name}: health gate") as step:
             found = until_reached(ask, step.say, patience_seconds)
@@ -317,8 +315,8 @@ class Transaction:
     def _prune(self) -> None:
         # Failing to remove old files does not fail the deployment.
         with suppress(Error):
-            self.connection.tool("backup", "prune", "--keep", str(KEPT_BACKUPS))
-            self.connection.tool("release", "prune", "--keep", str(KEPT_RELEASES))
+            self.connection.tool("backup", "prune", "--keep", str(limits.KEPT_BACKUPS))
+            self.connection.tool("release", "prune", "--keep", str(limits.KEPT_RELEASES))
             self.connection.tool("image", "prune")
 
     def _write(self, status: Status) -> None:
