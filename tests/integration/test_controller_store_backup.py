@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.store import postgres_backup
+from polydev.controller.store import postgres_backup, sqlite_backup
 from polydev.controller.store.backup import backup, require_restorable, restore
 from polydev.controller.store.backup_error import BackupError
 from tests.databases import PostgresServer, sqlite_url
@@ -97,7 +97,11 @@ async def test_restore_is_refused_while_database_is_in_use(store_url: str, tmp_p
 
 
 @run_async
-async def test_backup_does_not_overwrite_a_file(store_url: str, tmp_path: Path) -> None:
+async def test_backup_does_not_overwrite_a_file(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in (sqlite_backup, postgres_backup):
+        monkeypatch.setattr(each, "copy_to", lambda *_: pytest.fail("it copies for nothing"))
     file = tmp_path / "copy"
     file.write_text("mine")
     with pytest.raises(BackupError, match="exists"):

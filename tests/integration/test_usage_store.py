@@ -66,6 +66,7 @@ async def test_repeated_readings_are_counted_once(store_url: str) -> None:
         first, second = (Usage(each.database, Quotas()) for each in (one, other))
         await asyncio.gather(*(each.count([late]) for each in (first, second) * 4))
         await second.count([early])
+        await first.count([late])
         assert await first.days(LONG_AGO) == {user: {TODAY: Use(20.0, 5.0, 0, 0, 1)}}
 
 
