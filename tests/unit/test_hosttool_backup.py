@@ -146,6 +146,13 @@ def test_backup_fails_if_a_file_changes_meanwhile(
 
 
 class TestDamage:
+    def test_damaged_backup_is_not_returned_as_the_one_asked_for(self, host: Host) -> None:
+        kept = host.backup()
+        next((kept.folder / "files").iterdir()).write_bytes(b"flipped")
+        with pytest.raises(HostError) as refusal:
+            host.backup()
+        assert refusal.value.code == "backup-damaged"
+
     def test_changed_content_is_refused(self, host: Host) -> None:
         kept = next(one for one in host.backup().entries if one.entry.path.name == "dns.conf")
         assert kept.stored is not None

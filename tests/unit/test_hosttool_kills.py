@@ -121,6 +121,18 @@ def test_reach_restore_completes_after_a_kill(host: Host) -> None:
         assert host.unfinished() == []
 
 
+def test_copy_of_a_moved_database_is_whole_after_a_kill(host: Host) -> None:
+    """The first copy counts until a later one is complete, also where there was a later one."""
+    backup.keep_moved_database(host.backup())
+    host.execute("INSERT INTO notes VALUES ('later')")
+
+    def keep() -> object:
+        return backup.keep_moved_database(backup_manifest.read_backup(host.paths, FIRST))
+
+    for _ in host.killed_everywhere(keep):
+        backup_manifest.require_intact(backup_manifest.read_backup(host.paths, FIRST))
+
+
 def test_restore_of_the_dead_man_timer_completes_after_a_kill(host: Host) -> None:
     host.backup()
     deploy(host, "2", NEW, "b" * 64)
