@@ -379,9 +379,7 @@ class TestReach:
         host.restore()
         assert host.seen() == before
 
-    def test_reach_restore_leaves_the_controllers_configuration_to_the_full_restore(
-        self, host: Host
-    ) -> None:
+    def test_reach_restore_leaves_the_config_to_the_full_restore(self, host: Host) -> None:
         """The service must still learn of a file that a restore that was killed brought back."""
         host.backup()
         put(host.paths.controller_config / "config.yaml", "log_level: 2\n", 0o640)

@@ -92,7 +92,7 @@ def cleaned(host: FakeHost) -> FakeHost:
     return host
 
 
-def test_what_runs_in_a_slot_is_spared_once_a_vm_has_the_slot() -> None:
+def test_cleanup_spares_a_slot_that_a_vm_has_got_meanwhile() -> None:
     """The VM got the slot after the cleanup had read who has one; its own steps stop the other."""
 
     async def scenario() -> None:
@@ -108,7 +108,7 @@ def test_what_runs_in_a_slot_is_spared_once_a_vm_has_the_slot() -> None:
     asyncio.run(scenario())
 
 
-def test_cleanup_stops_nothing_in_a_slot_that_somebody_works_in() -> None:
+def test_cleanup_waits_for_the_lock_of_a_slot() -> None:
     async def scenario() -> None:
         host, locks = FakeHost(), SlotLocks()
         host.running[2] = "orphan"
@@ -122,7 +122,7 @@ def test_cleanup_stops_nothing_in_a_slot_that_somebody_works_in() -> None:
     asyncio.run(scenario())
 
 
-def test_folder_of_a_vm_that_runs_without_a_row_stays_until_it_is_stopped() -> None:
+def test_folder_of_a_running_vm_without_a_row_stays_until_it_stops() -> None:
     class StubbornHost(FakeHost):
         async def stop(self, slot: int) -> None:
             raise VmError("the unit does not stop")
@@ -133,13 +133,13 @@ def test_folder_of_a_vm_that_runs_without_a_row_stays_until_it_is_stopped() -> N
     assert cleaned(host).left == {(2, "orphan")}
 
 
-def test_failure_of_one_part_does_not_stop_the_others() -> None:
+def test_failed_part_of_the_cleanup_does_not_stop_the_others() -> None:
     host = RefusingHost()
     host.ended = 1
     assert cleaned(host).ended == 0
 
 
-def test_sessions_are_deleted_in_several_batches_but_not_without_end() -> None:
+def test_sessions_are_deleted_in_a_limited_number_of_batches() -> None:
     host = FakeHost()
     host.ended = 2 * BATCH + 1
     assert cleaned(host).ended == 0
@@ -147,7 +147,7 @@ def test_sessions_are_deleted_in_several_batches_but_not_without_end() -> None:
     assert cleaned(host).ended == BATCH
 
 
-def test_logs_of_a_failed_vm_are_kept_for_their_time_and_no_longer() -> None:
+def test_logs_of_a_failed_vm_are_kept_for_their_time() -> None:
     failed = replace(VM, state="failed", released_at=AT)
     assert keeps_logs(failed, 60, AT + timedelta(seconds=59))
     assert not keeps_logs(failed, 60, AT + timedelta(seconds=60))
