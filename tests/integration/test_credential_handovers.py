@@ -133,6 +133,17 @@ async def test_concurrent_handovers_leave_one_receipt(store_url: str) -> None:
 
 
 @run_async
+async def test_session_that_ends_meanwhile_is_not_completed(store_url: str) -> None:
+    """It was due when the sessions were listed, and ended before its turn."""
+    async with opened(store_url, limits=MANY) as store:
+        session = await pending(store, await store.new_user())
+        await handovers_of(store).hand_over(session, b"{}")
+        ended = await store.sessions.apply(session.id, "terminate")
+        assert await store.sessions._complete(session.id) is None
+        assert await store.sessions.get(session.id) == ended
+
+
+@run_async
 async def test_handover_and_session_end_do_not_deadlock(store_url: str) -> None:
     """There is no deadlock, and credentials are stored exactly if the session is authenticated."""
     async with (

@@ -653,6 +653,15 @@ class TestRecovery:
         assert kept.undone["gate"]["ok"]
         assert bench.host.record().previous == FIRST
 
+    def test_id_that_the_host_knows_already_is_refused(self, make: Make) -> None:
+        """As when the operator's clock was set back: its backup would count as the new one."""
+        bench = make()
+        bench.host.succeeded(OWN)
+        with pytest.raises(DeployError, match="this machine's clock was set back"):
+            bench.run(bench.make_new)
+        assert "change" not in bench.host.calls
+        assert not bench.locks[0].is_held
+
     def test_interrupted_deployment_without_backup_is_not_restored(self, make: Make) -> None:
         bench = make()
         self.died(bench, backup=False)

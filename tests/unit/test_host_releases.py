@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from polydev.hosttool import releases
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths
@@ -129,6 +130,25 @@ class TestListing:
 
 
 class TestCreate:
+    def test_release_counts_only_once_all_of_it_is_on_the_disk(
+        self, root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arrived, place = root / "incoming" / IDS[0], root / "releases" / IDS[0]
+        arrived.mkdir(parents=True)
+        (arrived / "requirements.txt").write_text("")
+        found = []
+
+        def noted_run(argv: list[str]) -> None:
+            found.append((argv, sorted(path.name for path in place.iterdir())))
+
+        monkeypatch.setattr(releases, "make_venv", lambda place, *_: (place / "venv").mkdir())
+        monkeypatch.setattr(releases, "run", noted_run)
+        create(IDS[0], "a" * 64, "abcd", paths, root)
+        complete = [FILES, "requirements.txt", "venv"]
+        assert found == [(["sync", "--file-system", str(place)], complete)]
+        assert (place / "release.json").exists()
+        assert not arrived.exists()
+
     def test_release_id_with_a_path_is_refused(self, root: Path, paths: Paths) -> None:
         with pytest.raises(HostError) as failure:
             create("../../etc", "a" * 64, "abcd", paths, root)

@@ -146,6 +146,16 @@ def test_backup_fails_if_a_file_changes_meanwhile(
 
 
 class TestDamage:
+    def test_record_of_a_moved_database(self, host: Host) -> None:
+        backup.keep_moved_database(host.backup())
+        file = host.paths.backups / FIRST / "moved.json"
+        document = json.loads(file.read_text())
+        document["moved"]["rows"] = {"notes": 9}
+        file.write_text(json.dumps(document))
+        with pytest.raises(HostError) as refusal:
+            backup_manifest.read_backup(host.paths, FIRST)
+        assert refusal.value.code == "backup-damaged"
+
     def test_damaged_backup_is_not_returned_as_the_one_asked_for(self, host: Host) -> None:
         kept = host.backup()
         next((kept.folder / "files").iterdir()).write_bytes(b"flipped")
