@@ -15,7 +15,6 @@ from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
 from polydev.settings import Settings
 from verbs import (
-    access,
     alerts,
     bench,
     controller,
@@ -25,14 +24,15 @@ from verbs import (
     docs,
     doctor,
     golden,
+    host_shell_and_logs,
     hosts,
     lab,
-    pages,
+    open_and_health,
     providers,
-    remote,
     sessions,
     templates,
     usage,
+    users_and_tokens,
     webhooks,
 )
 from verbs.connection import access_fields, controller_url, lab_access, page_fields
@@ -136,12 +136,14 @@ def _require_commit() -> None:
 
 def _deploy_lab(steps: Steps) -> dict[str, Any]:
     """Start the lab and deploy the golden image to it."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.lab import up
 
     made = up(lab_name(), Settings.from_environment(), steps)
     project, host = described_host(LAB_INVENTORY, "")
-    record = host_actions.deploy(project, host, host_actions.DeployOptions(), steps, LOGS)
+    record = deploy_and_rollback.deploy(
+        project, host, deploy_and_rollback.DeployOptions(), steps, LOGS
+    )
     with steps.step(f"{host.name}: users"):
         users = lab_access(made)
     return {
@@ -214,7 +216,7 @@ def where(context: Context, json: bool = False) -> None:
 @edge
 def check(context: Context, fix: bool = False) -> None:
     """Check formatting, lint, types and import contracts."""
-    from polydev.run import run_lines
+    from polydev.processes import run_lines
 
     tools = Path(sys.executable).parent
     commands = [["ruff", "format", "."], ["ruff", "check", "--fix", "."]] if fix else []
@@ -240,7 +242,7 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
     Tests run in four lanes side by side, since they mostly wait for guests and hosts. Benches run
     after them and alone, since they measure.
     """
-    from polydev.run import call
+    from polydev.processes import call
 
     parts = [part.strip() for part in only.split(",") if part.strip()]
     files = {part: tests_of(part) for part in parts if part != "spec"}
@@ -291,8 +293,8 @@ for verb in (
     templates.pool,
     alerts.alerts,
     webhooks.webhooks,
-    pages.health,
-    pages.open_pages,
+    open_and_health.health,
+    open_and_health.open_pages,
     usage.usage,
     usage.screenshot,
     doctor.doctor,
@@ -300,25 +302,37 @@ for verb in (
     test,
 ):
     namespace.add_task(verb)
-for name, module in (("golden", golden), ("lab", lab), ("database", database), ("host", remote)):
+for name, module in (
+    ("golden", golden),
+    ("lab", lab),
+    ("database", database),
+    ("host", host_shell_and_logs),
+):
     namespace.add_collection(Collection.from_module(module, name=name))
 for name, verbs in (
     ("session", (sessions.start_session, sessions.end_session, sessions.login, sessions.give_code)),
     (
         "user",
         (
-            access.add_user,
-            access.list_users,
-            access.change_role,
-            access.rename_user,
-            access.remove_user,
+            users_and_tokens.add_user,
+            users_and_tokens.list_users,
+            users_and_tokens.change_role,
+            users_and_tokens.rename_user,
+            users_and_tokens.remove_user,
         ),
     ),
     ("alert", (alerts.try_alerts,)),
     ("webhook", (webhooks.resend, webhooks.try_endpoints)),
     ("bench", (bench.burst_bench, bench.clones_bench, bench.start_bench)),
     ("template", (templates.build_template, templates.show_template)),
-    ("token", (access.create_token, access.list_tokens, access.revoke_token)),
+    (
+        "token",
+        (
+            users_and_tokens.create_token,
+            users_and_tokens.list_tokens,
+            users_and_tokens.revoke_token,
+        ),
+    ),
     ("credentials", (credentials.make_key, credentials.rotate, credentials.show_log)),
 ):
     namespace.add_collection(Collection(name, *verbs))

@@ -27,7 +27,7 @@ from polydev.controller.machines.hypervisor import (
     TemplatesReport,
 )
 from polydev.controller.settings import ControllerSettings
-from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.controller.web.assets import OWN
 from polydev.errors import VmError
 from polydev.vm.identity import Identity, Receipt

@@ -14,11 +14,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from polydev.controller.accounting import Use, day_of
 from polydev.controller.entities import Session, Vm, now
 from polydev.controller.host.sample import Sample, VmSample
 from polydev.controller.store import tables
 from polydev.controller.store.usage import add_use
+from polydev.controller.usage_accounting import Use, day_of
 from tests.relays import Screens, Serve, screens
 from tests.vms import IMAGE_DIGEST
 

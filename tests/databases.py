@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.migrate import migrate
-from polydev.run import run, spawn, wait_or_end
+from polydev.processes import run, spawn, wait_or_end
 from tests.stores import copy_migrated_database
 
 KINDS = ("sqlite", "postgresql")

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.database import create_engine
 from polydev.controller.entities import Session, SessionNews, Vm
 from polydev.controller.host.image_providers import hands_over, rotates
@@ -18,15 +19,14 @@ from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.machines.vm_driver_timing import Intervals
-from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.credential_handovers import CredentialHandovers
 from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.credentials import CredentialStore
 from polydev.controller.store.sessions import NewSession, Sessions
-from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Users
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.controller.store.vms import Vms
 from tests.vms import IMAGE_DIGEST, FakeHost, FakeVm, HealthyVm, fake_hosts
 

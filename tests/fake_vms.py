@@ -23,7 +23,7 @@ from polydev.agent.reply_types import HealthReply, ServiceState, Status
 from polydev.controller.machines.hypervisor import Activity, Launch
 from polydev.errors import VmError
 from polydev.vm.boot_stages import STAGES, Stage
-from polydev.vm.cpu_wait import ThreadTimes
+from polydev.vm.cpu_wait_time import ThreadTimes
 from polydev.vm.identity import Identity, Receipt
 
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080

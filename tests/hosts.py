@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from polydev.deployment import host_actions
+from polydev.deployment import deploy_and_rollback
+from polydev.deployment.deploy_and_rollback import DeployOptions
 from polydev.deployment.history import records_of
-from polydev.deployment.host_actions import DeployOptions
 from polydev.deployment.pyinfra_process import DescribedHost, Plan, Project, describe
 from polydev.deployment_records import Record, newest_first
 from polydev.image_layout import IN_USE, STORE
 from polydev.lab import Lab, reset, restart, run_inside, save
 from polydev.lab.access import inside_argv
 from polydev.lab.container import init_pid
+from polydev.processes import spawn
 from polydev.progress import Steps
-from polydev.run import spawn
 from polydev.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,18 +52,18 @@ class DeployedHost:
 
     def deploy(self, **options: Any) -> Record:
         chosen = DeployOptions(data=self.data, **options)
-        return host_actions.deploy(self.project, self.host, chosen, Steps(), self.logs)
+        return deploy_and_rollback.deploy(self.project, self.host, chosen, Steps(), self.logs)
 
     def plan(self, **options: Any) -> Plan:
         chosen = DeployOptions(data=self.data, **options)
-        return host_actions.plan(self.project, self.host, chosen, Steps())
+        return deploy_and_rollback.plan(self.project, self.host, chosen, Steps())
 
     def rollback(self, to: str | None = None) -> Record:
-        return host_actions.rollback(self.project, self.host, to, Steps(), self.logs)
+        return deploy_and_rollback.rollback(self.project, self.host, to, Steps(), self.logs)
 
     def records(self) -> list[Record]:
         """Newest first."""
-        with host_actions.connected(self.host) as connection:
+        with deploy_and_rollback.connected(self.host) as connection:
             return newest_first(records_of(connection))
 
     def inside(self, command: str, *, check: bool = True) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 from polydev.settings import Settings
-from verbs.answers import check_answer
+from verbs.json_answers import check_answer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from polydev.deploys.accounts import host_json
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_tool import tool_bytes
+from polydev.deploys.inventory_values import HostData
 from polydev.deploys.network import network_values
 from polydev.deploys.render import render
-from polydev.run import run
+from polydev.processes import run
 from tests.hosts import ROOT
 
 # /run, /etc, /opt and the links are its own; what it needs of ours shows through.

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 from tests.hosts import ROOT, DeployedHost
 
 

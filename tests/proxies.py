@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from polydev.run import spawn
+from polydev.processes import spawn
 from tests.certificates import Tls
 from tests.driving import until
 

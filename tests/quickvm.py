@@ -35,7 +35,7 @@ from polydev.image.kernel import load_order, parse_modules_dep
 from polydev.image_layout import BOOT_FILES, CMDLINE, IN_USE, INITRD, KERNEL, RECORD, ROOTFS
 from polydev.image_record import FileEntry, ImageRecord, manifest_digest
 from polydev.lab import run_inside
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SshTarget
 from tests.hosts import TOOL, DeployedHost
 from tests.images import said_to_be_verified

@@ -23,7 +23,7 @@ from polydev.controller.machines.hypervisor import Launch
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import NewSession
-from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.vm_slots import sync_slots
 from tests.certificates import Tls
 from tests.driving import until
 from tests.vms import IMAGE_DIGEST, RFB_GREETING, FakeHost, FakeVm, SlowVm, fake_hosts

@@ -22,9 +22,9 @@ from polydev.controller.migrate import MIGRATIONS, migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store.sessions import NewSession, Sessions
-from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Tokens, Users
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.controller.store.vms import Vms
 
 NETWORK = IPv4Network("192.168.100.0/24")

@@ -26,7 +26,7 @@ from typing import Any
 from polydev.controller.entities import slot_address
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState, TemplatesReport
 from polydev.errors import VmError
-from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.cpu_wait_time import CpuSample
 from polydev.vm.identity import Identity, Receipt
 from tests.fake_vms import (
     RFB_GREETING,

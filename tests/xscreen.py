@@ -14,7 +14,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from polydev.run import Process, end_group, run, spawn
+from polydev.processes import Process, end_group, run, spawn
 from tests.driving import until
 
 WIDTH, HEIGHT = 1024, 640

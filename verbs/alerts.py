@@ -7,10 +7,10 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
-from verbs.access import ON_HOST_HELP, host_controller
 from verbs.connection import API_HELP, connect
 from verbs.paths_and_help import LAB_INVENTORY
-from verbs.tables import minute, table_text
+from verbs.text_tables import minute, table_text
+from verbs.users_and_tokens import ON_HOST_HELP, host_controller
 
 MOST_SHOWN = 50
 TRIAL_SECONDS = 600.0

@@ -9,7 +9,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, task
 from verbs.hosts import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
-from verbs.tables import table_text
+from verbs.text_tables import table_text
 
 ROWS = (
     ("bare resume", "bare"),

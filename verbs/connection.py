@@ -109,7 +109,7 @@ def lab_demo_user() -> str:
 def lab_access(lab: Lab) -> LabAccess:
     """Return the users of a deployed lab with valid tokens; make what is missing."""
     from polydev.client.controller_api import ControllerApi
-    from polydev.client.host_controller import HostController
+    from polydev.client.controller_over_ssh import HostController
     from polydev.client.lab_access import ensure_access
 
     def is_valid(token: str) -> bool:

@@ -10,7 +10,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
 from verbs.connection import API_HELP, connect
-from verbs.tables import minute, more_text, short, table_text
+from verbs.text_tables import minute, more_text, short, table_text
 
 LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
 MOST_SHOWN = 50

@@ -5,12 +5,12 @@ from __future__ import annotations
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
-from verbs.access import ON_HOST_HELP, USER_HELP
 from verbs.connection import API_HELP, connect
 from verbs.hosts import described_host
 from verbs.paths_and_help import JSON_HELP, LAB_INVENTORY
 from verbs.sessions import session_user
-from verbs.tables import minute, short, table_text
+from verbs.text_tables import minute, short, table_text
+from verbs.users_and_tokens import ON_HOST_HELP, USER_HELP
 
 MOST_LISTED = 200
 

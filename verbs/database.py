@@ -9,7 +9,6 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
-from verbs.access import ON_HOST_HELP, host_controller
 from verbs.hosts import (
     WAIT_HELP,
     described_host,
@@ -18,6 +17,7 @@ from verbs.hosts import (
 )
 from verbs.paths_and_help import LAB_INVENTORY, LOGS
 from verbs.plan_text import DIFF_HELP, plan_fields, plan_text
+from verbs.users_and_tokens import ON_HOST_HELP, host_controller
 
 
 @task(positional=["file"], help={"file": "where to, on this machine", **ON_HOST_HELP})
@@ -97,7 +97,7 @@ def move(
     for some seconds while every row is copied and compared; VMs continue. ./inv rollback returns
     to SQLite.
     """
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.progress import Steps
 
     if to != "postgresql":
@@ -109,12 +109,12 @@ def move(
     project, described = described_host(inventory, host)
     if diff and not plan:
         raise ConfigError("--diff needs --plan", "add --plan, or leave it out")
-    options = host_actions.move_options(replace_rows=replace, wait_seconds=wait)
+    options = deploy_and_rollback.move_options(replace_rows=replace, wait_seconds=wait)
     if plan:
-        found = host_actions.plan(project, described, options, Steps())
+        found = deploy_and_rollback.plan(project, described, options, Steps())
         answer(plan_fields(found), as_json=json, text=plan_text(found, show_diff=diff))
         return
-    record, rows = host_actions.move_database(project, described, options, Steps(), LOGS)
+    record, rows = deploy_and_rollback.move_database(project, described, options, Steps(), LOGS)
     counts = ", ".join(f"{count} {table}" for table, count in rows.items() if count)
     answer(
         record_fields(record) | {"moved": rows},

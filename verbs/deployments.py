@@ -10,7 +10,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, stdout, task
 from verbs.hosts import described_host, record_fields
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
-from verbs.tables import minute, more_text
+from verbs.text_tables import minute, more_text
 
 if TYPE_CHECKING:
     from polydev.deployment_records import Record
@@ -38,13 +38,13 @@ def deployments(
     json: bool = False,
 ) -> None:
     """List a host's deployments and how they ended, newest first; or show one in detail."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.deployment.history import history
     from polydev.deployment_records import current_state, one_named
 
     require_at_least(1, "limit", limit)
     _, described = described_host(inventory, host)
-    with host_actions.connected(described) as connection:
+    with deploy_and_rollback.connected(described) as connection:
         records = history(connection)
     if id:
         record = one_named(records, id)

@@ -14,6 +14,6 @@ from verbs.paths_and_help import ROOT
 @edge
 def docs(context: Context) -> None:
     """Write docs/verbs.md and docs/api.md from the verbs and the controller's API."""
-    from polydev.run import run_lines
+    from polydev.processes import run_lines
 
-    run_lines([sys.executable, "-m", "verbs.reference"], print, cwd=ROOT)
+    run_lines([sys.executable, "-m", "verbs.generated_docs"], print, cwd=ROOT)

@@ -14,7 +14,7 @@ from polydev.settings import Settings
 from polydev.suggested_commands import for_same_host
 from verbs.hosts import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
-from verbs.tables import table_text
+from verbs.text_tables import table_text
 
 if TYPE_CHECKING:
     from polydev.client.doctor_findings import DoctorFinding
@@ -50,7 +50,7 @@ def _row(finding: DoctorFinding) -> tuple[str, ...]:
 
 
 def _this_machine() -> list[DoctorFinding]:
-    from polydev.client.machine_checks import gather, machine_findings, wanted_packages
+    from polydev.client.operator_machine_checks import gather, machine_findings, wanted_packages
 
     packages = wanted_packages(PACKAGES.read_text())
     return machine_findings(gather(Settings.from_environment(), packages, _golden_kernel()))

@@ -200,7 +200,7 @@ def prune(context: Context, keep: int = 2, dry_run: bool = False, json: bool = F
     Also removes cached layers that no image needs, in any store that this cache was used for.
     """
     from polydev.image.layer_pruning import prune_cache
-    from polydev.run import orphans
+    from polydev.processes import orphans
     from polydev.vm.temp_folders import abandoned_temp_folders
 
     require_at_least(0, "keep", keep)

@@ -77,7 +77,7 @@ def deploy(
     json: bool = False,
 ) -> None:
     """Deploy to a host, and restore its previous state if anything fails."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.progress import Steps
 
     if target not in TARGETS:
@@ -88,12 +88,14 @@ def deploy(
         raise ConfigError("--diff needs --plan", "add --plan, or leave it out")
     require_ready(wait)
     project, described = described_host(inventory, host)
-    options = host_actions.DeployOptions(target=target, bootstrap=bootstrap, wait_seconds=wait)
+    options = deploy_and_rollback.DeployOptions(
+        target=target, bootstrap=bootstrap, wait_seconds=wait
+    )
     if plan:
-        found = host_actions.plan(project, described, options, Steps())
+        found = deploy_and_rollback.plan(project, described, options, Steps())
         answer(plan_fields(found), as_json=json, text=plan_text(found, show_diff=diff))
         raise SystemExit(2 if detailed_exitcode and found.changing else 0)
-    record = host_actions.deploy(project, described, options, Steps(), LOGS)
+    record = deploy_and_rollback.deploy(project, described, options, Steps(), LOGS)
     answer(
         record_fields(record),
         as_json=json,
@@ -128,12 +130,12 @@ def rollback(
     json: bool = False,
 ) -> None:
     """Restore the state of an earlier deployment on a host, including its database."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.progress import Steps
 
     require_ready(wait)
     project, described = described_host(inventory, host)
-    record = host_actions.rollback(project, described, to or None, Steps(), LOGS, wait)
+    record = deploy_and_rollback.rollback(project, described, to or None, Steps(), LOGS, wait)
     answer(
         record_fields(record),
         as_json=json,
@@ -151,12 +153,12 @@ def backup(
     json: bool = False,
 ) -> None:
     """Back up a host's configuration, database, release and golden link now."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.progress import Steps
 
     require_ready(wait)
     project, described = described_host(inventory, host)
-    record = host_actions.back_up(project, described, Steps(), LOGS, wait)
+    record = deploy_and_rollback.back_up(project, described, Steps(), LOGS, wait)
     answer(record_fields(record), as_json=json, text=f"backup {record.id} of {record.host}")
 
 
@@ -177,11 +179,13 @@ def drift(
     json: bool = False,
 ) -> None:
     """Show what on a host is not as declared: exit status 2 if anything, else 0."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
     from polydev.progress import Steps
 
     project, described = described_host(inventory, host)
-    found = host_actions.plan(project, described, host_actions.DeployOptions(), Steps())
+    found = deploy_and_rollback.plan(
+        project, described, deploy_and_rollback.DeployOptions(), Steps()
+    )
     answer(
         plan_fields(found),
         as_json=json,
@@ -198,10 +202,10 @@ def unlock(
     context: Context, inventory: str = LAB_INVENTORY, host: str = "", json: bool = False
 ) -> None:
     """Break a host's deployment lock; the next deployment undoes what its holder began."""
-    from polydev.deployment import host_actions
+    from polydev.deployment import deploy_and_rollback
 
     _, described = described_host(inventory, host)
-    broken = host_actions.unlock(described)
+    broken = deploy_and_rollback.unlock(described)
     lock = broken["broken"]
     text = f"lock {lock['id']} of {lock['owner']} is broken" if lock else "nobody held the lock"
     answer(broken, as_json=json, text=f"{described.name}: {text}")

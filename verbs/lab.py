@@ -78,7 +78,7 @@ def list_labs(context: Context, json: bool = False) -> None:
 def shell(context: Context, name: str = "") -> None:
     """Open a root shell in a lab without SSH, or run what is piped in. Ends with its status."""
     from polydev.lab import shell
-    from polydev.run import hand_over
+    from polydev.processes import hand_over
 
     hand_over(shell(_lab(name), is_terminal=os.isatty(0)))
 

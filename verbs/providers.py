@@ -9,7 +9,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from verbs.paths_and_help import JSON_HELP, RECIPE, RECIPE_HELP
-from verbs.tables import table_text
+from verbs.text_tables import table_text
 
 if TYPE_CHECKING:
     from polydev.image.provider_tools import Tool

@@ -14,10 +14,10 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, stderr, task
 from polydev.errors import ConfigError
-from verbs.access import USER_HELP, host_controller
 from verbs.connection import API_HELP, connect, lab_demo_user
 from verbs.controller import LOST_HINT
 from verbs.paths_and_help import LAB_INVENTORY
+from verbs.users_and_tokens import USER_HELP, host_controller
 
 if TYPE_CHECKING:
     from polydev.client.controller_api import ControllerApi

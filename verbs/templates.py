@@ -11,7 +11,7 @@ from polydev.errors import ConfigError
 from verbs.connection import API_HELP, connect
 from verbs.hosts import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
-from verbs.tables import minute, table_text
+from verbs.text_tables import minute, table_text
 
 PATH = "/api/admin/templates"
 MIB = 1024**2

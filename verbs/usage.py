@@ -9,11 +9,11 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
-from verbs.access import USER_HELP
 from verbs.connection import API_HELP, connect
 from verbs.controller import LOST_HINT
 from verbs.sessions import session_user
-from verbs.tables import short, table_text
+from verbs.text_tables import short, table_text
+from verbs.users_and_tokens import USER_HELP
 
 HOUR_SECONDS = 3600
 GIBIBYTE = 1 << 30

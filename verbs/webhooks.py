@@ -10,7 +10,7 @@ from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
 from verbs.connection import API_HELP, connect
 from verbs.controller import LIMIT_HELP, MOST_SHOWN
-from verbs.tables import minute, more_text, table_text
+from verbs.text_tables import minute, more_text, table_text
 
 PATH = "/api/admin/webhooks"
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev.errors import ConfigError
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 
 NO_COMMIT = "0000"
 # With these variables, as in a hook, git would use another repository.

@@ -23,7 +23,7 @@ from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.boot_stages import Stage, last_lines
 from polydev.vm.config import VmConfig
-from polydev.vm.cpu_wait import CpuWait, verdict
+from polydev.vm.cpu_wait_time import CpuWait, verdict
 from polydev.vm.health import TIMEOUT_SECONDS, agent_health
 from polydev.vm.qemu_process import Machine, start
 

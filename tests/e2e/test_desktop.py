@@ -26,7 +26,7 @@ from polydev.deployment.pyinfra_process import Project
 from polydev.http_client import HttpSession
 from polydev.lab import find as find_lab
 from polydev.local_vm import LocalVm, find
-from polydev.run import LineProcess
+from polydev.processes import LineProcess
 from polydev.vm.health import agent_health
 from polydev.vm.template import monitor
 from tests.guest_screen import (

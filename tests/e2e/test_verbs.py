@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.run import Completed
+from polydev.processes import Completed
 from polydev.settings import Settings
 from tests.inv import ROOT, Inv
 

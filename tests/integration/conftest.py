@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.run import run
+from polydev.processes import run
 
 # The command is the last word; with `-O exit` there is none.
 SSH = """#!/bin/sh

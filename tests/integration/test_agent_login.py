@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from polydev import run
+from polydev import processes
 from polydev.agent.browser import ACCEPTED, SINGLETON
 from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state
 from polydev.agent.reply_types import LoginReply
@@ -74,7 +74,7 @@ class Guest:
         words = [f"--login-programs={self.folder / 'bin'}", *settings]
         words += [f"--providers={self.folder / 'providers'}"]
         code = MAIN.format(program)
-        process = run.spawn([sys.executable, "-c", code, "claude", *words], env=env)
+        process = processes.spawn([sys.executable, "-c", code, "claude", *words], env=env)
         try:
             yield process
         finally:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
 from polydev.controller.logs import configure_logs
-from polydev.run import run as run_process
+from polydev.processes import run as run_process
 from tests.controllers import Controller, controller, run
 from tests.fake_vms import FakeVm, OldImageVm
 from tests.vms import FakeHost

@@ -29,7 +29,7 @@ from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.migrate import migrate
 from polydev.controller.settings import ControllerSettings, RateLimits, SessionLimits
-from polydev.controller.store.slots import sync_slots
+from polydev.controller.store.vm_slots import sync_slots
 from tests.api import Served, StillHypervisor, image_store, served
 
 CHECKS: list[Any] = [

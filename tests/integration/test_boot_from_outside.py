@@ -11,7 +11,7 @@ import pytest
 
 from polydev.image.boot import Boot, GuestCheck
 from polydev.vm.config import Ports
-from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes
+from polydev.vm.cpu_wait_time import CpuSample, CpuWait, ThreadTimes
 from polydev.vm.qemu_process import Machine
 from tests.loopback import Answer, served
 

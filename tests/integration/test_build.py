@@ -33,9 +33,9 @@ from polydev.image.store import ImageStore
 from polydev.image_diff import diff
 from polydev.image_layout import BOOT_FILES, INCOMING, ROOTFS, SBOM, TREE
 from polydev.image_record import ImageRecord
+from polydev.processes import end_group, run, spawn
 from polydev.progress import Steps
 from polydev.providers import load_providers
-from polydev.run import end_group, run, spawn
 from polydev.settings import Settings
 
 pytestmark = pytest.mark.integration

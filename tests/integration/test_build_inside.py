@@ -25,7 +25,7 @@ from polydev.image.layers import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.rootfs import make_rootfs
 from polydev.image_layout import TREE
-from polydev.run import run
+from polydev.processes import run
 from tests.diskwork import watched_disk
 
 pytestmark = [

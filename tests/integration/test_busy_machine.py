@@ -22,11 +22,11 @@ from polydev.image.store import ImageStore
 from polydev.image.verify import VerifyOptions, verify
 from polydev.image_layout import BOOT_FILES, CMDLINE, INITRD, KERNEL, ROOTFS
 from polydev.image_record import ImageRecord
+from polydev.processes import end_group, run, spawn
 from polydev.progress import Steps
-from polydev.run import end_group, run, spawn
 from polydev.settings import Settings
 from polydev.vm.config import VmConfig
-from polydev.vm.cpu_wait import CpuWait
+from polydev.vm.cpu_wait_time import CpuWait
 from polydev.vm.qemu_process import Machine, start
 from tests.quickguest import cpio_archive
 from tests.quickvm import MEMORY_MIB, golden_parts, make_quick_image, quick_record

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.migrations import HEAD
-from polydev.run import Completed, run, spawn
+from polydev.processes import Completed, run, spawn
 from tests.certificates import Tls, make_tls
 from tests.stores import copy_migrated_database
 

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from polydev.controller.entities import Caller, Session, Vm
+from polydev.controller.session_and_vm_states import SessionEvent
 from polydev.controller.settings import SessionLimits
-from polydev.controller.states import SessionEvent
 from polydev.controller.store import tables
 from polydev.controller.store.sessions import NewSession
-from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.users import TokenNotFound
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.errors import (
     CapacityError,
     ConfigError,

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import Session
 from polydev.controller.settings import SessionLimits
-from polydev.controller.store import slots, tables
+from polydev.controller.store import tables, vm_slots
 from polydev.controller.store.session_changes import (
     add_news,
     change_session,
@@ -20,7 +20,7 @@ from polydev.controller.store.session_changes import (
     locked_session,
 )
 from polydev.controller.store.sessions import NewSession
-from polydev.controller.store.slots import sync_slots, take_slot
+from polydev.controller.store.vm_slots import sync_slots, take_slot
 from polydev.errors import CapacityError, SessionExpired, TooManySessions
 from tests.databases import until_lock_awaited
 from tests.stores import DIGEST, NETWORK, Store, opened, run_async
@@ -282,7 +282,7 @@ async def test_news_wait_for_uncommitted_news_of_another_session(store_url: str)
 @run_async
 async def test_sync_slots_of_two_controllers_is_serialized(store_url: str) -> None:
     """The second controller starts after the first has read the slots."""
-    real = slots._known
+    real = vm_slots._known
     seconds: list[asyncio.Task[None]] = []
 
     async def known(connection: AsyncConnection) -> object:
@@ -297,7 +297,7 @@ async def test_sync_slots_of_two_controllers_is_serialized(store_url: str) -> No
     async with AsyncExitStack() as stack:
         first, second = await stores(stack, store_url, slots=0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(slots, "_known", known)
+            patch.setattr(vm_slots, "_known", known)
             await sync_slots(first.database, range(2, 4), NETWORK)
             await seconds[0]
         assert await declared(first) == [2, 3, 4, 5]

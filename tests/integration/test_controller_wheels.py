@@ -19,8 +19,8 @@ import pytest
 from polydev.deploys import web_assets
 from polydev.deploys.controller_wheels import LOCK, PACKAGE, Bundle, make_bundle, source_digest
 from polydev.errors import BuildError
+from polydev.processes import run, spawn
 from polydev.progress import Steps
-from polydev.run import run, spawn
 from polydev.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from polydev.controller.credential_encryption import Keyring, checked_recipient
 from polydev.controller.database import create_engine
 from polydev.controller.entities import Caller, Session
-from polydev.controller.sealing import Keyring, checked_recipient
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import tables
 from polydev.controller.store.credential_handovers import CredentialHandovers

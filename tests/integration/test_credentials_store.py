@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from polydev.controller.credential_encryption import Keyring
 from polydev.controller.database import create_engine
-from polydev.controller.sealing import Keyring
 from polydev.controller.settings import SessionLimits
 from polydev.controller.store import postgres_backup, tables
 from polydev.controller.store.backup import backup, restore
 from polydev.controller.store.credentials import CredentialStore, ResealCounts
 from polydev.controller.store.transactions import Database
 from polydev.errors import CredentialsLocked, CredentialsNotFound, SessionExpired, UserNotFound
-from polydev.run import run
+from polydev.processes import run
 from tests.stores import Clock, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]

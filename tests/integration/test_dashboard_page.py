@@ -16,7 +16,7 @@ import pytest
 from playwright.async_api import Page
 
 from polydev.controller.entities import now
-from polydev.controller.host import processes, system_reader
+from polydev.controller.host import processes, psutil_reader
 from polydev.controller.host.network_checks import NetworkChecks
 from polydev.controller.host.system_status import NetworkCheck, NetworkHealth
 from tests.browser import chromium, run_in_browser
@@ -34,7 +34,7 @@ DRAWN = "performance.getEntriesByName('charts-drawn').map(each => each.detail)"
 @pytest.fixture(autouse=True)
 def well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Report healthy figures, however busy this machine is."""
-    monkeypatch.setattr(system_reader, "cpu_usage", lambda _before, _after: 12.5)
+    monkeypatch.setattr(psutil_reader, "cpu_usage", lambda _before, _after: 12.5)
     memory = SimpleNamespace(total=10 << 30, available=6 << 30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "sensors_temperatures", dict)

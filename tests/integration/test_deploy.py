@@ -22,7 +22,7 @@ from polydev.client.host_facts import gather
 from polydev.deployment.pyinfra_process import describe
 from polydev.deployment_records import Record
 from polydev.errors import ConfigError
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 from tests.hosts import DATABASE, ROOT, TOOL, DeployedHost, variant
 
 PROGRAMS = Path(sys.executable).parent

@@ -13,13 +13,13 @@ from polydev.client import host_probe
 from polydev.client.doctor_findings import DoctorFinding
 from polydev.client.host_checks import host_findings
 from polydev.client.host_facts import gather
-from polydev.client.machine_checks import gather as look_here
-from polydev.client.machine_checks import machine_findings
+from polydev.client.operator_machine_checks import gather as look_here
+from polydev.client.operator_machine_checks import machine_findings
 from polydev.errors import DeployError
 from polydev.image.store import ImageStore
 from polydev.image_layout import KERNEL
 from polydev.image_record import ImageRecord
-from polydev.run import run
+from polydev.processes import run
 from polydev.settings import Settings
 from tests.hosts import DeployedHost
 

@@ -26,10 +26,10 @@ from polydev.controller.settings import AlertSettings, ControllerSettings, Sampl
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.host_samples import HostSamples
 from polydev.controller.store.sessions import NewSession, Sessions
-from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Users
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.controller.store.vms import Vms
 from tests.stores import DIGEST, NETWORK, Clock, run_async
 

@@ -18,7 +18,7 @@ from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_files import FILES, release_damage
 from polydev.hosttool.releases import create
-from polydev.run import run
+from polydev.processes import run
 
 FIRST, SECOND, THIRD, FOURTH = (f"2025013{day}_120000-abcd" for day in range(4))
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pytest
 
-from polydev import hosttool, run
+from polydev import hosttool, processes
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_metadata import entry_of
 from polydev.hosttool.paths import Paths
@@ -69,7 +69,7 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(tool: Path, root: Path, *words: str, document: object = None) -> Any:
-    done = run.run(
+    done = processes.run(
         [tool, "--root", root, *words],
         input=None if document is None else json.dumps(document),
         check=False,
@@ -79,7 +79,7 @@ def call(tool: Path, root: Path, *words: str, document: object = None) -> Any:
 
 @contextmanager
 def started(*argv: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = run.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = processes.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         yield process
     finally:
@@ -118,16 +118,24 @@ def test_packed_tool_runs_under_system_python(tool: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "needed", "others"),
     [
-        ("lock show", "deployment_lock", {"plan_facts", "health_gate", "slots", "backup"}),
-        ("record list", "deployment_counter", {"plan_facts", "health_gate", "slots", "backup"}),
-        ("slot list", "slots", {"plan_facts", "health_gate", "backup", "releases"}),
+        (
+            "lock show",
+            "deployment_lock",
+            {"facts_for_plan", "health_gate", "slot_network", "backup"},
+        ),
+        (
+            "record list",
+            "deployment_counter",
+            {"facts_for_plan", "health_gate", "slot_network", "backup"},
+        ),
+        ("slot list", "slot_network", {"facts_for_plan", "health_gate", "backup", "releases"}),
     ],
 )
 def test_verb_imports_no_modules_of_other_verbs(
     words: str, needed: str, others: set[str], tool: Path, tmp_path: Path
 ) -> None:
     argv: Argv = [PYTHON, "-I", "-X", "importtime", tool, "--root", tmp_path, *words.split()]
-    loaded = {line.rpartition("|")[2].strip() for line in run.run(argv).stderr.splitlines()}
+    loaded = {line.rpartition("|")[2].strip() for line in processes.run(argv).stderr.splitlines()}
     assert f"polydev.hosttool.{needed}" in loaded
     assert not loaded & {f"polydev.hosttool.{name}" for name in others}
     if words == "lock show":
@@ -140,7 +148,7 @@ def test_packed_modules_all_belong_to_a_verb(tool: Path) -> None:
         "cli.parser(); names = zipfile.ZipFile(sys.argv[1]).namelist(); "
         "print([n for n in names if n[:-3].replace('/', '.') not in sys.modules])"
     )
-    done = run.run([PYTHON, "-I", "-c", program, tool])
+    done = processes.run([PYTHON, "-I", "-c", program, tool])
     left = set(json.loads(done.stdout.replace("'", '"')))
     apart = {"__init__", "__main__", "zipapp", "upload"}  # the last two are the operator's
     assert {Path(name).stem for name in left} <= apart
@@ -264,7 +272,7 @@ class TestLock:
         words = ["--owner", "a", "--purpose", "p", "--seconds", "600"]
         argv: Argv = [tool, "--root", tmp_path, "lock", "hold", "--id", FIRST, *words]
         processes = [
-            run.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)
+            processes.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)
         ]
         try:
             said = [json.loads(out(process).readline()) for process in processes]
@@ -353,7 +361,7 @@ class TestConcurrentVerbs:
         argv: Argv = [tool, "--root", tmp_path, *words]
         with self.busy(tool, tmp_path) as queue:
             assert queue.read_text().startswith(f"image add {'b' * 12}, pid ")
-            second = run.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            second = processes.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
             await_open(second, queue)
             with pytest.raises(subprocess.TimeoutExpired):
                 second.wait(0.3)
@@ -375,7 +383,7 @@ class TestConcurrentVerbs:
         with self.busy(tool, tmp_path), lock_slot(paths, 2, "slot down 2, pid 1"):
             assert call(tool, tmp_path, "slot", "up", "3")["error"] == "no-host"
             argv: Argv = [tool, "--root", tmp_path, "slot", "up", "2"]
-            second = run.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            second = processes.spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
             await_open(second, paths.slot_queue(2))
             with pytest.raises(subprocess.TimeoutExpired):
                 second.wait(0.3)

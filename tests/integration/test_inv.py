@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 
 ROOT = Path(__file__).parents[2]
 REAL_TOOLS = (

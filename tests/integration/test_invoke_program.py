@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 
 pytestmark = pytest.mark.integration
 

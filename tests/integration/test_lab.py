@@ -32,8 +32,8 @@ from polydev.lab import (
     up,
 )
 from polydev.lab.container import cgroup_of, power_off
+from polydev.processes import run, spawn
 from polydev.progress import Steps
-from polydev.run import run, spawn
 from polydev.settings import Settings
 from tests.integration.conftest import leftovers
 

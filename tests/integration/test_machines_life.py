@@ -10,7 +10,7 @@ from polydev.agent.reply_types import HealthReply
 from polydev.controller.entities import Session, Vm
 from polydev.errors import FilesLeft, VmError
 from polydev.vm.boot_stages import STAGES, Stage
-from polydev.vm.cpu_wait import ThreadTimes
+from polydev.vm.cpu_wait_time import ThreadTimes
 from tests.driving import World, play, until, worlds
 from tests.vms import (
     DyingVm,

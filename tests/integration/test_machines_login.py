@@ -15,12 +15,12 @@ from pydantic import SecretStr
 from polydev.client.credentials_key import new_key
 from polydev.controller.entities import Session
 from polydev.controller.machines.login_monitor import NO_HAND_OVER
-from polydev.controller.states import LoginStatus
+from polydev.controller.session_and_vm_states import LoginStatus
 from polydev.controller.store.credential_handovers import NO_KEY
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.users import Users
 from polydev.errors import CredentialsNotFound
-from polydev.run import spawn, wait_or_end
+from polydev.processes import spawn, wait_or_end
 from tests.driving import PATIENCE_SECONDS, World, play, until, worlds
 from tests.fake_vms import FakeVm, HangingCredentialsVm, OldImageVm, WrongCredentialsVm
 

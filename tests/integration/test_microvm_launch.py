@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from polydev.errors import VmError
-from polydev.run import Process, end_group, run, spawn
+from polydev.processes import Process, end_group, run, spawn
 from polydev.vm.launch_file import LaunchFile, launch_file_text
 from polydev.vm.template_client import FILES, STATE, fetch
 from polydev.vm.template_store import Template, TemplateStore, file_sums

@@ -15,8 +15,8 @@ import pytest
 from playwright.async_api import Page
 
 from polydev import http_client
+from polydev.processes import Completed, run, spawn
 from polydev.progress import Steps
-from polydev.run import Completed, run, spawn
 from polydev.settings import Settings
 from tests.browser import chromium, run_in_browser
 from tests.oidc.provider import ACCOUNTS, CREDENTIALS, TOOL, Provider, oidc_packages, provider

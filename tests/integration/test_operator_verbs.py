@@ -11,7 +11,7 @@ from subprocess import PIPE
 
 import pytest
 
-from polydev.run import run, spawn
+from polydev.processes import run, spawn
 from tests.hosts import ROOT, DeployedHost
 from tests.operators import Operator
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 import polydev
-from polydev import run
+from polydev import processes
 from polydev.image.image_folder import require_promotable
 from polydev.image.store import ImageStore
 from polydev.image_layout import IMAGES, INCOMING, PROMOTIONS, RECORD, ROOTFS
@@ -126,7 +126,7 @@ def child_argv(
 @contextmanager
 def child(argv: Argv) -> Iterator[subprocess.Popen[bytes]]:
     """A process with pipes for its input and output, ended with the block."""
-    process = run.spawn(
+    process = processes.spawn(
         argv, env={"PYTHONPATH": SOURCE}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
@@ -319,7 +319,7 @@ def test_prune_killed_anywhere(store: ImageStore, tmp_path: Path) -> None:
 def test_second_concurrent_promotion_is_refused_as_busy(store: ImageStore, tmp_path: Path) -> None:
     first, second = digest_of(tmp_path / "next"), digest_of(tmp_path / "spare")
     with stopped_promotion(store, first) as winner:
-        loser = run.run(
+        loser = processes.run(
             child_argv(store, "promote", second), env={"PYTHONPATH": SOURCE}, check=False
         )
         refusal = json.loads(loser.stdout)
@@ -366,7 +366,7 @@ def test_prune_keeps_image_held_by_another_process(store: ImageStore, tmp_path: 
 def test_prune_keeps_image_with_inherited_hold(store: ImageStore, tmp_path: Path) -> None:
     held = digest_of(tmp_path / "spare")
     with store.hold(held) as hold:
-        vm = run.spawn(["cat"], stdin=subprocess.PIPE, pass_fds=[hold.fileno()])
+        vm = processes.spawn(["cat"], stdin=subprocess.PIPE, pass_fds=[hold.fileno()])
     try:
         assert store.prune(keep=0).removed == [digest_of(tmp_path / "next")]
         assert store.in_use(held)

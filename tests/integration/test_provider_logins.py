@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from polydev import run
+from polydev import processes
 from polydev.image.store import ImageStore
 from polydev.image_layout import ROOTFS
 from polydev.image_record import ImageRecord
@@ -40,7 +40,7 @@ def test_provider_tool_login_writes_declared_credentials(
     rootfs = store.path(image.digest) / ROOTFS
     program = [sys.executable, provider_stand_ins.__file__]
     words = [str(rootfs), str(at), str(folder), guest_json(PROVIDERS[name]).decode()]
-    ended = json.loads(run.run([*NAMESPACES, *program, *words]).stdout)
+    ended = json.loads(processes.run([*NAMESPACES, *program, *words]).stdout)
     assert ended["login"] == 0, ended["words"]
     kept = PROVIDERS[name].credentials
     assert kept is not None

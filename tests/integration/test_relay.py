@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from polydev.controller import app_services
 from polydev.controller.api import novnc
 from polydev.controller.app import create_app
-from polydev.controller.auth.token_watch import NOT_OPERATOR, TokenWatch
+from polydev.controller.auth.revocation_watch import NOT_OPERATOR, TokenWatch
 from polydev.controller.entities import Session, now
 from polydev.controller.relay import viewers
 from polydev.controller.relay.keepalive import KeepaliveTimer

@@ -26,7 +26,7 @@ from polydev.controller.store.database_check import check_database
 from polydev.controller.store.schema_check import SchemaError
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Users
-from polydev.run import run
+from polydev.processes import run
 from tests.stores import opened, run_async, with_a_failing_migration
 
 pytest_plugins = ["tests.databases"]

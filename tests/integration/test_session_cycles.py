@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from polydev.http_client import HttpSession
-from polydev.run import PIPE, end_group, spawn
+from polydev.processes import PIPE, end_group, spawn
 from tests.hosts import ROOT
 from tests.sessions import FROM_HERE_ON, Api, wait_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from polydev.controller.settings import SessionLimits
-from polydev.controller.store.session_starts import SessionStart, SessionStarts
+from polydev.controller.store.session_start_times import SessionStart, SessionStarts
 from polydev.vm.identity import Receipt
 from tests.stores import DIGEST, Store, opened, run_async
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.run import run
+from polydev.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPS = {

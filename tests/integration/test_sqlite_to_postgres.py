@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from polydev.controller.accounting import CounterReading
+from polydev.controller.credential_encryption import Keyring
 from polydev.controller.database import create_engine
 from polydev.controller.entities import Caller
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
-from polydev.controller.sealing import Keyring
 from polydev.controller.settings import Quotas
 from polydev.controller.store import backup as backup_module
 from polydev.controller.store import (
@@ -35,6 +34,7 @@ from polydev.controller.store.host_samples import HostSamples
 from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.webhook_queue import Subscription, WebhookQueue
+from polydev.controller.usage_accounting import CounterReading
 from polydev.controller.webhook_events import EVENT_TYPES
 from tests.databases import PostgresServer, sqlite_url
 from tests.stores import Store, copy_migrated_database, opened, run_async

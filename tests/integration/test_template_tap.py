@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from polydev.run import run
+from polydev.processes import run
 
 TWICE = """
 from polydev.controller.machines.template_maker import add_tap

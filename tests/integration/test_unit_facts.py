@@ -14,7 +14,7 @@ import pytest
 
 from polydev.deploys import facts
 from polydev.deploys.facts import UnitFact
-from polydev.run import run
+from polydev.processes import run
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from datetime import date, datetime, timedelta, timezone
 import pytest
 import sqlalchemy as sa
 
-from polydev.controller.accounting import CounterReading, Use
 from polydev.controller.entities import Session
 from polydev.controller.quotas import QuotaExceeded
 from polydev.controller.settings import Quotas, SessionLimits
@@ -18,6 +17,7 @@ from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.user_removal import remove_user
+from polydev.controller.usage_accounting import CounterReading, Use
 from tests.stores import DIGEST, Clock, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
-from polydev.controller.sealing import keyring_of
+from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.store import tables
 from polydev.controller.store.credentials import CredentialStore
 from polydev.controller.store.user_removal import REASON, Removed, remove_user

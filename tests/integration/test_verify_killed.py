@@ -22,7 +22,7 @@ from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord
-from polydev.run import spawn
+from polydev.processes import spawn
 from polydev.settings import Settings
 from polydev.vm.qemu_process import start
 from polydev.vm.temp_folders import abandoned_temp_folders

@@ -15,9 +15,9 @@ from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError,
 from polydev.image.verify import _Attempt, image_fault
 from polydev.image_layout import BOOT_FILES
 from polydev.image_record import FileEntry
+from polydev.processes import run
 from polydev.progress import Steps
-from polydev.run import run
-from polydev.vm.cpu_wait import CpuWait
+from polydev.vm.cpu_wait_time import CpuWait
 
 QUIET, BUSY = CpuWait(60, 3), CpuWait(60, 43)
 STARVED = MachineBusy("the guest was not ready by then, stage reached: init", BUSY)
@@ -81,7 +81,13 @@ def test_timed_out_specs_are_distinguished_from_failed_ones(tmp_path: Path) -> N
     (tmp_path / "test_specs.py").write_text(SPECS)
     report = tmp_path / "report.json"
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider"]
-    argv += ["-p", "testinfra.plugin", "-p", "polydev.image.spec_plugin", f"--spec-report={report}"]
+    argv += [
+        "-p",
+        "testinfra.plugin",
+        "-p",
+        "polydev.image.pytest_spec_plugin",
+        f"--spec-report={report}",
+    ]
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run([*argv, str(tmp_path)], cwd=tmp_path, env=alone, check=False)
     told = {each["name"]: each["timed_out"] for each in json.loads(report.read_text())}

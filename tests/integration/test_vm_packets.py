@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polydev.deploys.host_data import HostData
+from polydev.deploys.inventory_values import HostData
 from polydev.host_layout import GATEWAY_MAC
 from tests.netns import SmallHost, small_host
 

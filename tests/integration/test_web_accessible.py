@@ -13,8 +13,8 @@ from playwright.async_api import Page
 from polydev.agent.login_state import login_reply
 from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials_key import new_key
+from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.entities import Session
-from polydev.controller.sealing import keyring_of
 from polydev.controller.store.credential_handovers import CredentialHandovers
 from tests.browser import run_in_browser
 from tests.web import (

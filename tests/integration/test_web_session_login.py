@@ -7,8 +7,8 @@ from typing import cast
 from polydev.agent.login_state import login_reply
 from polydev.agent.reply_types import LoginReply
 from polydev.client.credentials_key import new_key
+from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.entities import Session
-from polydev.controller.sealing import keyring_of
 from polydev.controller.store.credential_handovers import NO_KEY, CredentialHandovers
 from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.sessions import NewSession

@@ -26,7 +26,7 @@ from polydev.controller.webhook_urls import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
 from polydev.controller.webhooks.http_post import MOST_ANSWER_BYTES, open_client, post
-from polydev.run import Process, spawn, wait_or_end
+from polydev.processes import Process, spawn, wait_or_end
 from tests.certificates import make_tls
 from tests.loopback import Answer, Asked, served
 from tests.stores import Store, opened, run_async

@@ -22,7 +22,7 @@ from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhook_signing import signed_headers
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
-from polydev.run import spawn, wait_or_end
+from polydev.processes import spawn, wait_or_end
 from tests.databases import sqlite_url
 from tests.stores import copy_migrated_database, opened, run_async
 from tests.webhooks import until_states

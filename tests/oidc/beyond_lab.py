@@ -18,7 +18,7 @@ from typing import Any
 
 from polydev.lab import Lab
 from polydev.lab.container import init_pid
-from polydev.run import LineProcess, run
+from polydev.processes import LineProcess, run
 from tests.oidc.provider import START_SECONDS, issuer_of, provider_argv
 
 # As providers/testtool.yaml has it.

@@ -18,8 +18,8 @@ from typing import Any
 from polydev.deploys.atomic_folder import atomic_folder
 from polydev.http_client import HttpSession
 from polydev.npm import LOCK, clean_install, npm_argv
+from polydev.processes import LineProcess
 from polydev.progress import Steps
-from polydev.run import LineProcess
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "provider.mjs"

@@ -10,7 +10,7 @@ import pytest
 from polydev.errors import BuildError, CommandError
 from polydev.image import apt
 from polydev.image.apt import Archive, Deb
-from polydev.run import Completed
+from polydev.processes import Completed
 
 SYSTEMD = (
     "'http://archive.invalid/systemd_252.39-1_amd64.deb' systemd_252.39-1_amd64.deb 3 SHA256:ab"

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from polydev.cli import answer, edge, megabytes
 from polydev.errors import BuildError, ConfigError, Error
 from polydev.settings import Settings
-from verbs import alerts, controller, deployments, golden, remote, sessions
-from verbs.tables import more_text
+from verbs import alerts, controller, deployments, golden, host_shell_and_logs, sessions
+from verbs.text_tables import more_text
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_broken_pipe_is_not_reported_as_a_file_error() -> None:
         (alerts.alerts, {"hours": -1}, "--hours -1 is too small"),
         (alerts.alerts, {"limit": 0}, "--limit 0 is too small"),
         (deployments.deployments, {"limit": 0}, "--limit 0 is too small"),
-        (remote.logs, {"lines": 0}, "--lines 0 is too small"),
+        (host_shell_and_logs.logs, {"lines": 0}, "--lines 0 is too small"),
         (golden.prune, {"keep": -1}, "--keep -1 is too small"),
         (golden.verify, {"image": "golden", "deadline": -5.0}, "--deadline -5 is too small"),
         (golden.verify, {"image": "golden", "deadline": nan}, "--deadline nan is too small"),

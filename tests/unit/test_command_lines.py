@@ -19,7 +19,7 @@ import pytest
 
 import polydev.npm
 from polydev.client import host_facts as client_host
-from polydev.client import host_probe, machine_checks
+from polydev.client import host_probe, operator_machine_checks
 from polydev.deploys import controller_wheels, images, rsync
 from polydev.deploys.rsync import remote_options
 from polydev.hosttool import (
@@ -29,7 +29,7 @@ from polydev.hosttool import (
     network_state,
     polkit,
     release_venv,
-    slots,
+    slot_network,
     sshd,
     sudoers,
 )
@@ -98,7 +98,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
         for name in ("run", "run_lines"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
-    for module in (client_host, machine_checks, rsync):
+    for module in (client_host, operator_machine_checks, rsync):
         monkeypatch.setattr(module, "run", recorder)
     monkeypatch.setattr(subprocess, "run", recorder)
     return recorder
@@ -347,7 +347,7 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         [f"{SSH} 'sudo -n df --block-size=1 --output=avail /var'"],
     ),
     "packages of this machine": (
-        lambda _: machine_checks._installed(["qemu"]),
+        lambda _: operator_machine_checks._installed(["qemu"]),
         ["dpkg-query -W -f '${Package}\t${db:Status-Status}\t${Version}\n' qemu"],
     ),
     "failed VMs": (
@@ -412,7 +412,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
         PLAIN | {"stdin": subprocess.DEVNULL, "errors": "replace", "timeout": 7},
     ),
     "polkit": (lambda _: polkit._may("7", polkit.ACTION, "ssh.service"), PLAIN),
-    "a slot": (lambda _: slots._run(["ip"], "text"), PLAIN | {"input": "text"}),
+    "a slot": (lambda _: slot_network._run(["ip"], "text"), PLAIN | {"input": "text"}),
     "the network": (
         lambda _: network_state._ask(["ip"], "text"),
         PLAIN | {"input": "text", "errors": "replace", "timeout": network_state.ANSWER_SECONDS},
@@ -444,7 +444,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
             "timeout": host_probe.COMMAND_SECONDS,
         },
     ),
-    "QEMU's version": (lambda _: machine_checks._said(["qemu"]), {"timeout_seconds": 20}),
+    "QEMU's version": (lambda _: operator_machine_checks._said(["qemu"]), {"timeout_seconds": 20}),
     "room of a host": (lambda _: rsync.free_bytes_in(TARGET, "/var"), {"check": False}),
 }
 # These depend on the environment in which the tests run.

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
 from polydev.controller.cli.verb import opened
-from polydev.controller.sealing import keyring_of
+from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.store.credentials import CredentialStore
 from polydev.controller.store.users import Users
 from tests.unit.command_line import CommandLine

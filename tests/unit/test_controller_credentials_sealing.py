@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
-from polydev.controller.sealing import Keyring, checked_recipient, key_id, keyring_of
+from polydev.controller.credential_encryption import Keyring, checked_recipient, key_id, keyring_of
 from polydev.errors import ConfigError, CredentialsLocked
 
 USER, OTHER = "0f9f6a0e-52a5-4f0f-8a9e-6d1d2b6f3c10", "5b0c7a52-3f0e-4d6c-9a55-0d5f2f8f6a01"

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
-from polydev.controller.shared_poller import SharedPoller
+from polydev.controller.poll_while_needed import SharedPoller
 
 PATIENCE_SECONDS = 60
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="none")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from polydev.controller.entities import Session
 from polydev.controller.migrate import migrate
+from polydev.controller.session_and_vm_states import LIVE_VM_STATES
 from polydev.controller.settings import SessionLimits
-from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import retention, tables
 from polydev.controller.store.postgres_backup import libpq_url, secrets_of
 from polydev.controller.store.session_expiry import expiry_reason, idle_end

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydev.controller.states import (
+from polydev.controller.session_and_vm_states import (
     LIVE_SESSION_STATES,
     SESSION_ENDS,
     SESSION_EVENTS,

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polydev.controller.auth.token_watch import (
+from polydev.controller.auth.revocation_watch import (
     EXPIRED,
     NOT_OPERATOR,
     REVOKED,

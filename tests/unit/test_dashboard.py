@@ -34,7 +34,7 @@ from polydev.controller.host.system_status import (
     status_of_percent,
 )
 from polydev.controller.settings import AlertSettings, Sampling
-from polydev.controller.store.session_starts import SessionStart
+from polydev.controller.store.session_start_times import SessionStart
 from polydev.controller.web import dashboard
 from polydev.controller.web.dashboard_bars import bars_of
 from polydev.controller.web.dashboard_rows import process_rows

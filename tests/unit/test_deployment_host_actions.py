@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deployment.host_actions import commit_warning
+from polydev.deployment.deploy_and_rollback import commit_warning
 from polydev.deployment_records import Record
-from polydev.run import run
+from polydev.processes import run
 
 AT = datetime(2025, 1, 31, tzinfo=timezone.utc)
 

@@ -12,7 +12,7 @@ from polydev import deployment_id
 from polydev.deployment_id import commit_of, new_deployment_id, require_commit
 from polydev.errors import ConfigError
 from polydev.host_layout import DEPLOYMENT_ID
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 
 
 @pytest.mark.parametrize(

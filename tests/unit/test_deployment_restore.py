@@ -25,7 +25,7 @@ from polydev.errors import CommandTimeout, DeployError
 from polydev.hosttool import restore, restore_job
 from polydev.hosttool.restore_controller import ControllerRestore
 from polydev.hosttool.restore_job import RestoreJob
-from polydev.run import Completed
+from polydev.processes import Completed
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, ToolConnection, deploy
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from polydev.deployment import history, host_actions, restore, transaction
+from polydev.deployment import deploy_and_rollback, history, restore, transaction
 from polydev.deployment.connection import HostRefused, Unreachable
-from polydev.deployment.host_actions import DeployOptions
+from polydev.deployment.deploy_and_rollback import DeployOptions
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
     Operation,
@@ -729,9 +729,9 @@ class Operator:
             self.planned = {**data, "plan_only": plan_only}
             yield PlannedChange(self)
 
-        patch.setattr(host_actions, "connected", connected)
-        patch.setattr(host_actions, "planned", planned)
-        patch.setattr(host_actions, "new_deployment_id", lambda root: OWN)
+        patch.setattr(deploy_and_rollback, "connected", connected)
+        patch.setattr(deploy_and_rollback, "planned", planned)
+        patch.setattr(deploy_and_rollback, "new_deployment_id", lambda root: OWN)
 
     def become(self, kind: type[Connection]) -> None:
         self.bench.connection.__class__ = kind
@@ -750,7 +750,9 @@ class PlannedChange(PlannedDeployment):
 class TestVerbs:
     def test_deploy_runs_the_operations_and_records_them(self, operator: Operator) -> None:
         options = DeployOptions(target="vm-agent", data={"slots": 3})
-        record = host_actions.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        record = deploy_and_rollback.deploy(
+            PROJECT, operator.described, options, steps(), operator.logs
+        )
         assert (record.status, record.changes, record.operations) == ("succeeded", 3, ["a"])
         assert (record.target, record.commit, record.host) == ("vm-agent", "abcd", "browsers")
         assert operator.planned == {
@@ -762,7 +764,9 @@ class TestVerbs:
         assert operator.bench.host.calls[:2] == ["tool", "lock"]
 
     def test_operations_are_permitted_after_the_backup(self, operator: Operator) -> None:
-        host_actions.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        deploy_and_rollback.deploy(
+            PROJECT, operator.described, DeployOptions(), steps(), operator.logs
+        )
         calls = operator.bench.host.calls
         backup = calls.index(f"backup create {OWN}")
         assert backup < calls.index(f"operations permit {OWN}") < calls.index("change")
@@ -778,20 +782,22 @@ class TestVerbs:
 
         monkeypatch.setattr(PlannedChange, "go", go)
         with pytest.raises(DeployError, match="the lock was broken"):
-            host_actions.deploy(
+            deploy_and_rollback.deploy(
                 PROJECT, operator.described, DeployOptions(), steps(), operator.logs
             )
         assert operator.bench.host.state == FIRST
 
     def test_deploy_log_has_one_json_event_a_line(self, operator: Operator) -> None:
-        host_actions.deploy(PROJECT, operator.described, DeployOptions(), steps(), operator.logs)
+        deploy_and_rollback.deploy(
+            PROJECT, operator.described, DeployOptions(), steps(), operator.logs
+        )
         lines = (operator.logs / f"deployment-{OWN}.log").read_text().splitlines()
         events = [json.loads(line)["event"] for line in lines]
         assert events == ["record", "record", "gate", "record"]
 
     def test_deploy_without_changes_runs_no_operation(self, operator: Operator) -> None:
         operator.operations = [Operation("b", False, ())]
-        record = host_actions.deploy(
+        record = deploy_and_rollback.deploy(
             PROJECT, operator.described, DeployOptions(), steps(), operator.logs
         )
         assert (record.status, record.changes) == ("succeeded", 0)
@@ -800,11 +806,13 @@ class TestVerbs:
     def test_bootstrap_skips_the_health_gate(self, operator: Operator) -> None:
         operator.become(SickHost)
         options = DeployOptions(bootstrap=True)
-        record = host_actions.deploy(PROJECT, operator.described, options, steps(), operator.logs)
+        record = deploy_and_rollback.deploy(
+            PROJECT, operator.described, options, steps(), operator.logs
+        )
         assert record.status == "succeeded"
 
     def test_a_plan_takes_no_lock_and_writes_nothing(self, operator: Operator) -> None:
-        found = host_actions.plan(
+        found = deploy_and_rollback.plan(
             PROJECT, operator.described, DeployOptions(target="vm-agent"), steps()
         )
         assert [each.name for each in found.changing] == ["a"]
@@ -814,7 +822,7 @@ class TestVerbs:
 
     def test_plan_shows_its_progress(self, operator: Operator) -> None:
         shown = io.StringIO()
-        host_actions.plan(
+        deploy_and_rollback.plan(
             PROJECT, operator.described, DeployOptions(), Steps(Console(file=shown, width=80))
         )
         assert "… browsers: plan" in shown.getvalue()
@@ -823,10 +831,11 @@ class TestVerbs:
         self, operator: Operator
     ) -> None:
         operator.bench.host.records[FIRST]["commit"] = "0123abcd"
-        found = host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
+        found = deploy_and_rollback.plan(PROJECT, operator.described, DeployOptions(), steps())
         operator.operations = []
         assert (
-            host_actions.plan(PROJECT, operator.described, DeployOptions(), steps()).warnings == ()
+            deploy_and_rollback.plan(PROJECT, operator.described, DeployOptions(), steps()).warnings
+            == ()
         )
         (warning,) = found.warnings
         assert "from commit 0123abcd, which this checkout does not have" in warning
@@ -842,19 +851,21 @@ class TestVerbs:
         def command(self: Any, text: str, **_: Any) -> str:
             raise Unreachable("cannot reach browsers over SSH: Permission denied (publickey).")
 
-        monkeypatch.setattr(host_actions, "planned", planned)
+        monkeypatch.setattr(deploy_and_rollback, "planned", planned)
         with pytest.raises(DeployError, match="without a word"):
-            host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
+            deploy_and_rollback.plan(PROJECT, operator.described, DeployOptions(), steps())
         monkeypatch.setattr(Connection, "command", command)
         with pytest.raises(Unreachable, match="publickey"):
-            host_actions.plan(PROJECT, operator.described, DeployOptions(), steps())
+            deploy_and_rollback.plan(PROJECT, operator.described, DeployOptions(), steps())
 
     def test_rollback_restores_the_previous_state(self, operator: Operator) -> None:
         host = operator.bench.host
         host.records.clear()
         host.state = None
         host.succeeded(FIRST, SECOND, THIRD)
-        record = host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+        record = deploy_and_rollback.rollback(
+            PROJECT, operator.described, None, steps(), operator.logs
+        )
         assert (record.kind, record.status) == ("rollback", "succeeded")
         assert (record.state, record.previous) == (SECOND, THIRD)
         assert host.state == SECOND
@@ -874,7 +885,7 @@ class TestVerbs:
 
         operator.become(SickWhenOld)
         with pytest.raises(HealthGateFailed, match=f"restored to {THIRD}") as failure:
-            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            deploy_and_rollback.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert host.state == THIRD
         assert host.record().status == "rolled-back"
         backed_up = f"{SECOND} was restored as it was when {THIRD} backed it up"
@@ -884,7 +895,7 @@ class TestVerbs:
         host.keep(host.record().model_copy(update={"id": "20250301_120000-abcd"}))
         del host.records[OWN]
         with pytest.raises(HealthGateFailed) as failure:
-            host_actions.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+            deploy_and_rollback.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
         assert "rollback" not in str(failure.value.hint)
         assert f"the commit of {FIRST}" in str(failure.value.hint)
 
@@ -895,17 +906,17 @@ class TestVerbs:
         host.succeeded(FIRST, SECOND, THIRD)
         operator.become(DamagedBackup)
         with pytest.raises(HostRefused, match=f"cannot roll back to {SECOND}") as failure:
-            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            deploy_and_rollback.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert failure.value.hint == f"./inv rollback --to {FIRST}"
         assert host.state == THIRD
         assert OWN not in host.records
         with pytest.raises(HostRefused) as failure:
-            host_actions.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
+            deploy_and_rollback.rollback(PROJECT, operator.described, FIRST, steps(), operator.logs)
         assert failure.value.hint == "no older state has a backup"
 
     def test_refused_rollback_releases_the_lock(self, operator: Operator) -> None:
         with pytest.raises(DeployError, match="nothing to roll back to"):
-            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs)
+            deploy_and_rollback.rollback(PROJECT, operator.described, None, steps(), operator.logs)
         assert operator.bench.host.calls[-1] == "unlock"
         assert OWN not in operator.bench.host.records
 
@@ -922,18 +933,20 @@ class TestVerbs:
         monkeypatch.setattr(transaction, "wait_for_lock", wait_for_lock)
         operator.bench.host.succeeded(FIRST, SECOND)
         if verb == "rollback":
-            host_actions.rollback(PROJECT, operator.described, None, steps(), operator.logs, 60)
+            deploy_and_rollback.rollback(
+                PROJECT, operator.described, None, steps(), operator.logs, 60
+            )
         else:
-            host_actions.back_up(PROJECT, operator.described, steps(), operator.logs, 60)
+            deploy_and_rollback.back_up(PROJECT, operator.described, steps(), operator.logs, 60)
         assert waited == [60]
 
     def test_back_up_makes_a_backup_record(self, operator: Operator) -> None:
-        record = host_actions.back_up(PROJECT, operator.described, steps(), operator.logs)
+        record = deploy_and_rollback.back_up(PROJECT, operator.described, steps(), operator.logs)
         assert (record.kind, record.status, record.backup) == ("backup", "succeeded", True)
         assert operator.bench.host.backups[OWN] == FIRST
 
     def test_unlocking_takes_no_lock(self, operator: Operator) -> None:
-        host_actions.unlock(operator.described)
+        deploy_and_rollback.unlock(operator.described)
         assert operator.bench.host.calls == ["tool", "lock break"]
 
     def test_unreadable_records_are_skipped(self, operator: Operator) -> None:
@@ -956,6 +969,6 @@ def test_signals_are_ignored_during_a_restore_only() -> None:
 
 @pytest.mark.parametrize(("replace_rows", "word"), [(True, "replace"), (False, "copy")])
 def test_database_move_replaces_rows_only_on_request(replace_rows: bool, word: str) -> None:
-    options = host_actions.move_options(replace_rows=replace_rows, wait_seconds=7)
+    options = deploy_and_rollback.move_options(replace_rows=replace_rows, wait_seconds=7)
     assert options.data == {"move_database": word}
     assert (options.target, options.wait_seconds) == ("master-controller", 7)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.checkout import missing_part_error
+from polydev.deploys.checkout_errors import missing_part_error
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from polydev.deploys.controller import check_controller, config_text
 from polydev.deploys.firecracker import checked_bytes, hypervisor
-from polydev.deploys.host_data import FIRST_SLOT, HostData, Target, check_host_data
 from polydev.deploys.host_files_and_units import STORE
 from polydev.deploys.images import bytes_sent, rsync_argv, wanted_image
+from polydev.deploys.inventory_values import FIRST_SLOT, HostData, Target, check_host_data
 from polydev.deploys.secret_files import secret_text
 from polydev.errors import ConfigError
 from polydev.ssh import SshTarget

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.host_data import check_host_data
 from polydev.deploys.inventory_hosts import described_hosts
+from polydev.deploys.inventory_values import check_host_data
 from polydev.errors import ConfigError
-from polydev.run import run
+from polydev.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 

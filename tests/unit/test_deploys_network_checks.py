@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydev.deploys.facts import HostNetworks
-from polydev.deploys.host_data import check_host_data
 from polydev.deploys.host_files_and_units import BRIDGE
+from polydev.deploys.inventory_values import check_host_data
 from polydev.deploys.network import network_values, require_free_networks
 from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.errors import ConfigError

@@ -31,10 +31,10 @@ from polydev.deploys.facts import (
     UnitState,
     UnitStates,
 )
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import ACCESS_STAMP, STORE
 from polydev.deploys.host_report import HostReport
-from polydev.deploys.operations import (
+from polydev.deploys.inventory_values import HostData
+from polydev.deploys.pyinfra_operations import (
     create_tmpfiles_folders,
     file,
     folder,
@@ -46,7 +46,7 @@ from polydev.deploys.operations import (
 )
 from polydev.deploys.units import reload_units, remove_overrides, stop_other_units, unit
 from polydev.errors import ConfigError, DeployError
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SshTarget
 from tests.unit.fake_host import HERE, FakeHost, fake_host, placed_input
 

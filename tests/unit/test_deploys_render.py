@@ -21,7 +21,6 @@ from jinja2 import UndefinedError
 from polydev.deploys import network, network_checks
 from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.deadman import access_hash
-from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.host_files_and_units import (
     ACCESS_FILES,
     HOST_FILE,
@@ -30,6 +29,7 @@ from polydev.deploys.host_files_and_units import (
     backup_scope,
     unit_order,
 )
+from polydev.deploys.inventory_values import HostData, check_host_data
 from polydev.deploys.render import config_hash, render, render_unit, stamp_command, template_paths
 from polydev.deploys.sysctl import VALUES, sysctl_text
 from polydev.deploys.whole_host import browser_host

@@ -9,7 +9,7 @@ import pytest
 
 from polydev.deploys import rsync
 from polydev.errors import CommandError, DeployError
-from polydev.run import Completed
+from polydev.processes import Completed
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("browsers-1", "browsers-1.example.com")

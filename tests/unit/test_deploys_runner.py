@@ -25,13 +25,13 @@ from pyinfra.context import ctx_state
 
 from polydev.deploys import __main__ as process
 from polydev.deploys.inventory_file import read_inventory
-from polydev.deploys.operations import text_file
+from polydev.deploys.pyinfra_operations import text_file
 from polydev.errors import ConfigError, DeployError
 from tests.unit.fake_host import fake_host
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = """
-from polydev.deploys.operations import sysctl_value
+from polydev.deploys.pyinfra_operations import sysctl_value
 
 sysctl_value(name="forwarding", key="net.ipv4.ip_forward", value="1")
 sysctl_value(name="backlog", key="net.core.somaxconn", value="4096")
@@ -47,7 +47,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     before = logger.handlers, logger.level, logger.propagate
     with monkeypatch.context() as patch:
         patch.setattr("gevent.monkey.patch_all", lambda: None)
-        module = importlib.import_module("polydev.deploys.runner")
+        module = importlib.import_module("polydev.deploys.pyinfra_runner")
     yield module
     logger.handlers, logger.level, logger.propagate = before
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys.host_data import check_host_data
+from polydev.deploys.inventory_values import check_host_data
 from polydev.errors import ConfigError
 
 

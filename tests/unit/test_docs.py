@@ -14,8 +14,8 @@ from polydev.controller.host.alert_rules import Rule
 from polydev.controller.settings import SECRETS, ControllerSettings
 from tasks import namespace
 from tests.verbs import VERBS
-from verbs.answers import ANSWERS
-from verbs.reference import documents
+from verbs.generated_docs import documents
+from verbs.json_answers import ANSWERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (

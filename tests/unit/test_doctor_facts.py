@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from polydev.client import host_facts, host_probe, machine_checks
+from polydev.client import host_facts, host_probe, operator_machine_checks
 from polydev.client.doctor_findings import DiskSpace
 from polydev.errors import CommandError, CommandTimeout, DeployError
-from polydev.run import Completed, Orphan
+from polydev.processes import Completed, Orphan
 from polydev.settings import Settings
 from polydev.ssh import SshTarget
 from polydev.vm.accelerator import KVM_DEVICE
@@ -52,12 +52,16 @@ class TestMachine:
 
         monkeypatch.setattr(os, "geteuid", lambda: user)
         monkeypatch.setattr(os, "access", access)
-        monkeypatch.setattr(machine_checks, "choose_accelerator", choose)
-        monkeypatch.setattr(machine_checks, "orphans", lambda: [orphan])
-        monkeypatch.setattr(machine_checks, "abandoned_temp_folders", lambda: [Path("folder")])
-        monkeypatch.setattr(machine_checks, "_installed", lambda names: dict.fromkeys(names, "1"))
-        monkeypatch.setattr(machine_checks, "_said", shlex_join)
-        found = machine_checks.gather(settings, ["qemu"], kernel)
+        monkeypatch.setattr(operator_machine_checks, "choose_accelerator", choose)
+        monkeypatch.setattr(operator_machine_checks, "orphans", lambda: [orphan])
+        monkeypatch.setattr(
+            operator_machine_checks, "abandoned_temp_folders", lambda: [Path("folder")]
+        )
+        monkeypatch.setattr(
+            operator_machine_checks, "_installed", lambda names: dict.fromkeys(names, "1")
+        )
+        monkeypatch.setattr(operator_machine_checks, "_said", shlex_join)
+        found = operator_machine_checks.gather(settings, ["qemu"], kernel)
         assert found.packages == {"qemu": "1"}
         assert found.is_root == (user == 0)
         assert found.kvm_device == device
@@ -79,8 +83,8 @@ class TestMachine:
             asked.append(folder)
             return Usage(9, 5, 4)
 
-        monkeypatch.setattr(machine_checks.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
-        assert machine_checks.disk_of(tmp_path / "a/b") == DiskSpace(9, 4)
+        monkeypatch.setattr(operator_machine_checks.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
+        assert operator_machine_checks.disk_of(tmp_path / "a/b") == DiskSpace(9, 4)
         assert asked == [tmp_path]
 
     @pytest.mark.parametrize("error", [OSError("x"), CommandError(["q"], 1, "x")])
@@ -90,18 +94,18 @@ class TestMachine:
         def fail(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(machine_checks, "choose_accelerator", fail)
-        assert machine_checks._accelerator(None, settings) is None
+        monkeypatch.setattr(operator_machine_checks, "choose_accelerator", fail)
+        assert operator_machine_checks._accelerator(None, settings) is None
         if not isinstance(error, OSError):
-            monkeypatch.setattr(machine_checks, "run", fail)
-            assert machine_checks._said(["q"]) is None
-            assert machine_checks._installed(["q"]) is None
+            monkeypatch.setattr(operator_machine_checks, "run", fail)
+            assert operator_machine_checks._said(["q"]) is None
+            assert operator_machine_checks._installed(["q"]) is None
 
     def test_installed_package_versions_are_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = "qemu\tinstalled\t1:7.2\nnft\tconfig-files\t1.0\nnonsense\n"
         done = Completed((), 1, said, "", 0.0)
-        monkeypatch.setattr(machine_checks, "run", lambda *_, **__: done)
-        found = machine_checks._installed(["qemu", "nft", "never"])
+        monkeypatch.setattr(operator_machine_checks, "run", lambda *_, **__: done)
+        found = operator_machine_checks._installed(["qemu", "nft", "never"])
         assert found == {"qemu": "1:7.2", "nft": None, "never": None}
 
 

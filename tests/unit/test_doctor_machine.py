@@ -18,7 +18,7 @@ from polydev.client.doctor_findings import (
     space_finding,
     version_of,
 )
-from polydev.client.machine_checks import (
+from polydev.client.operator_machine_checks import (
     MachineFacts,
     kvm_finding,
     leftovers_findings,
@@ -28,7 +28,7 @@ from polydev.client.machine_checks import (
     rights_finding,
     wanted_packages,
 )
-from polydev.run import Orphan
+from polydev.processes import Orphan
 from polydev.vm.temp_folders import abandoned_temp_folders, temp_folder
 
 SOUND = MachineFacts(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from polydev.controller.host import network_watch
-from polydev.hosttool import golden_link, health_gate, network_state, slots, sshd
+from polydev.hosttool import golden_link, health_gate, network_state, slot_network, sshd
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.health_gate import question
 from polydev.hosttool.network_facts import Difference
@@ -137,8 +137,8 @@ class Host:
     def look(self) -> dict[str, str]:
         """Run the gate; return the details of failed checks by name."""
         patch = self.patch
-        patch.setattr(slots, "HOST_FILE", self.file)
-        patch.setattr(slots, "read_host", lambda: json.loads(self.file.read_bytes()))
+        patch.setattr(slot_network, "HOST_FILE", self.file)
+        patch.setattr(slot_network, "read_host", lambda: json.loads(self.file.read_bytes()))
         patch.setattr(network_state, "check", self.network)
         patch.setattr(health_gate, "STORE", self.store)
         patch.setattr(health_gate, "CURRENT", self.current)

@@ -24,8 +24,7 @@ from polydev.controller.host.network_checks import (
     route_check,
     slots_check,
 )
-from polydev.controller.host.system_monitor import SystemMonitor
-from polydev.controller.host.system_reader import (
+from polydev.controller.host.psutil_reader import (
     NO_CRITICAL_VALUE,
     cpu_model,
     cpu_usage,
@@ -36,6 +35,7 @@ from polydev.controller.host.system_reader import (
     temperature_figures,
     with_rates,
 )
+from polydev.controller.host.system_monitor import SystemMonitor
 from polydev.controller.host.system_status import SystemStatus, status_of_percent, worst
 from polydev.controller.settings import AlertSettings
 

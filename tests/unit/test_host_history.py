@@ -11,9 +11,9 @@ import pytest
 
 from polydev.controller.host.history import columns_of, rows, starts_by_span, without_vms
 from polydev.controller.host.history_export import csv_line, file_name
+from polydev.controller.host.psutil_reader import rate
 from polydev.controller.host.sample import Sample, SlotCounts, VmSample
-from polydev.controller.host.system_reader import rate
-from polydev.controller.store.session_starts import SessionStart, StartKind
+from polydev.controller.store.session_start_times import SessionStart, StartKind
 
 START = datetime(2026, 11, 21, 10, 0, tzinfo=timezone.utc)
 

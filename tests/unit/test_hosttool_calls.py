@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import cli, restore, slots, verb_lock
+from polydev.hosttool import cli, restore, slot_network, verb_lock
 from polydev.hosttool.backup_scope import Scope
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.restore_job import RestoreJob
@@ -39,12 +39,12 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "polkit mend --host /h": ("polkit.mend", (HOST, PATHS.root), {}),
     "settings mend --host /h": ("setting_conflicts.mend", (HOST, PATHS.root), {}),
     "reserve keep": ("disk_reserve.keep_reserve", (PATHS,), {}),
-    "look": ("plan_facts.inspect_host", (Call, DOCUMENT), {}),
+    "look": ("facts_for_plan.inspect_host", (Call, DOCUMENT), {}),
     "apt locks": ("apt_locks.held", (PATHS,), {}),
     "health --seconds 3": ("health_gate.wait_until_healthy", (SYSTEMD, 3.0), {}),
-    "slot up 2": ("slots.up", (2,), {}),
-    "slot down 2": ("slots.down", (2,), {}),
-    "slot list": ("slots.existing_slots", (), {}),
+    "slot up 2": ("slot_network.up", (2,), {}),
+    "slot down 2": ("slot_network.down", (2,), {}),
+    "slot list": ("slot_network.existing_slots", (), {}),
     "slot mend 2": ("network_state.mend_slot", (2,), {}),
     "network check --host /h": ("network_state.check", (HOST,), {}),
     "network watch --seconds 3": ("network_state.watch", (3.0,), {}),
@@ -175,7 +175,9 @@ def test_verb_calls_its_function_with_its_options(
     module, _, name = place.partition(".")
     say_on_stdin(monkeypatch)
     monkeypatch.setattr(verb_lock, "_locked", not_alone)
-    monkeypatch.setattr(slots, "read_host", lambda file: HOST if file == Path("/h") else None)
+    monkeypatch.setattr(
+        slot_network, "read_host", lambda file: HOST if file == Path("/h") else None
+    )
     monkeypatch.setattr("polydev.hosttool.accounts.accounts_of", lambda host: ("accounts of", host))
     monkeypatch.setattr("polydev.hosttool.backup_verbs.scope_from", lambda _: "scope")
     monkeypatch.setattr("polydev.hosttool.backup_verbs.require_intact", lambda _: None)

@@ -22,7 +22,7 @@ from polydev.hosttool.file_metadata import PathEntry
 from polydev.hosttool.restore import RestoreOptions, restore
 from polydev.hosttool.restore_files import file_changes
 from polydev.hosttool.units import MAIN, SOCKET, TEMPLATE_HOLDER, TEMPLATE_MAKER, next_unit
-from polydev.run import PIPE, end_group, spawn
+from polydev.processes import PIPE, end_group, spawn
 from tests.disk import recorded
 from tests.unit.hosttool_host import (
     FIREWALL,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polydev.deploys.accounts import host_json
-from polydev.deploys.host_data import HostData
+from polydev.deploys.inventory_values import HostData
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.setting_conflicts import OUT, differences, find, mend
 

@@ -18,7 +18,7 @@ import pytest
 from polydev.agent import identity as agent_identity
 from polydev.agent.identity import Guest, answer, end_processes, words_of
 from polydev.errors import VmError
-from polydev.run import spawn
+from polydev.processes import spawn
 from polydev.vm.identity import (
     Identity,
     Receipt,

@@ -11,7 +11,7 @@ from polydev.errors import VmError, VmTimeout
 from polydev.image.store import ImageStore
 from polydev.settings import Settings
 from polydev.vm.config import Ports, VmConfig
-from polydev.vm.cpu_wait import CpuSample, ThreadTimes
+from polydev.vm.cpu_wait_time import CpuSample, ThreadTimes
 from polydev.vm.health import TIMEOUT_SECONDS
 from polydev.vm.qemu_process import Machine
 

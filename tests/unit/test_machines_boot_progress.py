@@ -27,7 +27,7 @@ from polydev.controller.machines.vm_logs import (
 )
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.vm.boot_stages import Stage
-from polydev.vm.cpu_wait import CpuWait
+from polydev.vm.cpu_wait_time import CpuWait
 from tests.fake_vms import MARKS, PANIC
 
 AT = now()

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from polydev.deploys.accounts import host_json
-from polydev.deploys.host_data import HostData
+from polydev.deploys.inventory_values import HostData
 from polydev.hosttool import bridge_facts, ip_output, network_facts, slot_facts
 from polydev.hosttool.network_facts import Difference, KernelState
-from polydev.hosttool.slots import PORT_FLAGS, settings_of, slot_of
+from polydev.hosttool.slot_network import PORT_FLAGS, settings_of, slot_of
 
 HOST: Any = json.loads(host_json(HostData(slots=12), []))
 SLOT = slot_of(2, HOST)

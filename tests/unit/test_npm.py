@@ -12,7 +12,7 @@ from polydev.errors import BuildError, CommandError, ConfigError
 from polydev.image import guest_npm
 from polydev.image.guest_npm import installed_packages
 from polydev.npm import MOST_LINES, cause_of, newest_version
-from polydev.run import Completed
+from polydev.processes import Completed
 
 OUT_OF_SYNC = """\
 npm warn Unknown user config "nodedir".

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
-from polydev.deployment import history, host_actions, limits, transaction
-from polydev.deployment.host_actions import DeployOptions
+from polydev.deployment import deploy_and_rollback, history, limits, transaction
+from polydev.deployment.deploy_and_rollback import DeployOptions
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
     Operation,
@@ -116,32 +116,34 @@ class Operators:
         ) -> Iterator[Any]:
             yield Deploys(host, data["deployment_id"])
 
-        patch.setattr(host_actions, "connected", connected)
-        patch.setattr(host_actions, "planned", planned)
+        patch.setattr(deploy_and_rollback, "connected", connected)
+        patch.setattr(deploy_and_rollback, "planned", planned)
         patch.setattr(transaction, "HostLock", lambda *_, **__: Lock(self.offset_seconds))
 
     def at(self, time: datetime) -> None:
         """Set the operator's clock, in the checkout of another commit."""
         commit = next(self.commits)
         self.patch.setattr(
-            host_actions,
+            deploy_and_rollback,
             "new_deployment_id",
             lambda root: f"{deployment_id.new_deployment_id(root, lambda: time)[:15]}-{commit}",
         )
-        for module in (host_actions, transaction):
+        for module in (deploy_and_rollback, transaction):
             self.patch.setattr(module, "utc_now", lambda: time)
 
     def deploy(self, time: datetime) -> Record:
         self.at(time)
-        return host_actions.deploy(PROJECT, self.described, DeployOptions(), self.steps, self.logs)
+        return deploy_and_rollback.deploy(
+            PROJECT, self.described, DeployOptions(), self.steps, self.logs
+        )
 
     def rollback(self, time: datetime, to: str | None = None) -> Record:
         self.at(time)
-        return host_actions.rollback(PROJECT, self.described, to, self.steps, self.logs)
+        return deploy_and_rollback.rollback(PROJECT, self.described, to, self.steps, self.logs)
 
     def records(self) -> list[Record]:
         """Return the records as `./inv deployments` shows them."""
-        with host_actions.connected(self.described) as connection:
+        with deploy_and_rollback.connected(self.described) as connection:
             return newest_first(history.records_of(connection))
 
 
@@ -394,10 +396,10 @@ class TestWarnings:
 
     def test_duplicate_deployment_id_is_refused(self, operators: Operators) -> None:
         first = operators.deploy(NOON)
-        operators.patch.setattr(host_actions, "new_deployment_id", lambda root: first.id)
+        operators.patch.setattr(deploy_and_rollback, "new_deployment_id", lambda root: first.id)
         seen = operators.host.seen()
         with pytest.raises(Exception, match=f"already has a deployment {first.id}"):
-            host_actions.deploy(
+            deploy_and_rollback.deploy(
                 PROJECT, operators.described, DeployOptions(), operators.steps, operators.logs
             )
         assert operators.host.seen() == seen

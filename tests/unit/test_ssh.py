@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SshTarget, ssh_option
 
 DATA = {

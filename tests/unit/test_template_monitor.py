@@ -14,7 +14,7 @@ import pytest
 
 from polydev.errors import VmError
 from polydev.vm import template
-from polydev.vm.cpu_wait import CpuSample, ThreadTimes
+from polydev.vm.cpu_wait_time import CpuSample, ThreadTimes
 from polydev.vm.template_client import copy_data
 
 IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}

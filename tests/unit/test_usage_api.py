@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.accounting import Use, day_of
 from polydev.controller.auth.cookies import CSRF_HEADER
 from polydev.controller.check_config import problems
 from polydev.controller.entities import now
 from polydev.controller.settings import Quotas
 from polydev.controller.store.usage import add_use
+from polydev.controller.usage_accounting import Use, day_of
 from tests.api import ApiHost, Served, api_host, problem
 from tests.pages import browser
 

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydev.controller.accounting import (
+from polydev.controller.entities import Session, Vm
+from polydev.controller.quotas import QuotaExceeded, quota_states, used_up
+from polydev.controller.settings import Quota, Quotas
+from polydev.controller.usage_accounting import (
     CounterReading,
     Use,
     complete,
@@ -19,9 +22,6 @@ from polydev.controller.accounting import (
     total,
     use_between,
 )
-from polydev.controller.entities import Session, Vm
-from polydev.controller.quotas import QuotaExceeded, quota_states, used_up
-from polydev.controller.settings import Quota, Quotas
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 TODAY = NOON.date()

@@ -10,7 +10,7 @@ import pytest
 from invoke.context import Context
 
 import tasks
-from polydev.deployment import host_actions
+from polydev.deployment import deploy_and_rollback
 from polydev.deployment.pyinfra_process import Operation, Plan
 from verbs import database, hosts
 
@@ -69,7 +69,7 @@ def test_detailed_exit_code_of_a_plan(
 ) -> None:
     plan = Plan((Operation("a", changing, ("+ a",) * changing),), ("another commit",) * changing)
     monkeypatch.setattr(hosts, "described_host", lambda *_: (None, None))
-    monkeypatch.setattr(host_actions, "plan", lambda *_: plan)
+    monkeypatch.setattr(deploy_and_rollback, "plan", lambda *_: plan)
     for as_json in (True, False):
         with pytest.raises(SystemExit) as ended:
             hosts.deploy.body(Context(), plan=True, detailed_exitcode=detailed, json=as_json)

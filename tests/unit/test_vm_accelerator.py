@@ -9,7 +9,7 @@ import pytest
 from polydev.errors import MachineBusy
 from polydev.vm import accelerator
 from polydev.vm.accelerator import choose_accelerator, known_accelerator, why_no_kvm
-from polydev.vm.cpu_wait import CpuWait
+from polydev.vm.cpu_wait_time import CpuWait
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from polydev.controller.machines.vm_decisions import (
     wrong_vm,
 )
 from polydev.controller.machines.vm_driver_timing import Intervals
-from polydev.controller.states import VmState
+from polydev.controller.session_and_vm_states import VmState
 from polydev.errors import AgentUnreachable, ProtocolError
-from polydev.vm.cpu_wait import CpuWait
+from polydev.vm.cpu_wait_time import CpuWait
 
 AT = now()
 OURS, OTHER = "ours", "other"

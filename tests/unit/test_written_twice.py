@@ -20,7 +20,7 @@ from polydev.agent import identity as agent_identity
 from polydev.agent.settings import AgentSettings
 from polydev.client import credentials_key, host_probe
 from polydev.client import template_build as client_templates
-from polydev.controller import sealing
+from polydev.controller import credential_encryption
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import network_watch
 from polydev.controller.machines import bridge_status, systemd_hypervisor, template_maker
@@ -31,7 +31,7 @@ from polydev.hosttool import (
     deployment_counter,
     network_state,
     polkit,
-    slots,
+    slot_network,
     units,
 )
 from polydev.hosttool import paths as hosttool_paths
@@ -51,7 +51,7 @@ BRIDGE = host_files_and_units.BRIDGE
             ("VNC's port", AGENT.vnc_port, host_layout.VNC_PORT),
             ("noVNC's port", AGENT.novnc_port, host_layout.NOVNC_PORT),
             ("port of identity", agent_identity.PORT, f"/dev/virtio-ports/{config.IDENTITY_PORT}"),
-            ("TAP", template_maker.TAP, slots.TAP),
+            ("TAP", template_maker.TAP, slot_network.TAP),
             ("bridge", bridge_status.BRIDGE, BRIDGE),
             ("order of records", deployment_counter.order(3, "a"), order(3, "a")),
             ("order without number", deployment_counter.order(None, "a"), order(None, "a")),
@@ -66,7 +66,7 @@ BRIDGE = host_files_and_units.BRIDGE
             ("maker of templates", systemd_hypervisor.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
             ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
             ("report of the watch", network_watch.FILE, network_state.REPORT),
-            ("host's values", host_probe.HOST, str(slots.HOST_FILE)),
+            ("host's values", host_probe.HOST, str(slot_network.HOST_FILE)),
             ("configuration", host_probe.CONFIG, host_files_and_units.CONFIG_FILE),
             ("host tool", host_probe.TOOL, str(PATHS.tool)),
             ("action of polkit", host_probe.START_UNIT, polkit.ACTION),
@@ -77,7 +77,7 @@ BRIDGE = host_files_and_units.BRIDGE
                 controller_settings.ENVIRONMENT_PREFIX,
                 controller_program.VARIABLE_PREFIX,
             ),
-            ("key of credentials", credentials_key.FILE, sealing.SECRET_NAME),
+            ("key of credentials", credentials_key.FILE, credential_encryption.SECRET_NAME),
         )
     ],
 )

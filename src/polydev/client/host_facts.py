@@ -10,7 +10,7 @@ from typing import Any
 
 from polydev.client import host_probe
 from polydev.errors import CommandTimeout, ConfigError, DeployError
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SSH_FAILED, SshTarget
 from polydev.yaml_files import parse_yaml
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from polydev.errors import DeployError
-from polydev.run import LineProcess
+from polydev.processes import LineProcess
 from polydev.ssh import SshTarget
 
 LOOPBACK = "127.0.0.1"

@@ -22,9 +22,9 @@ from polydev.controller.api import (
     login,
     novnc,
     providers,
+    session_links_and_tickets,
     sessions,
     sign_in_links,
-    tickets,
     tokens,
     usage,
     vms,
@@ -42,7 +42,7 @@ from polydev.controller.web.page_rendering import Pages
 from polydev.errors import Error
 
 ROUTERS = (
-    *(health, providers, sessions, tickets, sign_in_links, events, login),
+    *(health, providers, sessions, session_links_and_tickets, sign_in_links, events, login),
     *(credential_log, credentials, vms, novnc, usage, tokens, admin),
 )
 

@@ -14,8 +14,9 @@ from polydev.controller.auth.csrf import BrowserRules
 from polydev.controller.auth.jwks import Jwks
 from polydev.controller.auth.jwt_reader import JwtReader
 from polydev.controller.auth.rate_limits import RateLimiter, StreamLimit
-from polydev.controller.auth.token_watch import TokenWatch
+from polydev.controller.auth.revocation_watch import TokenWatch
 from polydev.controller.background import Background, Work
+from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.database import create_engine
 from polydev.controller.entities import Vm
 from polydev.controller.event_notifier import EventNotifier
@@ -36,7 +37,6 @@ from polydev.controller.machines.vm_driver import Driver
 from polydev.controller.metrics import Metrics
 from polydev.controller.relay.viewers import Viewers
 from polydev.controller.release_id import release_id
-from polydev.controller.sealing import keyring_of
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.alerts import Alerts
 from polydev.controller.store.credential_handovers import CredentialHandovers
@@ -44,13 +44,13 @@ from polydev.controller.store.credential_injections import CredentialInjections
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import CredentialStore
 from polydev.controller.store.host_samples import HostSamples
-from polydev.controller.store.session_starts import SessionStarts
+from polydev.controller.store.session_start_times import SessionStarts
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.sign_ins import SignIns, Tickets
-from polydev.controller.store.slots import sync_slots
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.users import Tokens, Users
+from polydev.controller.store.vm_slots import sync_slots
 from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import WebhookQueue

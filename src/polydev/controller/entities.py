@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from ipaddress import IPv4Network
 from typing import Literal
 
-from polydev.controller.states import (
+from polydev.controller.session_and_vm_states import (
     LIVE_VM_STATES,
     Injection,
     LoginStatus,

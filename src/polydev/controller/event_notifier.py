@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from polydev.controller.shared_poller import SharedPoller
+from polydev.controller.poll_while_needed import SharedPoller
 
 EVERY_SECONDS = 0.25
 

@@ -17,7 +17,7 @@ from polydev.controller.auth.authentication import Authenticator, is_bearer
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.csrf import BrowserRules
 from polydev.controller.auth.open_paths import QUERY_TOKEN_PATHS, is_open
-from polydev.controller.auth.page_key import check_scope
+from polydev.controller.auth.page_key_permissions import check_scope
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Caller
 from polydev.controller.metrics import Metrics

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Literal
 
-from polydev.controller.accounting import Use, day_of, midnight, total
 from polydev.controller.settings import Quota
+from polydev.controller.usage_accounting import Use, day_of, midnight, total
 from polydev.errors import SessionError
 
 QuotaName = Literal[

@@ -25,7 +25,7 @@ from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.asgi_client import ask
 from polydev.controller.entities import now
-from polydev.controller.http_protocol import LINGER_SECONDS, Protocol, State
+from polydev.controller.http_connection import LINGER_SECONDS, Protocol, State
 from polydev.controller.paths import HEALTH_PATH
 from polydev.controller.relay.takeover import RelayProtocol
 from polydev.controller.sd_notify import feed_watchdog, inherited_sockets, notify

@@ -63,7 +63,7 @@ class Internals:
 
 INTERNALS = (
     Internals(
-        ("polydev.controller.http_protocol", "Protocol"),
+        ("polydev.controller.http_connection", "Protocol"),
         HttpToolsProtocol,
         {
             "__init__": "self, config, server_state, app_state, _loop",

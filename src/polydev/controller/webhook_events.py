@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Literal, get_args
 
-from polydev.controller.states import SessionState
+from polydev.controller.session_and_vm_states import SessionState
 
 EventType = Literal[
     "session.created",

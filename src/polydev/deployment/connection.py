@@ -19,7 +19,7 @@ from polydev.hosttool.restore_job import RUNNING as RESTORE_RUNNING
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.hosttool.upload import file_upload
 from polydev.hosttool.zipapp import zipapp_bytes
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SSH_FAILED, SshTarget, ssh_option
 
 log = logging.getLogger(__name__)

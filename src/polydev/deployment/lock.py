@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from polydev.clock import offset_seconds
 from polydev.deployment.connection import ANSWER_SECONDS, TOOL, Unreachable, tool_error
 from polydev.errors import LockHeld
-from polydev.run import LineProcess
+from polydev.processes import LineProcess
 from polydev.ssh import SshTarget
 
 LOCK_SECONDS = 120

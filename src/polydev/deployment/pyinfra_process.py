@@ -14,7 +14,7 @@ from typing import IO, Any
 from polydev.deployment.connection import Unreachable
 from polydev.errors import ConfigError, DeployError, Error
 from polydev.host_layout import CONTROLLER_PORT
-from polydev.run import LineProcess
+from polydev.processes import LineProcess
 from polydev.ssh import SshTarget
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from polydev.deploys.checkout import missing_part_error
+from polydev.deploys.checkout_errors import missing_part_error
 from polydev.deploys.inventory_hosts import described_hosts
 from polydev.errors import ConfigError, Error
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb == "describe":
             emit("hosts", hosts=described_hosts(Path(arguments.inventory)))
             return 0
-        from polydev.deploys.runner import Runner
+        from polydev.deploys.pyinfra_runner import Runner
 
         runner = Runner(Path(arguments.inventory), Path(arguments.deploy), emit)
         return runner.apply(arguments.host, json.loads(arguments.data), plan_only=arguments.plan)

@@ -10,7 +10,6 @@ from typing import Any
 from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import (
     BRIDGE,
     HOST_FILE,
@@ -19,8 +18,9 @@ from polydev.deploys.host_files_and_units import (
     SYSCTL_FILE,
     TOOL,
 )
+from polydev.deploys.inventory_values import HostData
 from polydev.deploys.network import network_values, slot_config
-from polydev.deploys.operations import (
+from polydev.deploys.pyinfra_operations import (
     create_tmpfiles_folders,
     directory,
     show_diff,

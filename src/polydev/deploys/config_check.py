@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polydev.errors import ConfigError
-from polydev.run import run
+from polydev.processes import run
 
 CHECK_SECONDS = 120.0
 SHOWN_LINES = 5

@@ -18,11 +18,12 @@ from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.controller_wheels import make_bundle, source_digest
 from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import JsonFile, PythonVersion, UnitFact
-from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_files_and_units import CONFIG_FILE, CONTROLLER_FOLDER, TOOL
 from polydev.deploys.host_report import HostReport
+from polydev.deploys.inventory_values import HostData, refuse
 from polydev.deploys.network_checks import Problem
-from polydev.deploys.operations import (
+from polydev.deploys.packages import postgresql_client
+from polydev.deploys.pyinfra_operations import (
     PlacedFile,
     directory,
     opaque_file,
@@ -31,7 +32,6 @@ from polydev.deploys.operations import (
     show_diff,
     text_file,
 )
-from polydev.deploys.packages import postgresql_client
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.rsync import remote_options, send
 from polydev.deploys.secret_files import SECRETS, secret_text

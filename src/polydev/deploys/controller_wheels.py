@@ -24,8 +24,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from polydev.deploys import web_assets
 from polydev.deploys.atomic_folder import atomic_folder
 from polydev.errors import BuildError, CommandError, ConfigError
+from polydev.processes import Argument, run
 from polydev.progress import Steps
-from polydev.run import Argument, run
 
 PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 LOCK = Path("requirements/controller.txt")
@@ -44,7 +44,7 @@ RELEASED = (
         "image_layout.py",
         "image_record.py",
         "providers.py",
-        "run.py",
+        "processes.py",
         "settings.py",
         "validation.py",
         "vm",
@@ -151,7 +151,7 @@ def vm_digest(root: Path) -> str:
                 "errors.py",
                 "host_layout.py",
                 "image_layout.py",
-                "run.py",
+                "processes.py",
                 "vm",
             ),
         ),

@@ -13,8 +13,8 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deploys.facts import DatabaseCheck, FileState, JsonFile
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import TOOL
+from polydev.deploys.inventory_values import HostData
 from polydev.deploys.pyinfra_types import warn
 from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.errors import ConfigError, DeployError

@@ -15,18 +15,18 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.facts import Firewall, JsonFile, UnitFact
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import ACCESS_FILES, ACCESS_STAMP, FIREWALL_FILE, TOOL
 from polydev.deploys.host_report import NetworkDifferences
+from polydev.deploys.inventory_values import HostData
 from polydev.deploys.network import TABLE, network_values
-from polydev.deploys.operations import run_locally, show_diff
+from polydev.deploys.pyinfra_operations import run_locally, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import config_hash, render
 from polydev.deploys.system_services import sshd_values
 from polydev.errors import CommandError, DeployError
 from polydev.host_layout import BACKUPS
 from polydev.hosttool.network_facts import BRIDGE_PART
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SshTarget
 
 TIMER = "polydev-deadman.timer"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from polydev.deploys.host_data import HostData
-from polydev.deploys.operations import opaque_file
+from polydev.deploys.inventory_values import HostData
+from polydev.deploys.pyinfra_operations import opaque_file
 from polydev.deploys.pyinfra_types import concern
 from polydev.errors import ConfigError
 

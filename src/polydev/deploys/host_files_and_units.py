@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from polydev import host_layout, image_layout
-from polydev.deploys.host_data import HostData
+from polydev.deploys.inventory_values import HostData
 from polydev.deploys.render import template_paths
 from polydev.deploys.secret_files import SECRETS
-from polydev.hosttool.slots import HOST_FILE as HOST_PATH
+from polydev.hosttool.slot_network import HOST_FILE as HOST_PATH
 from polydev.hosttool.units import (
     MAIN,
     SLOT,

@@ -10,7 +10,7 @@ from pyinfra.context import host
 
 from polydev import hosttool
 from polydev.deploys.host_files_and_units import TOOL
-from polydev.deploys.operations import directory, opaque_file, show_diff
+from polydev.deploys.pyinfra_operations import directory, opaque_file, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.host_layout import HOST_HOME, HOST_TOOL
 from polydev.hosttool.paths import Paths

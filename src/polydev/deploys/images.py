@@ -10,9 +10,9 @@ from typing import Any
 from pyinfra import logger
 from pyinfra.api.command import StringCommand
 
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import STORE, TOOL
-from polydev.deploys.operations import run_locally, show_diff
+from polydev.deploys.inventory_values import HostData
+from polydev.deploys.pyinfra_operations import run_locally, show_diff
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.rsync import remote_options, send
 from polydev.errors import ConfigError

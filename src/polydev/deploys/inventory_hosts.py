@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.host_files_and_units import backup_scope
 from polydev.deploys.inventory_file import read_inventory
+from polydev.deploys.inventory_values import HostData, check_host_data
 from polydev.deploys.listen_address import ListenAddress
 from polydev.deploys.ssh_settings import PREFIX
 

@@ -10,7 +10,6 @@ from typing import Any
 from pyinfra.context import host
 
 from polydev.deploys.facts import HostNetworks
-from polydev.deploys.host_data import HostData, refuse
 from polydev.deploys.host_files_and_units import (
     BRIDGE,
     DNS_UNIT,
@@ -26,14 +25,15 @@ from polydev.deploys.host_files_and_units import (
     slot_units,
 )
 from polydev.deploys.host_report import NetworkDifferences
+from polydev.deploys.inventory_values import HostData, refuse
 from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
-from polydev.deploys.operations import load_firewall, template
+from polydev.deploys.pyinfra_operations import load_firewall, template
 from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
 from polydev.deploys.units import stop_other_units, unit, unit_file
 from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS
 from polydev.hosttool import network_facts, network_state
-from polydev.hosttool import slots as host_slots
+from polydev.hosttool import slot_network as host_slots
 from polydev.hosttool.bridge_facts import WORST_METRIC
 from polydev.hosttool.network_facts import BRIDGE_PART
 from polydev.hosttool.units import WATCH

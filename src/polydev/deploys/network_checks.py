@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from polydev.host_layout import GUEST_GATEWAY
 
 if TYPE_CHECKING:
-    from polydev.deploys.host_data import HostData
+    from polydev.deploys.inventory_values import HostData
 
 Problem = tuple[str, str]
 

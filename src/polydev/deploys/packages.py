@@ -12,10 +12,10 @@ from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
 from polydev.deploys.host_files_and_units import TOOL
-from polydev.deploys.operations import run_locally
+from polydev.deploys.pyinfra_operations import run_locally
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.errors import DeployError
-from polydev.run import run
+from polydev.processes import run
 from polydev.ssh import SshTarget
 
 # Installed without recommended packages.

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
 
-from polydev.deploys.checkout import changed
+from polydev.deploys.checkout_errors import changed
 
 TEMPLATES = Path("templates")
 SUFFIX = ".j2"

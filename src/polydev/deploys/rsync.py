@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polydev.errors import CommandError, DeployError
 from polydev.hosttool.deployment_slice import in_slice
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 from polydev.ssh import SshTarget
 
 

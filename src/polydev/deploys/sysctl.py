@@ -8,7 +8,7 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.host_files_and_units import SYSCTL_FILE, TOOL
-from polydev.deploys.operations import show_diff, sysctl_value, text_file
+from polydev.deploys.pyinfra_operations import show_diff, sysctl_value, text_file
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 
 VALUES = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import JOURNAL_UNIT, OLD_SSHD_FILE, SSH_UNIT, SSHD_FILE
-from polydev.deploys.operations import directory, remove_file, template
+from polydev.deploys.inventory_values import HostData
+from polydev.deploys.pyinfra_operations import directory, remove_file, template
 from polydev.deploys.pyinfra_types import concern
 from polydev.deploys.render import UNITS
 from polydev.deploys.units import unit, unit_file

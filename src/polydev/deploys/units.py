@@ -10,7 +10,7 @@ from pyinfra.api.command import StringCommand
 from pyinfra.context import host
 
 from polydev.deploys.facts import StaleUnits, UnitFact, UnitState, UnitStates
-from polydev.deploys.operations import PlacedFile, show_diff, text_file
+from polydev.deploys.pyinfra_operations import PlacedFile, show_diff, text_file
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.render import UNITS, render_unit
 

@@ -9,7 +9,6 @@ from pyinfra.context import host
 
 from polydev.deploys.accounts import CONTROLLER_USER, VM_ROOT, VM_USER
 from polydev.deploys.controller_wheels import vm_digest
-from polydev.deploys.host_data import HostData
 from polydev.deploys.host_files_and_units import (
     ACCELERATOR_UNIT,
     CONFIG_FILE,
@@ -20,8 +19,9 @@ from polydev.deploys.host_files_and_units import (
     TOOL,
     VM_UNIT,
 )
+from polydev.deploys.inventory_values import HostData
 from polydev.deploys.network_checks import GUESTS
-from polydev.deploys.operations import show_diff, template
+from polydev.deploys.pyinfra_operations import show_diff, template
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.units import reload_units, unit, unit_file

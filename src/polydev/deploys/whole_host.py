@@ -11,11 +11,11 @@ from polydev.deploys.controller import check_controller, controller
 from polydev.deploys.deadman import arm_deadman, confirm_deadman
 from polydev.deploys.fact_shell import BackgroundTask, read_facts_through_one_shell
 from polydev.deploys.firecracker import hypervisor
-from polydev.deploys.host_data import HostData, check_host_data
 from polydev.deploys.host_files_and_units import TOOL, backup_scope, unit_order
 from polydev.deploys.host_report import read_host_report
 from polydev.deploys.host_tool import host_tool
 from polydev.deploys.images import images
+from polydev.deploys.inventory_values import HostData, check_host_data
 from polydev.deploys.network import (
     bridge,
     firewall,

@@ -15,7 +15,7 @@ from polydev.hosttool.ip_output import (
     settings_lines,
 )
 from polydev.hosttool.network_facts import FORWARDING, SETTINGS, Facts, Json, KernelState, Lines
-from polydev.hosttool.slots import MTU
+from polydev.hosttool.slot_network import MTU
 
 # Of the bridge itself, by the names that `ip` gives them.
 BRIDGE_OPTIONS = {"stp_state": "0", "vlan_filtering": "0", "group_fwd_mask": "0"}

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from polydev.host_layout import CONTROLLER_ROOT
-from polydev.hosttool import network_state, slots, sshd
+from polydev.hosttool import network_state, slot_network, sshd
 from polydev.hosttool.controller_socket import describe_listener, listeners_at
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden_link import golden_digest, golden_leads_to
@@ -59,9 +59,9 @@ def wait_until_healthy(systemd: Systemd, seconds: float) -> dict[str, object]:
 
 
 def run_checks(systemd: Systemd) -> list[HealthCheck]:
-    if not slots.HOST_FILE.exists():
+    if not slot_network.HOST_FILE.exists():
         return [HealthCheck("deployed", True, "nothing is deployed on this host")]
-    host = slots.read_host()
+    host = slot_network.read_host()
     known = [str(unit) for unit in _words(host.get("units"))]
     checks = units_checks(systemd, known)
     checks.append(sshd_check(host))
@@ -144,7 +144,7 @@ def image_check() -> HealthCheck:
 def names_check(host: dict[str, object]) -> HealthCheck:
     """Ask the host's own cache for the name of its first VM."""
     number = int(str(_words(host.get("slots"))[0]))
-    slot = slots.slot_of(number, host)
+    slot = slot_network.slot_of(number, host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(ANSWER_SECONDS)
         client.sendto(question(f"vm-{number}.vm.internal"), (slot.gateway, 53))

@@ -6,19 +6,19 @@ from polydev.hosttool import (
     accounts,
     apt_locks,
     disk_reserve,
+    facts_for_plan,
     health_gate,
     permissions,
-    plan_facts,
     polkit,
     setting_conflicts,
-    slots,
+    slot_network,
 )
 from polydev.hosttool.network_verbs import DECLARED
 from polydev.hosttool.verb import Call, HostVerb, required
 
 
 def accounts_mend(call: Call) -> object:
-    return accounts.mend(accounts.accounts_of(slots.read_host(call.arguments.host)))
+    return accounts.mend(accounts.accounts_of(slot_network.read_host(call.arguments.host)))
 
 
 def permissions_mend(call: Call) -> object:
@@ -26,11 +26,11 @@ def permissions_mend(call: Call) -> object:
 
 
 def polkit_mend(call: Call) -> object:
-    return polkit.mend(slots.read_host(call.arguments.host), call.paths.root)
+    return polkit.mend(slot_network.read_host(call.arguments.host), call.paths.root)
 
 
 def settings_mend(call: Call) -> object:
-    return setting_conflicts.mend(slots.read_host(call.arguments.host), call.paths.root)
+    return setting_conflicts.mend(slot_network.read_host(call.arguments.host), call.paths.root)
 
 
 def reserve_keep(call: Call) -> object:
@@ -39,7 +39,7 @@ def reserve_keep(call: Call) -> object:
 
 
 def look_at_host(call: Call) -> object:
-    return plan_facts.inspect_host(call, call.document())
+    return facts_for_plan.inspect_host(call, call.document())
 
 
 def apt_locked(call: Call) -> object:

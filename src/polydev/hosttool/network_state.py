@@ -15,10 +15,10 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
-from polydev.hosttool import bridge_facts, ip_output, network_facts, slot_facts, slots
+from polydev.hosttool import bridge_facts, ip_output, network_facts, slot_facts, slot_network
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.network_facts import Difference, Json, KernelState, Lines
-from polydev.hosttool.slots import MTU, Slot
+from polydev.hosttool.slot_network import MTU, Slot
 
 FIREWALL_FILE = Path("/etc/polydev/firewall.nft")
 STAMPS = Path("/run/polydev/config")
@@ -53,7 +53,7 @@ def check(host: Json) -> list[Difference]:
     """
     bridge = str(host["bridge"]["name"])
     here = _read_host(bridge)
-    there = _numbers(slots.existing_slots()["slots"])
+    there = _numbers(slot_network.existing_slots()["slots"])
     live = bridge_facts.live_bridge(host, here, there)
     found = network_facts.differences(
         network_facts.BRIDGE_PART, bridge_facts.declared_bridge(host), live
@@ -66,7 +66,7 @@ def check(host: Json) -> list[Difference]:
     declared = {"nftables": {"rules": _listed(FIREWALL_FILE.read_text(), f"table {TABLE}")}}
     found += network_facts.differences(network_facts.FIREWALL_PART, declared, firewall)
     for number in _numbers(host["slots"]):
-        found += _check_slot(slots.slot_of(number, host), host, here)
+        found += _check_slot(slot_network.slot_of(number, host), host, here)
     return found
 
 
@@ -100,7 +100,7 @@ def is_kept(number: int, host: Json) -> bool:
 def rules_as_listed(slot: Slot) -> Lines:
     """Return the slot's rules as this host's nft lists them."""
     anybody = Slot(ANY_SLOT.network.num_addresses - 2, slot.bridge, ANY_SLOT, slot.resolver)
-    listed = _listed(slots.rules_of(anybody), "ruleset")
+    listed = _listed(slot_network.rules_of(anybody), "ruleset")
     return tuple(line.replace(anybody.address, slot.address) for line in listed)
 
 
@@ -124,12 +124,12 @@ def _read_host(bridge: str) -> KernelState:
 
 def _read_slot(slot: Slot) -> KernelState | None:
     """Read a slot's state; None if there is no namespace."""
-    namespace = slots.NAMESPACES / slot.namespace
+    namespace = slot_network.NAMESPACES / slot.namespace
     if not os.path.ismount(namespace):
         return None
     enter = ["nsenter", f"--net={namespace}", "sh", "-c", f"{READ}nft -s list ruleset", "sh"]
     try:
-        return _reading([*enter, *slots.settings_of(slot)])
+        return _reading([*enter, *slot_network.settings_of(slot)])
     except HostError:
         # It may have been removed meanwhile.
         if os.path.ismount(namespace):
@@ -202,7 +202,7 @@ def watch(seconds: float = EVERY_SECONDS) -> None:
 def _report() -> dict[str, object]:
     """Check once; `at` is the time since the machine's start, which nobody can set."""
     try:
-        found = as_document(check(slots.read_host()))
+        found = as_document(check(slot_network.read_host()))
     except (HostError, OSError, ValueError, KeyError) as error:
         found = {"ok": False, "error": getattr(error, "message", str(error)), "differences": []}
     return {"at": time.monotonic(), **found}
@@ -240,13 +240,13 @@ def mend_bridge() -> dict[str, object]:
 
     Other addresses are deleted here, since networkd keeps link-local ones of IPv6.
     """
-    host = slots.read_host()
+    host = slot_network.read_host()
     bridge = host["bridge"]
     if not isinstance(bridge, dict):
-        raise HostError("no-host", f"{slots.HOST_FILE} names no bridge", "deploy this host")
+        raise HostError("no-host", f"{slot_network.HOST_FILE} names no bridge", "deploy this host")
     name = str(bridge["name"])
     here = _read_host(name)
-    there = _numbers(slots.existing_slots()["slots"])
+    there = _numbers(slot_network.existing_slots()["slots"])
     live = bridge_facts.live_bridge(host, here, there)
     if name not in live:
         _make_bridge(name)
@@ -298,10 +298,10 @@ def _make_bridge(name: str) -> None:
 
 def mend_slot(number: int) -> dict[str, object]:
     """Configure a slot as declared, under its running VM. Raises HostError `slot-broken`."""
-    host: dict[str, Any] = slots.read_host()
-    slot = slots.slot_of(number, host)
+    host: dict[str, Any] = slot_network.read_host()
+    slot = slot_network.slot_of(number, host)
     only_port = is_kept(number, host)
-    slots.mend(slot, only_port=only_port)
+    slot_network.mend(slot, only_port=only_port)
     inside = None if only_port else _read_slot(slot)
     if inside is not None:
         live = slot_facts.live_slot(inside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polydev.hosttool import network_state, slots
+from polydev.hosttool import network_state, slot_network
 from polydev.hosttool.verb import Call, HostVerb, argument
 from polydev.hosttool.verb_lock import lock_slot
 
@@ -12,25 +12,25 @@ SLOT = argument("number", type=int, help="number of the slot")
 DECLARED = argument(
     "--host",
     type=Path,
-    default=slots.HOST_FILE,
-    help=f"what declares them (default: {slots.HOST_FILE})",
+    default=slot_network.HOST_FILE,
+    help=f"what declares them (default: {slot_network.HOST_FILE})",
 )
 
 
 def slot_up(call: Call) -> object:
     number = call.arguments.number
     with lock_slot(call.paths, number, f"slot up {number}"):
-        return slots.up(number)
+        return slot_network.up(number)
 
 
 def slot_down(call: Call) -> object:
     number = call.arguments.number
     with lock_slot(call.paths, number, f"slot down {number}"):
-        return slots.down(number)
+        return slot_network.down(number)
 
 
 def slot_list(call: Call) -> object:
-    return slots.existing_slots()
+    return slot_network.existing_slots()
 
 
 def slot_mend(call: Call) -> object:
@@ -40,7 +40,7 @@ def slot_mend(call: Call) -> object:
 
 
 def network_check(call: Call) -> object:
-    host = slots.read_host(call.arguments.host)
+    host = slot_network.read_host(call.arguments.host)
     return network_state.as_document(network_state.check(host))
 
 

@@ -17,7 +17,7 @@ from polydev.hosttool.ip_output import (
     settings_lines,
 )
 from polydev.hosttool.network_facts import SETTINGS, Facts, Json, KernelState, Lines
-from polydev.hosttool.slots import MTU, PORT_FLAGS, TAP, UPLINK, Slot, settings_of
+from polydev.hosttool.slot_network import MTU, PORT_FLAGS, TAP, UPLINK, Slot, settings_of
 
 # The rules for IPv6 that every kernel has. VMs have no IPv6 addresses, so there are no others.
 POLICY6 = ("0: local", "32766: main")

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from polydev.errors import BuildError, CommandError
 from polydev.image.recipe import Recipe
-from polydev.run import run, run_lines
+from polydev.processes import run, run_lines
 
 log = logging.getLogger(__name__)
 

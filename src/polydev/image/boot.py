@@ -18,7 +18,7 @@ from polydev.errors import BootError, MachineBusy, VmError
 from polydev.image.diagnosis import GuestState, explain, read_guest_state, unwell
 from polydev.vm import boot_stages
 from polydev.vm.cpu_time import CpuWatch
-from polydev.vm.cpu_wait import CpuWait, verdict, wait_between
+from polydev.vm.cpu_wait_time import CpuWait, verdict, wait_between
 from polydev.vm.health import agent_health
 from polydev.vm.qemu_process import Machine
 

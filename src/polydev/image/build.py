@@ -33,8 +33,8 @@ from polydev.image.rootfs import make_rootfs
 from polydev.image.store import ImageStore
 from polydev.image_layout import BOOT_FILES, CMDLINE, INITRD, KERNEL, RECORD, ROOTFS, SBOM, TREE
 from polydev.image_record import FileEntry, ImageRecord, LayerEntry, manifest_digest
+from polydev.processes import end_waited_for, run
 from polydev.progress import Steps
-from polydev.run import end_waited_for, run
 from polydev.settings import Settings
 
 TOOLS = ("mmdebstrap", "e2fsprogs", "cpio")

@@ -26,8 +26,8 @@ from polydev.image.sandbox_program import REFUSED
 from polydev.image.tree_merge import matches, merge_tree, nodes
 from polydev.image_layout import INITRD, KERNEL, TREE
 from polydev.image_record import Package
+from polydev.processes import run, run_lines
 from polydev.progress import Step
-from polydev.run import run, run_lines
 
 META = "layer.json"
 APT_STATUS = ("pmstatus:", "dlstatus:")

@@ -18,7 +18,7 @@ from typing import Any
 
 from polydev.errors import BuildError, CommandError
 from polydev.image.sandbox import Overlay, build_environment, in_overlay_argv
-from polydev.run import run
+from polydev.processes import run
 
 BLOCK_BYTES = 4096
 INODE_BYTES = 256

@@ -42,13 +42,13 @@ from polydev.image.screenshot import take_screenshot
 from polydev.image.store import ImageStore
 from polydev.image_layout import BOOT_FILES, KERNEL, ROOTFS
 from polydev.image_record import ImageRecord, SpecResult, Verification
+from polydev.processes import run
 from polydev.progress import Steps
-from polydev.run import run
 from polydev.settings import Settings
 from polydev.vm.accelerator import choose_accelerator
 from polydev.vm.boot_stages import last_lines
 from polydev.vm.config import Ports, VmConfig
-from polydev.vm.cpu_wait import CpuWait
+from polydev.vm.cpu_wait_time import CpuWait
 from polydev.vm.qemu_process import Machine, start
 from polydev.vm.temp_folders import temp_folder
 
@@ -236,7 +236,7 @@ class _Attempt:
         """Run the specs of a phase in a separate pytest process. Raises SpecError."""
         report = self.evidence / f"specs-{phase}.json"
         argv = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        argv += ["-p", "testinfra.plugin", "-p", "polydev.image.spec_plugin"]
+        argv += ["-p", "testinfra.plugin", "-p", "polydev.image.pytest_spec_plugin"]
         argv += ["-c", "/dev/null", f"--confcutdir={self.specs}", "-m", phase]
         argv += [f"--spec-report={report}", *options]
         argv += map(str, sorted(self.specs.glob(f"test_{phase}*.py")))

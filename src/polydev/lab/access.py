@@ -11,7 +11,7 @@ from pathlib import Path
 from polydev.errors import ConfigError, LabError
 from polydev.lab.container import init_pid
 from polydev.lab.lab_record import Lab
-from polydev.run import Completed, run
+from polydev.processes import Completed, run
 from polydev.ssh import SshTarget
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,14 +50,14 @@ def run_inside(
 ) -> Completed:
     """Run a command as root in the lab's namespaces, whatever its SSH and network do.
 
-    Raises LabError when the lab does not run, CommandError as `polydev.run.run` does.
+    Raises LabError when the lab does not run, CommandError as `polydev.processes.run` does.
     """
     words = [*inside_argv(_init(lab)), *argv]
     return run(words, input=input, timeout_seconds=timeout_seconds, check=check)
 
 
 def shell(lab: Lab, *, is_terminal: bool) -> list[str]:
-    """Return the command of a root shell in the lab, for `polydev.run.hand_over`.
+    """Return the command of a root shell in the lab, for `polydev.processes.hand_over`.
 
     A shell that reads a pipe ends with it. An interactive one gets a terminal of the lab's own from
     `script`, so that job control works.

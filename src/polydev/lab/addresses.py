@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from polydev.errors import LabError
-from polydev.run import run
+from polydev.processes import run
 
 # Documentation addresses (RFC 5737): no host on the internet has one, and no firewall rule
 # about private ranges matches them.

@@ -18,7 +18,7 @@ from typing import IO
 from polydev.errors import LabError
 from polydev.lab.addresses import LINK_PREFIX
 from polydev.lab.lab_record import Lab
-from polydev.run import run, spawn
+from polydev.processes import run, spawn
 from polydev.vm.boot_stages import last_lines
 
 UPLINK = "uplink0"

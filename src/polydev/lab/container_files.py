@@ -10,7 +10,7 @@ from pathlib import Path
 from polydev.lab.addresses import LINK_PREFIX
 from polydev.lab.container import DNS_ADDRESS, UPLINK
 from polydev.lab.lab_record import Lab
-from polydev.run import run
+from polydev.processes import run
 
 HOST_KEY = "ssh_host_ed25519_key"
 ARCHIVES = "var/cache/apt/archives"

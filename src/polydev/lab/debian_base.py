@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from polydev.errors import CommandError, ConfigError, LabError
+from polydev.processes import run, run_lines
 from polydev.progress import Steps
-from polydev.run import run, run_lines
 from polydev.settings import Settings
 
 # Suites that a lab can have, with their common names; the first one is the default.

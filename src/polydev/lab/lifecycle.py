@@ -19,8 +19,8 @@ from polydev.lab.container import console_hint, kill, link_owner, power_off, sta
 from polydev.lab.container_files import ARCHIVES, lay_folder, share_packages, write_lab_files
 from polydev.lab.debian_base import DEFAULT_SUITE, SUITES, checked_suite, ready_root
 from polydev.lab.lab_record import Lab, lab_folder, read_lab, recorded_labs
+from polydev.processes import run
 from polydev.progress import Steps
-from polydev.run import run
 from polydev.settings import Settings
 
 LOGIN_SECONDS = 120.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from polydev.errors import MachineBusy
 from polydev.image_layout import GOLDEN_LINK, KERNEL, STORE
-from polydev.run import end_group, run, spawn
+from polydev.processes import end_group, run, spawn
 from polydev.vm.config import Accelerator
 from polydev.vm.qemu import QEMU
 
@@ -110,7 +110,7 @@ def kvm_failure(kernel: Path) -> str | None:
     import tempfile
 
     from polydev.vm.cpu_time import CpuWatch, cpu_sample
-    from polydev.vm.cpu_wait import verdict
+    from polydev.vm.cpu_wait_time import verdict
 
     with tempfile.TemporaryDirectory(prefix="polydev-kvm-") as folder:
         serial, log = Path(folder, "serial.log"), Path(folder, "qemu.log")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from polydev.vm.cpu_wait import CpuSample, CpuWait, ThreadTimes, wait_between
+from polydev.vm.cpu_wait_time import CpuSample, CpuWait, ThreadTimes, wait_between
 
 PROC = Path("/proc")
 SPAN_SECONDS = 2.0

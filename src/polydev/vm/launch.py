@@ -24,7 +24,7 @@ from typing import IO, NoReturn
 
 from polydev.errors import Error, VmError
 from polydev.image_layout import CMDLINE, IN_USE, INITRD, KERNEL, ROOTFS
-from polydev.run import become, leave_behind, run
+from polydev.processes import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import Accelerator, MemoryFile, VmConfig
 from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, read_launch_file

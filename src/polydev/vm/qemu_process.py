@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polydev.errors import VmError
-from polydev.run import run, spawn
+from polydev.processes import run, spawn
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_time import CpuWatch, cpu_sample
-from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.cpu_wait_time import CpuSample
 from polydev.vm.qemu import overlay_argv, qemu_argv
 
 START_ATTEMPTS = 3

@@ -23,7 +23,7 @@ from qemu.qmp import QMPClient, QMPError
 
 from polydev.errors import VmError
 from polydev.vm.cancel_on_timeout import within
-from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.cpu_wait_time import CpuSample
 from polydev.vm.identity import (
     MAX_LINE_BYTES,
     Identity,

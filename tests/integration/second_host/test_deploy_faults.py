@@ -23,7 +23,7 @@ from polydev.deployment import limits
 from polydev.deployment_records import Record
 from polydev.deploys import units
 from polydev.errors import DeployError
-from polydev.run import Process, end_group, spawn
+from polydev.processes import Process, end_group, spawn
 from tests.hosts import ROOT, TOOL, DeployedHost, variant
 
 AWAIT_SECONDS = 120.0
@@ -309,12 +309,12 @@ OPERATOR = """\
 import sys
 from pathlib import Path
 from polydev.progress import Steps
-from polydev.deployment import host_actions
+from polydev.deployment import deploy_and_rollback
 from polydev.deployment.pyinfra_process import Project, describe
 root, logs = map(Path, sys.argv[1:])
 project = Project(root, root / "inventory/lab.py")
-options = host_actions.DeployOptions()
-host_actions.deploy(project, describe(project)[0], options, Steps(), logs)
+options = deploy_and_rollback.DeployOptions()
+deploy_and_rollback.deploy(project, describe(project)[0], options, Steps(), logs)
 """
 
 

@@ -13,11 +13,11 @@ from shlex import quote
 import httpx
 import pytest
 
+from polydev.client.controller_over_ssh import HostController
 from polydev.client.credentials_key import FILE
-from polydev.client.host_controller import HostController
 from polydev.controller.migrations import HEAD
-from polydev.deployment import host_actions
-from polydev.deployment.host_actions import move_options
+from polydev.deployment import deploy_and_rollback
+from polydev.deployment.deploy_and_rollback import move_options
 from polydev.errors import DeployError
 from polydev.progress import Steps
 from tests.databases import PostgresServer, running_server
@@ -106,13 +106,13 @@ def test_move_to_postgresql_upgrade_and_rollback(
     # A move whose copy fails leaves the host with SQLite and all rows written meanwhile.
     add_long_user_name_in_sqlite(deployed, user, "x" * 300)
     with pytest.raises(DeployError, match="rejects a row of users"):
-        host_actions.move_database(*arguments)
+        deploy_and_rollback.move_database(*arguments)
     assert deployed.records()[0].status == "rolled-back"
     assert {each["id"] for each in there.ask("user", "list")} == users
     assert not deployed.plan(target=TARGET).changing
     add_long_user_name_in_sqlite(deployed, user, "Ada")
 
-    record, moved = host_actions.move_database(*arguments)
+    record, moved = deploy_and_rollback.move_database(*arguments)
     assert other.release() == former
     (said,) = [each for each in record.operations if "database: " in each]
     assert f"{words} instead of SQLite, copied while the controller is stopped" in said
@@ -168,7 +168,7 @@ def test_move_to_postgresql_upgrade_and_rollback(
 
     # The rows left in PostgreSQL prevent another move.
     with pytest.raises(DeployError, match=r"has rows in .*users") as refused:
-        host_actions.move_database(*arguments)
+        deploy_and_rollback.move_database(*arguments)
     assert "--replace" in str(refused.value.hint)
 
     logs = "".join(file.read_text() for file in deployed.logs.glob("*.log"))

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { rateText } from "../../../src/polydev/controller/web/static/chart_list.js";
+import { rateText } from "../../../src/polydev/controller/web/static/chart_definitions.js";
 
 const RATES = JSON.parse(readFileSync(new URL("rates.json", import.meta.url)));
 

@@ -12,7 +12,7 @@ import {
   completesInSeconds,
   receiptText,
   textOf,
-} from "../../../src/polydev/controller/web/static/session/login.js";
+} from "../../../src/polydev/controller/web/static/session/login_progress.js";
 import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
 import { edits } from "../../../src/polydev/controller/web/static/session/typing.js";
 import { viewOf } from "../../../src/polydev/controller/web/static/session/screen_cover_view.js";

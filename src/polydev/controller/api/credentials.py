@@ -25,7 +25,7 @@ from polydev.controller.api.request_bodies import SecretBody
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
-from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
+from polydev.controller.credential_encryption import MAX_CREDENTIALS_BYTES, compact_json
 from polydev.controller.store.credential_log import actor_of
 from polydev.controller.store.credentials import StoredCredentials
 

@@ -15,9 +15,9 @@ from polydev.controller.api.pagination import MAX_ID
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
-from polydev.controller.auth.token_watch import AccessEnd
+from polydev.controller.auth.revocation_watch import AccessEnd
 from polydev.controller.entities import Caller, SessionNews
-from polydev.controller.states import SESSION_ENDS
+from polydev.controller.session_and_vm_states import SESSION_ENDS
 
 MEDIA_TYPE = "text/event-stream"
 # A proxy that compresses the stream may delay events.

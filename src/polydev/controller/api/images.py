@@ -24,7 +24,7 @@ from polydev.controller.host.images import (
     stored_image,
     stored_images,
 )
-from polydev.controller.machines.host_templates import templates_of
+from polydev.controller.machines.template_selection import templates_of
 from polydev.errors import ImageNotFound
 from polydev.image_diff import ImageDiff, diff
 from polydev.image_record import ImageRecord, Verification

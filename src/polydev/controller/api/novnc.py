@@ -24,7 +24,7 @@ from polydev.controller.api.sessions import session_for, uuid_of
 from polydev.controller.app_services import Services
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.rate_limits import RateLimiter
-from polydev.controller.auth.token_watch import AccessEnd
+from polydev.controller.auth.revocation_watch import AccessEnd
 from polydev.controller.entities import Caller, Session, Vm
 from polydev.controller.relay.close_reasons import (
     ASLEEP,

@@ -13,7 +13,7 @@ from polydev.controller.api_model import ApiModel
 from polydev.controller.entities import Session, Vm
 from polydev.controller.paths import screen_path, session_path, viewer_page
 from polydev.controller.quotas import QuotaName, QuotaState
-from polydev.controller.states import Injection, SessionState
+from polydev.controller.session_and_vm_states import Injection, SessionState
 from polydev.vm.boot_stages import Stage
 
 SESSION_EXAMPLE: dict[str, Any] = {

@@ -23,12 +23,12 @@ from polydev.controller.api.session_answers import (
 from polydev.controller.api.vm_answers import SessionVmAnswer, is_live, session_vm_answer
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
+from polydev.controller.credential_encryption import checked_recipient
 from polydev.controller.entities import Caller, Session, Vm, now
 from polydev.controller.health import image_store_state
 from polydev.controller.paths import session_path
 from polydev.controller.problems import NoCapacity
 from polydev.controller.quotas import QuotaState
-from polydev.controller.sealing import checked_recipient
 from polydev.controller.store.sessions import NewSession
 from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired, SessionNotFound
 

@@ -10,7 +10,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from polydev.controller.accounting import USUAL_DAYS, Use, day_of, first_day, total
 from polydev.controller.api.error_responses import error_responses
 from polydev.controller.api.session_answers import QuotaAnswer, quota_answer
 from polydev.controller.api_model import ApiModel
@@ -19,6 +18,7 @@ from polydev.controller.auth.authentication import BEARER, Asking, AskingOperato
 from polydev.controller.entities import Role, User, now
 from polydev.controller.quotas import QuotaState, month_of
 from polydev.controller.store.usage import Days
+from polydev.controller.usage_accounting import USUAL_DAYS, Use, day_of, first_day, total
 
 MOST_DAYS = 400
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from polydev.controller.api_model import ApiModel
 from polydev.controller.entities import Session, Vm
-from polydev.controller.states import LIVE_VM_STATES, VmState
+from polydev.controller.session_and_vm_states import LIVE_VM_STATES, VmState
 from polydev.host_layout import AGENT_PORT, NOVNC_PORT, VNC_PORT
 from polydev.vm.boot_stages import Stage
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 async def rotate_credentials(
     settings: ControllerSettings, _arguments: argparse.Namespace
 ) -> object:
-    from polydev.controller.sealing import keyring_of
+    from polydev.controller.credential_encryption import keyring_of
     from polydev.controller.store.credentials import CredentialStore
 
     keys = keyring_of(settings.credentials_key)
@@ -39,7 +39,7 @@ async def send_test_alerts(settings: ControllerSettings, _arguments: argparse.Na
 
 async def build_template(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
     from polydev.controller.machines.template_maker import make_template
-    from polydev.run import hand_over
+    from polydev.processes import hand_over
 
     if not settings.templates:
         return {"made": False, "enabled": False}
@@ -55,7 +55,7 @@ async def build_template(settings: ControllerSettings, arguments: argparse.Names
 
 
 async def list_templates(settings: ControllerSettings, _arguments: argparse.Namespace) -> object:
-    from polydev.controller.machines.host_templates import templates_of
+    from polydev.controller.machines.template_selection import templates_of
 
     return [vars(template) for template in templates_of(settings).all()]
 

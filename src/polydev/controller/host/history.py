@@ -17,11 +17,11 @@ from typing import Any, get_args
 from pydantic import Field
 
 from polydev.controller.host.network_checks import SLOT_PORT_PREFIX
+from polydev.controller.host.psutil_reader import rate
 from polydev.controller.host.sample import HELD_STATES, Sample
-from polydev.controller.host.system_reader import rate
 from polydev.controller.host.system_status import FrozenModel
-from polydev.controller.states import LIVE_SESSION_STATES
-from polydev.controller.store.session_starts import SessionStart, StartKind
+from polydev.controller.session_and_vm_states import LIVE_SESSION_STATES
+from polydev.controller.store.session_start_times import SessionStart, StartKind
 
 Value = float | int | str | None
 Row = dict[str, Value]

@@ -15,7 +15,7 @@ from polydev.controller.host.history import Timed, without_vms
 from polydev.controller.host.sample import Sample
 from polydev.controller.settings import Sampling
 from polydev.controller.store.host_samples import HostSamples, too_dense
-from polydev.controller.store.session_starts import SessionStart, SessionStarts
+from polydev.controller.store.session_start_times import SessionStart, SessionStarts
 
 KEPT = timedelta(hours=24)
 # A start gets its time before its transaction ends, so it may become visible late.

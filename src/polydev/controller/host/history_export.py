@@ -15,7 +15,7 @@ from typing import Any, Literal
 from polydev.controller.host.history import Row, Timed, columns_of, rows
 from polydev.controller.host.sample import Sample
 from polydev.controller.store.host_samples import HostSamples
-from polydev.controller.store.session_starts import SessionStart, SessionStarts
+from polydev.controller.store.session_start_times import SessionStart, SessionStarts
 
 Format = Literal["csv", "json"]
 MEDIA_TYPES: Mapping[Format, str] = {

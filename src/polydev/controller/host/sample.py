@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from polydev.controller.entities import Session, Vm
 from polydev.controller.host.system_status import DiskStatus, FrozenModel, SystemStatus
 from polydev.controller.host.vm_usage import VmUsage
-from polydev.controller.states import LIVE_SESSION_STATES, LIVE_VM_STATES
+from polydev.controller.session_and_vm_states import LIVE_SESSION_STATES, LIVE_VM_STATES
 
 # States in which a VM holds a slot.
 HELD_STATES = (*LIVE_VM_STATES, "stopping")

@@ -11,7 +11,6 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from polydev.controller.accounting import CounterReading, day_of
 from polydev.controller.entities import Alert, Vm, now
 from polydev.controller.host import deployments, network_watch
 from polydev.controller.host.alert_checker import AlertChecker
@@ -32,6 +31,7 @@ from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
+from polydev.controller.usage_accounting import CounterReading, day_of
 from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)

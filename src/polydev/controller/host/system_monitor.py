@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from polydev.controller.host import blocking_call, system_reader
+from polydev.controller.host import blocking_call, psutil_reader
 from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
 from polydev.controller.host.system_status import (
     CpuStatus,
@@ -42,14 +42,14 @@ class SystemMonitor:
     ) -> None:
         self._limits = limits
         self._timeout_seconds = timeout_seconds
-        self._cpu = BlockingCall(system_reader.read_cpu, timeout_seconds)
-        self._memory = BlockingCall(system_reader.read_memory, timeout_seconds)
-        self._filesystems = BlockingCall(system_reader.read_filesystems, timeout_seconds)
+        self._cpu = BlockingCall(psutil_reader.read_cpu, timeout_seconds)
+        self._memory = BlockingCall(psutil_reader.read_memory, timeout_seconds)
+        self._filesystems = BlockingCall(psutil_reader.read_filesystems, timeout_seconds)
         self._disks: dict[str, BlockingCall[Any]] = {}
-        self._network = BlockingCall(system_reader.read_network, timeout_seconds)
-        self._sensors = BlockingCall(system_reader.read_sensors, timeout_seconds)
-        self._uptime = BlockingCall(system_reader.read_uptime, timeout_seconds)
-        self._load_average = BlockingCall(system_reader.read_load_average, timeout_seconds)
+        self._network = BlockingCall(psutil_reader.read_network, timeout_seconds)
+        self._sensors = BlockingCall(psutil_reader.read_sensors, timeout_seconds)
+        self._uptime = BlockingCall(psutil_reader.read_uptime, timeout_seconds)
+        self._load_average = BlockingCall(psutil_reader.read_load_average, timeout_seconds)
         self._measured: tuple[float, Any, float | None] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._measured_network: tuple[float, NetworkStatus] | None = None
@@ -62,7 +62,7 @@ class SystemMonitor:
 
     async def memory(self) -> MemoryStatus:
         async def read() -> MemoryStatus:
-            return system_reader.memory_figures(await self._memory(), self._limits)
+            return psutil_reader.memory_figures(await self._memory(), self._limits)
 
         return await _or_unknown(read, lambda why: MemoryStatus(status="unknown", detail=why))
 
@@ -79,8 +79,8 @@ class SystemMonitor:
 
     async def temperature(self) -> TemperatureStatus:
         async def read() -> TemperatureStatus:
-            found = system_reader.temperature_figures(await self._sensors())
-            return found or TemperatureStatus(status="unknown", detail=system_reader.NO_SENSOR)
+            found = psutil_reader.temperature_figures(await self._sensors())
+            return found or TemperatureStatus(status="unknown", detail=psutil_reader.NO_SENSOR)
 
         return await _or_unknown(read, lambda why: TemperatureStatus(status="unknown", detail=why))
 
@@ -97,7 +97,7 @@ class SystemMonitor:
             "disk": disks,
             "network": network,
         }
-        if temperature.detail != system_reader.NO_SENSOR:
+        if temperature.detail != psutil_reader.NO_SENSOR:
             parts["temperature"] = temperature
         unavailable |= {
             name: part.detail or "" for name, part in parts.items() if part.status == "unknown"
@@ -124,9 +124,9 @@ class SystemMonitor:
                 times, cores, model = await self._cpu()
             at, earlier, usage = before
             if usage is None or time.monotonic() - at >= SHORTEST_SPAN_SECONDS:
-                usage = system_reader.cpu_usage(earlier, times)
+                usage = psutil_reader.cpu_usage(earlier, times)
                 self._measured = (time.monotonic(), times, usage)
-        return system_reader.cpu_figures(usage, cores, model, self._limits)
+        return psutil_reader.cpu_figures(usage, cores, model, self._limits)
 
     async def _read_network(self) -> NetworkStatus:
         async with self._one_network_at_a_time:
@@ -135,7 +135,7 @@ class SystemMonitor:
             if before and at - before[0] < SHORTEST_SPAN_SECONDS:
                 return before[1]
             if before and at - before[0] <= LONGEST_SPAN_SECONDS:
-                found = system_reader.with_rates(found, before[1], at - before[0])
+                found = psutil_reader.with_rates(found, before[1], at - before[0])
             self._measured_network = (at, found)
             return found
 
@@ -156,7 +156,7 @@ class SystemMonitor:
 
     async def _read_disk(self, partition: Any, usage: BlockingCall[Any]) -> DiskStatus:
         async def read() -> DiskStatus:
-            return system_reader.disk_figures(partition, await usage(), self._limits)
+            return psutil_reader.disk_figures(partition, await usage(), self._limits)
 
         return await _or_unknown(
             read,

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from polydev.controller.sealing import MAX_CREDENTIALS_BYTES, compact_json
-from polydev.controller.states import LoginStatus
+from polydev.controller.credential_encryption import MAX_CREDENTIALS_BYTES, compact_json
+from polydev.controller.session_and_vm_states import LoginStatus
 from polydev.errors import ProtocolError
 from polydev.vm.boot_stages import printable
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import httpx
 
+from polydev.controller.credential_encryption import compact_json
 from polydev.controller.machines.agent_answers import (
     AgentHealth,
     AgentLogin,
@@ -16,7 +17,6 @@ from polydev.controller.machines.agent_answers import (
     refusal_reason,
 )
 from polydev.controller.machines.bridge_status import bridge_problem
-from polydev.controller.sealing import compact_json
 from polydev.errors import AgentError, AgentUnreachable, LoginRefused, ProtocolError, VmError
 from polydev.host_layout import AGENT_PORT
 from polydev.vm.cancel_on_timeout import end, within

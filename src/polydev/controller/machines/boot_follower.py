@@ -21,7 +21,7 @@ from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_time import CpuWatch
-from polydev.vm.cpu_wait import NO_WAIT, CpuSample
+from polydev.vm.cpu_wait_time import NO_WAIT, CpuSample
 
 
 class CpuWaitTracker:

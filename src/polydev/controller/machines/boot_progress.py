@@ -10,7 +10,7 @@ from polydev.controller.entities import Vm
 from polydev.controller.settings import BootDeadlines
 from polydev.vm import boot_stages
 from polydev.vm.boot_stages import STAGES, Stage
-from polydev.vm.cpu_wait import NO_WAIT, CpuWait, Verdict, verdict
+from polydev.vm.cpu_wait_time import NO_WAIT, CpuWait, Verdict, verdict
 
 # How much of the console is kept, to find a panic or a failed unit; and how much of it is read
 # again with the next chunk, to find a mark that two chunks share. A console has no end.

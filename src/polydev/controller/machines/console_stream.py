@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from polydev.controller.machines.vm_logs import LAST_BYTES, MAX_BACKLOG_BYTES, added_since
-from polydev.controller.shared_poller import SharedPoller
+from polydev.controller.poll_while_needed import SharedPoller
 from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
 from polydev.vm.untrusted_files import open_untrusted

@@ -25,7 +25,7 @@ from polydev.controller.machines.vm_decisions import (
     wrong_vm,
 )
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.vm.cpu_wait import verdict
+from polydev.vm.cpu_wait_time import verdict
 
 LogOf = Callable[[Vm], structlog.stdlib.BoundLogger]
 

@@ -13,7 +13,7 @@ from contextvars import Context
 
 from polydev.controller.entities import Vm
 from polydev.controller.machines.rfb_client import PIXEL_BYTES, Frame, read_frame
-from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.session_and_vm_states import LIVE_VM_STATES
 from polydev.errors import NoScreen, SessionExpired, VmError
 from polydev.host_layout import VNC_PORT
 from polydev.vm.cancel_on_timeout import end, within

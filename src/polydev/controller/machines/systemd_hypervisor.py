@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
-from polydev.controller.machines.host_templates import templates_now
 from polydev.controller.machines.hypervisor import (
     Activity,
     Launch,
@@ -21,6 +20,7 @@ from polydev.controller.machines.hypervisor import (
     TemplatesReport,
 )
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
+from polydev.controller.machines.template_selection import templates_now
 from polydev.controller.machines.vm_folders import clear_folder, folders_in, write_file
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import FilesLeft, VmError

@@ -19,18 +19,22 @@ from tempfile import TemporaryDirectory
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.machines.boot_progress import ConsoleParser
-from polydev.controller.machines.host_templates import WantedTemplate, templates_of, wanted_template
+from polydev.controller.machines.template_selection import (
+    WantedTemplate,
+    templates_of,
+    wanted_template,
+)
 from polydev.controller.machines.vm_decisions import agent_problem, with_details
 from polydev.controller.machines.vm_logs import LogReader
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.errors import Error, VmError
 from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY
 from polydev.image_layout import IMAGES
-from polydev.run import run
+from polydev.processes import run
 from polydev.vm import template
 from polydev.vm.config import MemoryFile, VmConfig
 from polydev.vm.cpu_time import CpuWatch
-from polydev.vm.cpu_wait import CpuWait, verdict
+from polydev.vm.cpu_wait_time import CpuWait, verdict
 from polydev.vm.identity import new_identity
 from polydev.vm.launch import held
 from polydev.vm.qemu_process import Machine, start

@@ -11,7 +11,7 @@ from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.errors import AgentError
 from polydev.vm.boot_stages import STAGES, Stage, printable
-from polydev.vm.cpu_wait import NO_WAIT, CpuWait, verdict
+from polydev.vm.cpu_wait_time import NO_WAIT, CpuWait, verdict
 
 Step = Literal[
     "evict",

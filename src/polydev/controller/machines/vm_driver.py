@@ -35,13 +35,13 @@ from polydev.controller.machines.pool import Pool, free_memory_mib
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.machines.vm_lifecycle import VmLifecycle
+from polydev.controller.session_and_vm_states import VM_STATES
 from polydev.controller.settings import ControllerSettings
-from polydev.controller.states import VM_STATES
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from polydev.vm.cancel_on_timeout import end, within
 from polydev.vm.cpu_time import cpu_sample
-from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.cpu_wait_time import CpuSample
 
 log = structlog.stdlib.get_logger(__name__)
 

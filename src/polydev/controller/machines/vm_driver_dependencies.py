@@ -14,7 +14,7 @@ from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
-from polydev.vm.cpu_wait import CpuSample
+from polydev.vm.cpu_wait_time import CpuSample
 
 
 @dataclass(frozen=True)

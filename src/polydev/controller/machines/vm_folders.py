@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from polydev.errors import CommandTimeout
-from polydev.run import run
+from polydev.processes import run
 
 FILE_MODE = 0o644
 REMOVAL_SECONDS = 45

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
-from polydev.controller.auth.token_watch import NOT_OPERATOR
+from polydev.controller.auth.revocation_watch import NOT_OPERATOR
 from polydev.controller.entities import Session, Vm
 from polydev.controller.problems import DATABASE_ERRORS, Unavailable
 from polydev.errors import (
@@ -87,7 +87,7 @@ def session_over(session: Session) -> CloseReason:
 
 
 def permit_over(reason: str) -> CloseReason:
-    """Return why a viewer lost access; `reason` is one of `auth.token_watch`."""
+    """Return why a viewer lost access; `reason` is one of `auth.revocation_watch`."""
     if reason == NOT_OPERATOR:
         return CloseReason(NOT_ALLOWED, reason, "role-over")
     return CloseReason(NOT_AUTHENTICATED, reason, "token-over")

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from polydev.controller.event_notifier import EventNotifier
+from polydev.controller.poll_while_needed import SharedPoller, log_failure
 from polydev.controller.relay.close_reasons import (
     TOO_MANY_VIEWERS,
     VIEWER_SILENT,
@@ -23,7 +24,6 @@ from polydev.controller.relay.close_reasons import (
 from polydev.controller.relay.keepalive import PING_SECONDS
 from polydev.controller.relay.limits import MOST_SPECTATORS, MOST_VIEWERS
 from polydev.controller.relay.viewer import Viewer
-from polydev.controller.shared_poller import SharedPoller, log_failure
 from polydev.controller.store.sessions import Sessions
 from polydev.errors import SessionNotFound
 

@@ -4,9 +4,9 @@
 file, the variables and the secrets.
 """
 
-from polydev.controller.settings.access import JwtSettings, WebSettings
 from polydev.controller.settings.alert_thresholds import WARM_PERCENT, AlertSettings
 from polydev.controller.settings.controller_settings import ControllerSettings, wrong_case
+from polydev.controller.settings.jwt_and_web_pages import JwtSettings, WebSettings
 from polydev.controller.settings.limits import ConnectionLimits, Quota, Quotas, RateLimits
 from polydev.controller.settings.loading import load_settings
 from polydev.controller.settings.sampling import Sampling

@@ -11,8 +11,8 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from polydev.controller.settings import secrets
-from polydev.controller.settings.access import JwtSettings, WebSettings, checked_origins
 from polydev.controller.settings.alert_thresholds import AlertSettings
+from polydev.controller.settings.jwt_and_web_pages import JwtSettings, WebSettings, checked_origins
 from polydev.controller.settings.limits import ConnectionLimits, Quotas, RateLimits
 from polydev.controller.settings.sampling import Sampling
 from polydev.controller.settings.section import MOST_DAYS, MOST_SECONDS, Network

@@ -40,7 +40,7 @@ def check_jwt_secret(secret: str) -> None:
 
 
 def check_credentials_key(secret: SecretStr) -> None:
-    from polydev.controller.sealing import SECRET_NAME, keyring_of
+    from polydev.controller.credential_encryption import SECRET_NAME, keyring_of
 
     try:
         keyring_of(secret)

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from polydev.controller.credential_encryption import Keyring, Sealed, sealed_to
 from polydev.controller.entities import Session, now
-from polydev.controller.sealing import Keyring, Sealed, sealed_to
 from polydev.controller.store import tables
 from polydev.controller.store.credential_log import log_session_event
 from polydev.controller.store.credential_receipts import receipt_values, receipt_words

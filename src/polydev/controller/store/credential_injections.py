@@ -7,8 +7,8 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from polydev.controller.credential_encryption import Keyring
 from polydev.controller.entities import Session, now
-from polydev.controller.sealing import Keyring
 from polydev.controller.store import tables
 from polydev.controller.store.credential_holders import (
     hold_credentials,

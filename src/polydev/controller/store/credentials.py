@@ -12,8 +12,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from polydev.controller.credential_encryption import Keyring, Sealed, sealed_to
 from polydev.controller.entities import Session, now
-from polydev.controller.sealing import Keyring, Sealed, sealed_to
 from polydev.controller.store import session_errors, tables
 from polydev.controller.store.credential_holders import (
     HOLDER,

@@ -17,7 +17,7 @@ from polydev.controller.database import (
 from polydev.controller.store.backup_error import STOP_HINT, BackupError
 from polydev.controller.store.postgres_access import CLOSE, DROP, VERSION_TABLE, known_tables
 from polydev.errors import CommandError, ConfigError
-from polydev.run import run
+from polydev.processes import run
 
 SECRETS = ("password", "sslpassword")
 # Errors that pass: a running controller may hold a lock for a moment, in another order.

@@ -15,7 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import Session, Vm
-from polydev.controller.states import LIVE_VM_STATES, SessionEvent, is_live, next_state
+from polydev.controller.session_and_vm_states import (
+    LIVE_VM_STATES,
+    SessionEvent,
+    is_live,
+    next_state,
+)
 from polydev.controller.store import tables, webhook_queue
 from polydev.controller.store.row_mapping import SESSIONS, VMS, session_of, vm_of
 from polydev.controller.store.session_errors import session_over

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import Session
 from polydev.controller.store.row_mapping import LIVE_SESSIONS, session_of
-from polydev.controller.store.slots import count_slots
+from polydev.controller.store.vm_slots import count_slots
 from polydev.errors import CapacityError, SessionError, SessionExpired, TooManySessions
 
 

@@ -11,10 +11,14 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.accounting import Use, day_of
 from polydev.controller.entities import Session, SessionNews, now
+from polydev.controller.session_and_vm_states import (
+    LoginStatus,
+    SessionEvent,
+    VmState,
+    login_events,
+)
 from polydev.controller.settings import WATCHED_SECONDS, Quotas, SessionLimits
-from polydev.controller.states import LoginStatus, SessionEvent, VmState, login_events
 from polydev.controller.store import session_errors, tables
 from polydev.controller.store.credential_holders import hold_credentials
 from polydev.controller.store.pagination import paginated
@@ -32,10 +36,11 @@ from polydev.controller.store.session_changes import (
     write_session,
 )
 from polydev.controller.store.session_expiry import after_heartbeat, expiry_reason
-from polydev.controller.store.slots import take_pooled, take_slot
 from polydev.controller.store.transactions import Database, uninterrupted
 from polydev.controller.store.usage import add_use, refuse_beyond_quota
 from polydev.controller.store.users import lock_user
+from polydev.controller.store.vm_slots import take_pooled, take_slot
+from polydev.controller.usage_accounting import Use, day_of
 
 _sessions, _news = tables.sessions.c, tables.session_news.c
 LIVE = _sessions.ended_at.is_(None)

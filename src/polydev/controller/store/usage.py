@@ -11,13 +11,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.accounting import CounterReading, Use, complete, first_reading, use_between
 from polydev.controller.entities import Role, Session, Vm
 from polydev.controller.quotas import QuotaExceeded, QuotaState, month_of, quota_states, used_up
 from polydev.controller.settings import Quotas
 from polydev.controller.store import tables
 from polydev.controller.store.row_mapping import SESSIONS, VMS, session_of, vm_of
 from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.usage_accounting import (
+    CounterReading,
+    Use,
+    complete,
+    first_reading,
+    use_between,
+)
 
 _usage, _readings = tables.usage.c, tables.usage_readings.c
 FIGURES = ("vm_seconds", "cpu_seconds", "received_bytes", "sent_bytes", "sessions")

@@ -15,12 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import BEING_MADE, Session, Vm, now
+from polydev.controller.session_and_vm_states import LIVE_VM_STATES
 from polydev.controller.settings import SessionLimits
-from polydev.controller.states import LIVE_VM_STATES
 from polydev.controller.store import tables
 from polydev.controller.store.credential_holders import release_with_vm
 from polydev.controller.store.pagination import paginated
-from polydev.controller.store.repair import repair_sessions
 from polydev.controller.store.row_mapping import HELD_VMS, VMS, vm_of
 from polydev.controller.store.session_changes import (
     add_news,
@@ -30,8 +29,9 @@ from polydev.controller.store.session_changes import (
     no_vm,
 )
 from polydev.controller.store.session_expiry import idle_end
-from polydev.controller.store.slots import count_free_slots, take_slot
+from polydev.controller.store.session_repair import repair_sessions
 from polydev.controller.store.transactions import Database, uninterrupted
+from polydev.controller.store.vm_slots import count_free_slots, take_slot
 from polydev.errors import VmError
 from polydev.vm.boot_stages import STAGES, Stage
 from polydev.vm.identity import Receipt

@@ -56,7 +56,8 @@ def exact_percent_text(percent: float | None) -> str:
 def rate_text(rate: float | None) -> str:
     """Format bytes per second in the largest fitting unit, with three digits: `1.43 MB/s`.
 
-    `rateText` in chart_list.js does the same; tests/unit/scripts/rates.json has cases for both.
+    `rateText` in chart_definitions.js does the same; the cases in tests/unit/scripts/rates.json
+    are for both.
     """
     if rate is None:
         return NOTHING

@@ -8,8 +8,8 @@ from datetime import datetime
 
 from polydev.controller.entities import Session, User, Vm
 from polydev.controller.host.sample import VmSample
-from polydev.controller.states import LIVE_VM_STATES
-from polydev.controller.store.session_starts import StartKind, start_kind
+from polydev.controller.session_and_vm_states import LIVE_VM_STATES
+from polydev.controller.store.session_start_times import StartKind, start_kind
 from polydev.controller.web.css_classes import Level
 from polydev.controller.web.formatting import duration_text, percent_text, size_text
 

@@ -1,7 +1,7 @@
 // The host's page, whose parts are reloaded every five seconds while it is visible.
 
 import { clearNotice, showProblem, Problem, textsOf } from "./requests_and_notices.js";
-import { startCharts } from "./charts.js";
+import { startCharts } from "./day_charts.js";
 
 const EVERY_MS = 5000;
 const LOST_AFTER_MS = 8000;

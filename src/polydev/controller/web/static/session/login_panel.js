@@ -1,7 +1,7 @@
 // The login of the session's tool on the page: a button in the bar, and its panel.
 
 import { clock } from "./countdown.js";
-import { completesInSeconds, receiptText, textOf } from "./login.js";
+import { completesInSeconds, receiptText, textOf } from "./login_progress.js";
 
 const element = (id) => document.getElementById(id);
 

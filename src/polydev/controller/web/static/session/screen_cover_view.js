@@ -6,7 +6,7 @@
 
 import { isComing, isLive, progress } from "./progress.js";
 import { words } from "./connection.js";
-import { receiptText } from "./login.js";
+import { receiptText } from "./login_progress.js";
 
 const OVER_TEXTS = ["failed", "expired", "terminated", "completed"];
 

@@ -1,7 +1,7 @@
 // The login of the session's tool: poll its progress, and run the user's actions.
 
 import { Problem } from "../requests_and_notices.js";
-import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login.js";
+import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login_progress.js";
 import { LoginPanel } from "./login_panel.js";
 import { isComing } from "./progress.js";
 

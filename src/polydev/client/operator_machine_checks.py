@@ -20,7 +20,7 @@ from polydev.client.doctor_findings import (
     space_finding,
 )
 from polydev.errors import Error
-from polydev.run import Orphan, orphans, run
+from polydev.processes import Orphan, orphans, run
 from polydev.settings import Settings
 from polydev.vm.accelerator import KVM_DEVICE, choose_accelerator
 from polydev.vm.config import Accelerator

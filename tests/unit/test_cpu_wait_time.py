@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polydev.vm.cpu_time import SPAN_SECONDS, CpuWatch, cpu_sample, machine_times, thread_times
-from polydev.vm.cpu_wait import (
+from polydev.vm.cpu_wait_time import (
     LONGEST_FACTOR,
     CpuSample,
     CpuWait,

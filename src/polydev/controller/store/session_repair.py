@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import Session, Vm
-from polydev.controller.states import LIVE_VM_STATES
+from polydev.controller.session_and_vm_states import LIVE_VM_STATES
 from polydev.controller.store import tables
 from polydev.controller.store.row_mapping import HELD_VMS, LIVE_SESSIONS
 from polydev.controller.store.session_changes import change_session, change_vm, locked_vm

@@ -1,6 +1,6 @@
 """The pytest plugin that specs of images run with: access to the image, and a report in JSON.
 
-    pytest -p polydev.image.spec_plugin tests/spec/image --hosts=console:///path/console.sock
+    pytest -p polydev.image.pytest_spec_plugin tests/spec/image --hosts=console:///path/console.sock
         --guest-ports=127.0.0.1:18080,15901,16080 --spec-report=report.json
 
 `--hosts=chroot:///path` runs the specs of an image at rest instead. The marker of a spec says what

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from polydev.errors import CommandError, CommandTimeout, ConfigError, DeployError
 from polydev.hosttool.paths import Paths
-from polydev.run import PIPE, end_group, run, run_lines, spawn
+from polydev.processes import PIPE, end_group, run, run_lines, spawn
 from polydev.ssh import SSH_FAILED, SshTarget
 
 WRONG_WORDS = 2  # argparse's

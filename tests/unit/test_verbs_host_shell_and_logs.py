@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from invoke.context import Context
 
-import polydev.run
-from polydev.run import Completed
-from verbs import remote
-from verbs.remote import UNITS, journal_words
+import polydev.processes
+from polydev.processes import Completed
+from verbs import host_shell_and_logs
+from verbs.host_shell_and_logs import UNITS, journal_words
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_unit_without_log_entries_is_named(
 ) -> None:
     target = SimpleNamespace(argv=lambda *words: list(words))
     host = SimpleNamespace(name="browsers", target=target)
-    monkeypatch.setattr(remote, "described_host", lambda *_: (None, host))
-    monkeypatch.setattr(polydev.run, "run", lambda *_, **__: Completed((), 0, "", "", 0.1))
-    remote.logs.body(Context(), unit="shh.service")
+    monkeypatch.setattr(host_shell_and_logs, "described_host", lambda *_: (None, host))
+    monkeypatch.setattr(polydev.processes, "run", lambda *_, **__: Completed((), 0, "", "", 0.1))
+    host_shell_and_logs.logs.body(Context(), unit="shh.service")
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "the journal of browsers has no entries of shh.service\n")

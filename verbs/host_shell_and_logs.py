@@ -20,7 +20,7 @@ LOGS_SECONDS = 120.0
 @edge
 def shell(context: Context, inventory: str = LAB_INVENTORY, host: str = "") -> None:
     """Open a root shell on a host, or run what is piped in. Ends with its status."""
-    from polydev.run import hand_over
+    from polydev.processes import hand_over
 
     _, described = described_host(inventory, host)
     hand_over(described.target.shell_argv(is_terminal=os.isatty(0)))
@@ -48,7 +48,7 @@ def logs(
     json: bool = False,
 ) -> None:
     """Show a host's journal of the controller, the VMs and their network."""
-    from polydev.run import call, run
+    from polydev.processes import call, run
     from polydev.ssh import SSH_FAILED
 
     if follow and json:

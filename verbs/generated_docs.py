@@ -21,7 +21,7 @@ from pydantic.alias_generators import to_camel
 
 import polydev.errors
 from polydev.invoke_program import WORD_OF
-from verbs.answers import ANSWERS, ApiAnswer
+from verbs.json_answers import ANSWERS, ApiAnswer
 from verbs.paths_and_help import ROOT
 
 VERBS_FILE = ROOT / "docs" / "verbs.md"
@@ -111,7 +111,7 @@ name or text says otherwise.
 def verbs_page(contexts: Iterable[ParserContext], collection: Collection) -> str:
     """Return docs/verbs.md."""
     by_name = {str(each.name): each for each in contexts}
-    parts = [WRITTEN_BY.format(source="the verbs and verbs/answers.py"), VERBS_INTRO]
+    parts = [WRITTEN_BY.format(source="the verbs and verbs/json_answers.py"), VERBS_INTRO]
     shown: dict[str, str] = {}
     for title, names in SECTIONS.items():
         found = [name for name in by_name if name in names or name.split(".")[0] in names]

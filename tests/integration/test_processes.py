@@ -17,7 +17,7 @@ import pytest
 
 import polydev
 from polydev.errors import STDERR_TAIL_LINES, CommandError, CommandTimeout, ConfigError
-from polydev.run import OWNER, LineProcess, call, end_group, orphans, run, run_lines, spawn
+from polydev.processes import OWNER, LineProcess, call, end_group, orphans, run, run_lines, spawn
 
 pytestmark = pytest.mark.integration
 
@@ -340,7 +340,7 @@ def test_end_of_line_process_ends_children(pipe: Pipe, never: Path) -> None:
 # Starts `family` (argv[1:]) by the function $KIND, prints `started`, and waits for its kill.
 PARENT = """
 import os, sys, threading, time
-from polydev.run import call, run, run_lines, spawn
+from polydev.processes import call, run, run_lines, spawn
 kind, words = os.environ["KIND"], sys.argv[1:]
 
 def start(function):
@@ -353,7 +353,8 @@ elif kind == "run_lines":
 elif kind == "call":
     call(words)
 elif kind == "nested":
-    program = [sys.executable, "-c", "import sys; from polydev.run import run; run(sys.argv[1:])"]
+    code = "import sys; from polydev.processes import run; run(sys.argv[1:])"
+    program = [sys.executable, "-c", code]
     run([*program, *words])
 elif kind == "thread":
     thread = threading.Thread(target=lambda: spawn(words))
@@ -371,7 +372,7 @@ KINDS = ["run", "run_lines", "call", "nested", "spawn", "thread"]
 
 
 def parent_of(kind: str, words: list[str | Path]) -> subprocess.Popen[bytes]:
-    """Start a Python process that runs this family by a function of `polydev.run`."""
+    """Start a Python process that runs this family by a function of `polydev.processes`."""
     return spawn(
         [sys.executable, "-c", PARENT, *words],
         env={"KIND": kind, "PYTHONPATH": SOURCE},

@@ -15,7 +15,7 @@ from shutil import which
 
 from polydev.controller.entities import BEING_MADE
 from polydev.controller.health import image_store_state
-from polydev.controller.host.system_reader import CPUINFO, read_cpu_model
+from polydev.controller.host.psutil_reader import CPUINFO, read_cpu_model
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.settings import ControllerSettings
 from polydev.errors import ImageError, VmError
@@ -26,7 +26,7 @@ from polydev.image_layout import (
     promotion_file,
     promotion_number,
 )
-from polydev.run import run
+from polydev.processes import run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import VmConfig
 from polydev.vm.launch import vm_config

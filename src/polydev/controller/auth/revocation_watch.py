@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 
 from polydev.controller.entities import Caller, now
-from polydev.controller.shared_poller import SharedPoller
+from polydev.controller.poll_while_needed import SharedPoller
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users
 

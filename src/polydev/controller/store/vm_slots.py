@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import slot_address
-from polydev.controller.states import VmState
+from polydev.controller.session_and_vm_states import VmState
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.errors import ConfigError

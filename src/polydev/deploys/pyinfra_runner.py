@@ -28,7 +28,7 @@ from polydev.deploys.inventory_file import LIST, read_inventory
 from polydev.deploys.pyinfra_types import FOR_OPERATOR
 from polydev.errors import ConfigError, DeployError
 from polydev.hosttool.deployment_slice import in_slice
-from polydev.run import PLAIN_ENGLISH
+from polydev.processes import PLAIN_ENGLISH
 
 Emit = Callable[..., None]
 NOT_WORDS = ("Error: executed", "Traceback", "Unexpected error in Python callback", '{"error"')

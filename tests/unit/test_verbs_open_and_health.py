@@ -14,8 +14,8 @@ from invoke.context import Context
 from polydev.client.controller_api import ControllerApi
 from polydev.client.open_in_browser import show_in_browser, sign_in_link
 from tests.loopback import Answer, Asked, as_json, served
-from verbs import pages
-from verbs.pages import health_text
+from verbs import open_and_health
+from verbs.open_and_health import health_text
 
 CODE = "CxEgbaMXQm2p5Xo4b0F2d0VJkq3b1sM7c9aZr8nT1yU"
 SESSIONS = [{"id": "5b0c7a52-3f0e"}, {"id": "5b0c9999-3f0e"}]
@@ -44,12 +44,12 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControllerApi]:
         def connect(*_: str) -> Iterator[ControllerApi]:
             yield api
 
-        monkeypatch.setattr(pages, "connect", connect)
+        monkeypatch.setattr(open_and_health, "connect", connect)
         yield api
 
 
 def opened(capsys: pytest.CaptureFixture[str], *words: str, **named: Any) -> Any:
-    pages.open_pages(Context(), *words, json=True, **named)
+    open_and_health.open_pages(Context(), *words, json=True, **named)
     return json.loads(capsys.readouterr().out)
 
 
@@ -78,7 +78,7 @@ def test_open_finds_a_session_by_id_prefix(
 ) -> None:
     assert opened(capsys, "5b0c7")["page"] == f"{reached.url}/session/5b0c7a52-3f0e"
     with pytest.raises(SystemExit):
-        pages.open_pages(Context(), "5b0c", json=True)
+        open_and_health.open_pages(Context(), "5b0c", json=True)
     assert "matches 2 sessions" in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def test_browser_is_opened_only_with_a_display(
     environment = {"DISPLAY": ":0"} if has_display else {"DISPLAY": ""}
     assert show_in_browser("http://there", environment) == has_display
     monkeypatch.setattr("polydev.client.open_in_browser.show_in_browser", lambda url: bool(shown))
-    pages.open_pages(Context())
+    open_and_health.open_pages(Context())
     said = capsys.readouterr().out
     assert said.startswith(f"{reached.url}/login?next=/admin#code=")
     assert ("opened in your browser" in said) == has_display
@@ -120,9 +120,9 @@ def test_exit_status_follows_the_health_of_the_host(
             with ControllerApi(server.url, "pdt_x") as api:
                 yield api
 
-        monkeypatch.setattr(pages, "connect", connect)
+        monkeypatch.setattr(open_and_health, "connect", connect)
         with pytest.raises(SystemExit) as ended:
-            pages.health(Context(), json=True)
+            open_and_health.health(Context(), json=True)
         assert ended.value.code == code
         assert json.loads(capsys.readouterr().out) == overview
         assert [asked.path for asked in server.asked] == ["/api/admin/overview"]

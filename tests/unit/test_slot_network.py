@@ -11,9 +11,9 @@ import pytest
 
 from polydev.controller.machines import template_maker
 from polydev.host_layout import GATEWAY_MAC
-from polydev.hosttool import slots
+from polydev.hosttool import slot_network
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.slots import (
+from polydev.hosttool.slot_network import (
     inside_of,
     port_of,
     read_host,
@@ -42,7 +42,7 @@ def chain(rules: str, table: str, name: str) -> list[str]:
 
 def test_guest_network_is_the_same_for_template_and_clone() -> None:
     """A template boots in one network, its clones run in others."""
-    assert slots.TAP == template_maker.TAP
+    assert slot_network.TAP == template_maker.TAP
     assert f"link set tap0 address {GATEWAY_MAC}" in inside_of(slot_of(2, HOST))
 
 
@@ -208,54 +208,54 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         if argv[:3] == ["ip", "netns", "delete"]:
             (namespaces / argv[3]).unlink()
 
-    monkeypatch.setattr(slots, "read_host", lambda: read_host(file))
-    monkeypatch.setattr(slots, "NAMESPACES", namespaces)
-    monkeypatch.setattr(slots, "_run", run)
+    monkeypatch.setattr(slot_network, "read_host", lambda: read_host(file))
+    monkeypatch.setattr(slot_network, "NAMESPACES", namespaces)
+    monkeypatch.setattr(slot_network, "_run", run)
     return commands
 
 
 class TestLife:
     def test_slot_goes_up_and_down(self, ran: list[str]) -> None:
-        assert slots.up(2)["address"] == "192.168.100.2"
-        assert slots.existing_slots() == {"slots": [2]}
-        assert slots.down(2) == {"slot": 2, "removed": True}
-        assert slots.existing_slots() == {"slots": []}
+        assert slot_network.up(2)["address"] == "192.168.100.2"
+        assert slot_network.existing_slots() == {"slots": [2]}
+        assert slot_network.down(2) == {"slot": 2, "removed": True}
+        assert slot_network.existing_slots() == {"slots": []}
 
     def test_up_removes_an_existing_namespace_first(self, ran: list[str]) -> None:
-        slots.up(2)
+        slot_network.up(2)
         ran.clear()
-        slots.up(2)
+        slot_network.up(2)
         assert ran[:2] == ["ip netns delete slot-2", "ip netns add slot-2"]
 
     def test_down_of_a_missing_slot_does_nothing(self, ran: list[str]) -> None:
-        assert slots.down(3) == {"slot": 3, "removed": False}
+        assert slot_network.down(3) == {"slot": 3, "removed": False}
         assert ran == []
 
     def test_failed_up_removes_the_namespace(
         self, ran: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run = slots._run
+        run = slot_network._run
 
         def failing(argv: list[str], text: str, *, may_fail: bool = False) -> None:
             run(argv, text, may_fail=may_fail)
             if "nft" in argv:
                 raise HostError("slot-failed", "nft: no")
 
-        monkeypatch.setattr(slots, "_run", failing)
+        monkeypatch.setattr(slot_network, "_run", failing)
         with pytest.raises(HostError, match="nft: no"):
-            slots.up(2)
+            slot_network.up(2)
         assert ran[-1] == "ip netns delete slot-2"
-        assert slots.existing_slots() == {"slots": []}
+        assert slot_network.existing_slots() == {"slots": []}
 
     def test_up_of_an_unknown_slot_changes_nothing(self, ran: list[str]) -> None:
         with pytest.raises(HostError):
-            slots.up(9)
+            slot_network.up(9)
         assert ran == []
 
     def test_slots_are_sorted_by_number(self, ran: list[str]) -> None:
         for number in (10, 9, 100):
-            (slots.NAMESPACES / f"slot-{number}").touch()
-        assert slots.existing_slots() == {"slots": [9, 10, 100]}
+            (slot_network.NAMESPACES / f"slot-{number}").touch()
+        assert slot_network.existing_slots() == {"slots": [9, 10, 100]}
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1"])

@@ -13,20 +13,20 @@ import pytest
 
 from polydev.controller.entities import BEING_MADE
 from polydev.controller.host.alert_rules import Unknown, observe_template
-from polydev.controller.machines import host_templates, template_maker
+from polydev.controller.machines import template_maker, template_selection
 from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_client import AgentClient
-from polydev.controller.machines.host_templates import templates_now, templates_of, wanted_of
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.machines.systemd_bus import SystemdBus, UnitActivity
 from polydev.controller.machines.systemd_hypervisor import TEMPLATE_MAKER, SystemdHypervisor
+from polydev.controller.machines.template_selection import templates_now, templates_of, wanted_of
 from polydev.controller.settings import ControllerSettings, VmSettings
 from polydev.durable_files import point_link
 from polydev.errors import AgentError, ImageError, VmError
 from polydev.hosttool import golden_link, images
 from polydev.image_layout import GOLDEN_LINK
 from polydev.vm.cpu_time import CpuWatch
-from polydev.vm.cpu_wait import CpuSample, ThreadTimes
+from polydev.vm.cpu_wait_time import CpuSample, ThreadTimes
 from polydev.vm.template_client import FILES
 from polydev.vm.template_store import Build, Template, TemplateStore
 from tests.unit.hosttool_host import arrive
@@ -72,7 +72,7 @@ class Store:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     # The QEMU that is installed here is not asked.
-    monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 7")
+    monkeypatch.setattr(template_selection, "_version", lambda written_at: "QEMU 7")
     return Store(tmp_path / "store")
 
 
@@ -83,7 +83,7 @@ def test_template_key_depends_on_the_cpu_model(
     for model in ("Xeon 6973P", "EPYC 9754"):
         cpu_info = tmp_path / model
         cpu_info.write_text(f"processor\t: 0\nmodel name\t: {model}\ncpu MHz\t\t: 2596.1\n")
-        monkeypatch.setattr(host_templates, "CPUINFO", cpu_info)
+        monkeypatch.setattr(template_selection, "CPUINFO", cpu_info)
         keys.add(store.key(A))
     assert len(keys) == 2
 
@@ -130,7 +130,7 @@ def test_outdated_template_does_not_serve(
     elif gone == "its size":
         store.settings = store.settings.model_copy(update={"vm": VmSettings(memory_mib=4096)})
     else:
-        monkeypatch.setattr(host_templates, "_version", lambda written_at: "QEMU 8")
+        monkeypatch.setattr(template_selection, "_version", lambda written_at: "QEMU 8")
     assert store.now().origin == Origin(B, because="its image has no template")
 
 

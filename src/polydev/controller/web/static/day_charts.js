@@ -1,7 +1,7 @@
 // The charts of the last 24 hours, loaded once a minute while the page is visible.
 
 import { ask, sentence, textsOf } from "./requests_and_notices.js";
-import { chartsOf } from "./chart_list.js";
+import { chartsOf } from "./chart_definitions.js";
 import { Chart, readColours } from "./chart.js";
 
 const EVERY_MS = 60000;
