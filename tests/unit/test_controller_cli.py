@@ -109,6 +109,21 @@ def test_user_is_found_by_id_abbreviated_id_or_name(controller: CommandLine, who
     assert controller("token", "list", "--user", "Bob") == []
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\udcff", "\u202eevil", "a\u2028b"])
+def test_name_that_is_not_one_line_of_text_is_refused(
+    controller: CommandLine, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit):
+        controller("user", "add", "--role", "user", "--name", name)
+    assert "without control characters" in capsys.readouterr().err
+    assert controller("user", "list") == []
+
+
+def test_names_of_people_are_accepted(controller: CommandLine) -> None:
+    for name in ("Zoë Müller-O'Neil", "山田 太郎", "na\u200cme", "👩\u200d💻"):
+        assert controller("user", "add", "--role", "user", "--name", name)["name"] == name
+
+
 def test_ambiguous_user_name_is_refused(controller: CommandLine) -> None:
     ids = [controller("user", "add", "--role", "user", "--name", "Ada")["id"] for _ in range(2)]
     said = controller.refused("token", "create", "--user", "Ada", "--name", "tests")

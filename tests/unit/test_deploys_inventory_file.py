@@ -35,6 +35,11 @@ ROOT = Path(__file__).resolve().parents[2]
         ("browser_hosts = [\n", "line 1: is not valid Python: '[' was never closed"),
         ("x = 1\nbrowser_hosts = [y]\n", "line 2: cannot be read: NameError: name 'y' is not"),
         ("import nowhere_at_all\n", "line 1: cannot be read: ModuleNotFoundError"),
+        ("browser_hosts = [' a']", "browser_hosts[0]: ' a' is not a name or address of a host"),
+        ("browser_hosts = ['-oX=y']", "browser_hosts[0]: '-oX=y' is not a name or address"),
+        ("browser_hosts = ['me@a']", "browser_hosts[0]: 'me@a' write the user as ssh_user: me"),
+        ("browser_hosts = ['a:22']", "browser_hosts[0]: 'a:22' write the port as ssh_port: 22"),
+        ("import sys\nsys.exit(0)", "ends Python, as by sys.exit()"),
     ],
 )
 def test_invalid_inventory_is_refused_with_its_file_and_reason(
@@ -90,6 +95,32 @@ def test_keys_set_by_verbs_are_refused(tmp_path: Path, key: str, *, is_of_all: b
     (tmp_path / "group_data").mkdir()
     (tmp_path / "group_data/all.py").write_text(f"{key} = 'replace'\n" if is_of_all else "")
     with pytest.raises(ConfigError, match=f"{key} is set by verbs only"):
+        read_inventory(tmp_path / "inventory.py")
+
+
+@pytest.mark.parametrize(
+    "text", ["target: str = 'all'", "target, slots = 'all', 3", "if True:\n    target = 'all'"]
+)
+def test_keys_set_by_verbs_are_refused_however_they_are_set(tmp_path: Path, text: str) -> None:
+    (tmp_path / "inventory.py").write_text("browser_hosts = ['a']\n")
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "group_data/all.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"all\.py: its keys: target is set by verbs only"):
+        read_inventory(tmp_path / "inventory.py")
+
+
+def test_keys_set_by_verbs_are_refused_in_the_values_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "inventory.py").write_text("browser_hosts = (['a'], {'target': 'all'})\n")
+    with pytest.raises(ConfigError, match="browser_hosts: target is set by verbs only"):
+        read_inventory(tmp_path / "inventory.py")
+
+
+@pytest.mark.parametrize("text", ["slots =", "\0"])
+def test_group_data_that_is_no_python_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "inventory.py").write_text("browser_hosts = ['a']\n")
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "group_data/all.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"all\.py: (line 1: )?is not valid Python"):
         read_inventory(tmp_path / "inventory.py")
 
 

@@ -222,6 +222,12 @@ class TestControllerConfigCheck:
         with pytest.raises(ConfigError, match=r"x: controller: .*not JSON serializable"):
             check_controller_config("x", Path(), {}, given, {})
 
+    def test_values_that_contain_themselves_are_refused(self) -> None:
+        given: dict[str, Any] = {}
+        given["session"] = given
+        with pytest.raises(ConfigError, match="x: controller: Circular reference"):
+            check_controller_config("x", Path(), {}, given, {})
+
 
 class TestUnits:
     def test_each_unit_writes_its_config_hash_at_start(self, site: Site) -> None:

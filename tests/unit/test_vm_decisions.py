@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from polydev.controller.entities import Session, Vm, now
-from polydev.controller.machines.agent_answers import AgentHealth, agent_health
+from polydev.controller.machines.agent_answers import (
+    AgentHealth,
+    AgentLogin,
+    agent_health,
+    read_answer,
+)
 from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.hypervisor import Activity, SlotState
@@ -331,3 +336,24 @@ def test_error_about_a_malformed_answer_is_short_and_printable() -> None:
 def test_agent_health_parses_an_answer() -> None:
     said = agent_health(200, json.dumps(health(news="of a later agent")).encode())
     assert (said.status, said.vm_id, said.components["vnc"].ok) == ("ready", OURS, True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("javascript:alert(1)", " https://x", "https://x/ a", "https://x:port", "https://x:99999"),
+        *("https://x:0/", "https://known.example@evil/", "https://x\\evil/", "https://x/\u202e"),
+    ],
+)
+def test_login_url_of_a_guest_must_be_a_plain_web_address(url: str) -> None:
+    body = json.dumps({"status": "waiting", "url": url}).encode()
+    with pytest.raises(ProtocolError, match="its agent's answer cannot be read: url"):
+        read_answer(AgentLogin, body)
+
+
+def test_login_urls_of_providers_are_accepted() -> None:
+    url = (
+        "https://claude.ai:443/oauth/authorize?code=true&client_id=9d-1&redirect_uri=http%3A%2F%2Fx"
+    )
+    body = json.dumps({"status": "waiting", "url": url}).encode()
+    assert read_answer(AgentLogin, body).url == url

@@ -31,7 +31,7 @@ def check_controller_config(
     document = {"config": dict(config), "given": dict(given), "secrets": dict(secrets)}
     try:
         text = json.dumps(document)
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"inventory: {host}: controller: {error}") from None
     problems = _problems(text, source.resolve())
     if problems:

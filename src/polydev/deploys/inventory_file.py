@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from polydev.deploys.ssh_settings import check_host_name
 from polydev.errors import ConfigError, Error
 from polydev.validation import near
 
@@ -34,6 +35,8 @@ def read_inventory(file: Path) -> dict[str, dict[str, Any]]:
     lists = _sound_lists(file)
     lists.setdefault(file.stem, (lists[LIST][0], {}))
     of_groups = {each.stem: _group_values(each) for each in _group_files(file)}
+    for group, (_, data) in lists.items():
+        _refuse_keys_of_verbs(data, file, group)
     hosts = {}
     for name in lists[LIST][0]:
         of_all: dict[str, Any] = dict(of_groups.get("all", {}))
@@ -54,8 +57,6 @@ def _sound_lists(file: Path) -> dict[str, Group]:
     """Run the file; return its lists. Raises ConfigError unless all hosts are in one, LIST."""
     for each in (file, *_group_files(file)):
         _refuse_keys_twice(each)
-        if each != file:
-            _refuse_keys_of_verbs(_assigned(each), each, "its keys")
     names = _run(file)
     lists = {name: value for name, value in names.items() if _is_group(name, value)}
     if LIST not in names:
@@ -101,18 +102,20 @@ def _group_files(file: Path) -> list[Path]:
 
 def _group_values(file: Path) -> dict[str, Any]:
     """Return what a file of group data sets: its names, without those that it imports."""
+    names = _run(file)
     imported = {
         alias.asname or alias.name.partition(".")[0]
         for node in ast.parse(file.read_bytes()).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    names = _run(file)
-    return {
+    values = {
         name: value
         for name, value in names.items()
         if name not in imported and not name.startswith("__")
     }
+    _refuse_keys_of_verbs(values, file, "its keys")
+    return values
 
 
 def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
@@ -127,6 +130,10 @@ def _host_names(hosts: list[Any], file: Path) -> Iterator[str]:
             case _:
                 words = 'must be a name, or a name with its values: ("browsers-1", {"slots": 8})'
                 raise ConfigError(words, HINT, file=file, key=key)
+        try:  # a name that begins with @ is one of pyinfra's connectors
+            check_host_name(name.removeprefix("@").partition("/")[0] or name)
+        except ValueError as error:
+            raise ConfigError(f"{name!r} {error}", HINT, file=file, key=key) from None
         if name in seen:
             words = f"the host {name} is listed twice"
             raise ConfigError(
@@ -172,18 +179,6 @@ def _refuse_keys_twice(file: Path) -> None:
                 lines[key.value] = key.lineno
 
 
-def _assigned(file: Path) -> set[str]:
-    """Return the names that a file sets; in group data they are keys of hosts."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return set()
-    targets = [
-        target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets
-    ]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
 def _run(file: Path) -> dict[str, Any]:
     try:
         return runpy.run_path(str(file))
@@ -193,6 +188,8 @@ def _run(file: Path) -> dict[str, Any]:
         words = f"is not valid Python: {error.msg}"
         where = f"line {error.lineno}" if error.lineno else ""
         raise ConfigError(words, HINT, file=file, key=where) from None
+    except SystemExit:
+        raise ConfigError("ends Python, as by sys.exit()", HINT, file=file) from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file)]

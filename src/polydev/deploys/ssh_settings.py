@@ -20,7 +20,8 @@ PORT = re.compile(r"(.+):(\d+)")
 BY_KEY = "ssh logs in with keys, and nobody can type a password"
 
 
-def _hostname(text: str) -> str:
+def check_host_name(text: str) -> str:
+    """Return a name or address that ssh takes for a host. Raises ValueError."""
     if text.startswith("[") or (":" in text and not _is_ipv6(text)):
         if match := PORT.fullmatch(text):
             raise ValueError(f"write the port as ssh_port: {match[2]}, and the host without it")
@@ -73,7 +74,7 @@ class SshSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ssh_hostname: Annotated[str, AfterValidator(_hostname)] | None = None
+    ssh_hostname: Annotated[str, AfterValidator(check_host_name)] | None = None
     ssh_port: Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=65535)] | None = None
     ssh_user: Annotated[str, AfterValidator(_user)] | None = None
     ssh_key: Annotated[str, AfterValidator(_key)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
 import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from polydev.controller.settings import ControllerSettings
 
 NAME_LENGTH = 200
+# Control characters, bytes that are no text, and separators of lines.
+UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+# They would change the order of what is shown beside the name.
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 TOKEN_DAYS = 90.0
 
 
@@ -122,6 +127,10 @@ def _uuid(text: str) -> str:
 def _name(text: str) -> str:
     if not text.strip() or len(text) > NAME_LENGTH:
         raise argparse.ArgumentTypeError(f"a name must have 1 to {NAME_LENGTH} characters")
+    if any(unicodedata.category(each) in UNSHOWN or each in BIDIRECTIONAL for each in text):
+        raise argparse.ArgumentTypeError(
+            "a name must be one line of text without control characters"
+        )
     return text
 
 

@@ -55,7 +55,10 @@ class AgentHealth(BaseModel):
 def _web_address(url: str) -> str:
     """Pages offer it as a link, so only http and https are allowed."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+    is_plain = url.isprintable() and " " not in url and "\\" not in url and "@" not in parts.netloc
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
+        raise ValueError("is not a web address")
+    if parts.port == 0:  # reading the port raises ValueError for one that is no number
         raise ValueError("is not a web address")
     return url
 
