@@ -203,6 +203,19 @@ async def test_idempotency_key_with_other_credentials_options_is_refused(store_u
 
 
 @run_async
+async def test_ended_session_gets_no_stored_credentials(store_url: str) -> None:
+    """It ended after its VM was asked whether it needs them."""
+    async with opened(store_url, limits=MANY) as store:
+        user = await store.new_user()
+        injections = CredentialInjections(store.database, KEYS, store.clock)
+        await credentials_of(store).store(user, "claude", b"{}")
+        session = await holding(store, user)
+        await store.sessions.apply(session.id, "terminate")
+        with pytest.raises(SessionExpired):
+            await injections.opened(session, alone=True)
+
+
+@run_async
 async def test_credentials_read_back_are_stored_once(store_url: str) -> None:
     async with opened(store_url, limits=MANY) as store:
         user, kept = await store.new_user(), credentials_of(store)

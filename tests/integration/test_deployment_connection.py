@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from polydev.deployment.connection import HostConnection, HostRefused, Unreachab
 from polydev.deployment.lock import HostLock
 from polydev.deploys import deadman
 from polydev.errors import DeployError, LockHeld
+from polydev.run import LineProcess
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("browsers", "198.51.100.2")
@@ -94,6 +96,34 @@ class TestLock:
         assert not lock.is_held
         words = "lock hold --id 1-a --owner ada --purpose deploy --seconds 120 --again"
         assert heard.read_text() == f"{words}\nrelease\n"
+
+    def test_lock_is_renewed_until_it_is_released(
+        self, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+        heard = tmp_path / "heard"
+        os.mkfifo(heard)
+        tool(f"echo '{self.GIVEN}'; timeout 60 head -n 2 >{heard}")
+        held = HostLock(TARGET, "1-a", "ada", "deploy")
+        assert heard.read_text() == "renew\nrenew\n"
+        held.release()
+
+    def test_refused_lock_leaves_no_process(
+        self, tool: Tool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[LineProcess] = []
+
+        class NotedProcess(LineProcess):
+            def __init__(self, argv: Sequence[str | Path]) -> None:
+                super().__init__(argv)
+                made.append(self)
+
+        monkeypatch.setattr(lock, "LineProcess", NotedProcess)
+        refusal = """{"error": "lock-held", "message": "bob has it"}"""
+        tool(f"echo '{refusal}'; exec sleep 600")
+        with pytest.raises(LockHeld):
+            HostLock(TARGET, "1-a", "ada", "deploy")
+        assert [each.is_running for each in made] == [False]
 
     def test_lock_of_another_operator_is_refused(self, tool: Tool) -> None:
         tool("""echo '{"error": "lock-held", "message": "bob has it"}'; exit 1""")

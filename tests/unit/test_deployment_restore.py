@@ -6,6 +6,8 @@ they fail.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,6 +25,7 @@ from polydev.deployment.connection import (
 from polydev.deployment.restore import RestoreGoesOn
 from polydev.errors import CommandTimeout, DeployError
 from polydev.hosttool import restore, restore_job
+from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.restore_controller import ControllerRestore
 from polydev.hosttool.restore_job import RestoreJob
 from polydev.processes import Completed
@@ -259,6 +262,36 @@ def test_each_deployment_has_its_own_restore_job(host: Host) -> None:
     again = Operator(ToolConnection(host)).restore(RestoreJob(NEW, FIRST))
     assert again["changes"] == 0
     assert len(host.systemd.started) == 2
+
+
+def test_restore_that_runs_is_not_started_again(host: Host) -> None:
+    host.systemd.starts = lambda unit, argv: None
+    first = restore_job.start(host.paths, host.systemd, JOB)
+    assert restore_job.start(host.paths, host.systemd, JOB) == first
+    assert len(host.systemd.started) == 1
+    del host.systemd.active[JOB.unit]
+    restore_job.start(host.paths, host.systemd, JOB)
+    assert len(host.systemd.started) == 2, "it broke off"
+
+
+def test_restore_state_is_written_to_a_full_disk_with_the_reserve(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_reserve(host.paths)
+    host.paths.restores.mkdir(parents=True)
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if host.paths.reserve.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    host.systemd.starts = lambda unit, argv: None
+    assert restore_job.start(host.paths, host.systemd, JOB)["state"] == restore_job.RUNNING
+    found = restore_job.read_state(host.paths, JOB)
+    assert found is not None
+    assert found["state"] == restore_job.RUNNING
 
 
 def test_restore_state_is_removed_with_its_backup(host: Host) -> None:
