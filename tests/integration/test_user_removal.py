@@ -11,8 +11,10 @@ from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
 from polydev.controller.credential_encryption import keyring_of
+from polydev.controller.entities import Caller
 from polydev.controller.store import tables
 from polydev.controller.store.credentials import CredentialStore
+from polydev.controller.store.sign_ins import SignIns, Tickets
 from polydev.controller.store.user_removal import REASON, Removed, remove_user
 from polydev.errors import SessionError, UserNotFound
 from tests.stores import Store, opened, run_async
@@ -79,8 +81,14 @@ async def test_remove_user_waits_for_release_of_vms(store_url: str) -> None:
         user = await store.new_user()
         session = await store.start_ready(user)
         _, plain = await store.tokens.create(user, "one")
+        caller, sign_ins = Caller(user, "user", "jwt"), SignIns(store.database, store.clock)
+        tickets = Tickets(store.database, store.clock)
+        cookie, _ = await sign_ins.create(caller, 600)
+        ticket, _ = await tickets.create("page", caller, 600, session.id)
         with pytest.raises(SessionError, match="1 of their VMs"):
             await remove_user(store.database, user, patience_seconds=0)
+        assert await sign_ins.caller_of(cookie) is None
+        assert await tickets.redeem(ticket, "page") is None
         ended = await store.sessions.get(session.id)
         assert (ended.state, ended.reason) == ("terminated", REASON)
         assert (await store.vms.get(session.vm_id)).state == "stopping"

@@ -126,6 +126,15 @@ class TestGolden:
         assert make_golden(A, store) == {"golden": A, "was": A, "changed": False}
         assert len(list((store / "promotions").iterdir())) == 2
 
+    def test_promoting_again_mends_a_link_that_leads_elsewhere(self, store: Path) -> None:
+        have(store, A, B)
+        make_golden(A, store)
+        link = store / "promotions" / "000001"
+        link.unlink()
+        link.symlink_to(f"../images/{B}")
+        assert make_golden(A, store)["changed"]
+        assert (store / GOLDEN_LINK).read_text() == f"rootfs.ext4 of {A}"
+
     def test_going_back_is_a_new_promotion(self, store: Path) -> None:
         have(store, A, B)
         for digest in (A, B, A):
