@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from polydev.run import LineProcess
 
 from polydev.deployment import connection as connections
 from polydev.deployment import history as histories
@@ -17,6 +16,7 @@ from polydev.deployment.connection import HostConnection, HostRefused, Unreachab
 from polydev.deployment.lock import HostLock
 from polydev.deploys import deadman
 from polydev.errors import DeployError, LockHeld
+from polydev.processes import LineProcess
 from polydev.ssh import SshTarget
 
 TARGET = SshTarget("browsers", "198.51.100.2")
