@@ -8,15 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +22,28 @@ import pytest
 from polydev.disk import file_sha256
 from polydev.errors import VmError
 from polydev.http_client import HttpSession
-from polydev.image.boot import Boot, wait_until_ready
-from polydev.image.guest_shell import GuestShell
-from polydev.image.image_folder import vm_config
 from polydev.image.store import ImageStore
-from polydev.image_layout import KERNEL
 from polydev.image_record import ImageRecord
 from polydev.settings import Settings
 from polydev.vm import template
-from polydev.vm.accelerator import choose_accelerator
-from polydev.vm.config import NO_PORTS, MemoryFile, VmConfig
 from polydev.vm.health import agent_health
-from polydev.vm.identity import Receipt, new_identity
-from polydev.vm.qemu_process import Machine, start
-from polydev.vm.temp_folders import temp_folder
-from polydev.vm.template_client import DISK, MEMORY, STATE
+from polydev.vm.identity import new_identity
+from polydev.vm.qemu_process import Machine
+from polydev.vm.template_client import STATE
+from tests.clones import (
+    SEALED,
+    Clone,
+    Clones,
+    Saved,
+    identified,
+    identify_concurrently,
+    shell,
+    template_clones,
+)
 from tests.guest_tools import CREDENTIALS, FILE, provider_data
-from tests.sessions import PATIENCE_SECONDS, wait_for
+from tests.sessions import wait_for
 
-BOOT_SECONDS = 240
 CLOCK_LIMIT_SECONDS = 0.1
-SEALED = (MEMORY, STATE)
 FAIL_ONCE = """
 mkdir -p /run/systemd/system/polydev-vnc.service.d
 cat >/run/systemd/system/polydev-vnc.service.d/once.conf <<'END'
@@ -60,7 +57,7 @@ BROWSER_SECONDS = 180
 PROFILE_LOCK = "/home/browser/.config/chromium/SingletonLock"
 NETWORK_PROCESS = "pgrep -f network.mojom.NetworkService"
 CLONES, AT_ONCE = int(os.environ.get("POLYDEV_CLONES", "3")), 4
-# Logs in with the right code; as its status command it checks the stored credentials.
+# Logs in once it is told the right code, and looks at what it has when asked for its status.
 TOOL = """#!/bin/sh
 if [ "$1" = status ]; then
     grep -q '"a1"' "$HOME/.tool/credentials.json" && exit
@@ -85,95 +82,29 @@ with socket.create_server(("127.0.0.1", 4433)) as server, socket.socket(socket.A
 """).decode()
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A template: its folder, and descriptors of sealed copies of memory and state."""
-
-    folder: Path
-    config: VmConfig
-    memory: int
-    state: int
-
-
-@contextmanager
-def shell(machine: Machine) -> Iterator[GuestShell]:
-    """A shell in a guest, with long timeouts for a busy machine."""
-    with GuestShell(machine.config.console_socket, PATIENCE_SECONDS) as console:
-        console.open_shell(PATIENCE_SECONDS)
-        yield console
-
-
-@dataclass(frozen=True)
-class Clone:
-    machine: Machine
-    receipt: Receipt
-
-    def inside(self, command: str) -> str:
-        with shell(self.machine) as console:
-            return console.run(command).text.strip()
-
-    def own(self) -> dict[str, str]:
-        """Values that no other clone may have."""
-        receipt = vars(self.receipt)
-        names = ("random", "hostname", "machine_id", "boot_id", "secret_sha256")
-        return {
-            **{name: receipt[name] for name in names},
-            # Without new entropy all clones would get the template's next random numbers.
-            "drawn": self.inside("head -c 16 /dev/urandom | base64"),
-            "tls": self.inside(f"echo {CLIENT_RANDOM} | base64 -d | python3 -I"),
-        }
+@pytest.fixture(scope="module")
+def template_of_image(
+    image: ImageRecord, store: ImageStore, settings: Settings
+) -> Iterator[Clones]:
+    with template_clones(store.path(image.digest), settings) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def saved(image: ImageRecord, store: ImageStore, settings: Settings) -> Iterator[Saved]:
-    folder = store.path(image.digest)
-    accelerator = choose_accelerator(folder / KERNEL, settings.state / "accelerator.json")
-    with temp_folder() as scratch:
-        memory = MemoryFile(scratch / MEMORY, private=False)
-        config = vm_config(folder, "template", scratch, accelerator)
-        machine = start(replace(config, test_console=True, memory_file=memory))
-        try:
-            wait_until_ready(Boot(machine), BOOT_SECONDS, lambda stage: None)
-            template.settle(machine.cpu_sample, machine.alive)
-            asyncio.run(template.save(machine.config.qmp_socket, scratch / STATE))
-        finally:
-            machine.stop()
-        descriptors = [template.sealed(scratch / name) for name in (MEMORY, STATE)]
-        yield Saved(scratch, machine.config, *descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+def saved(template_of_image: Clones) -> Saved:
+    return template_of_image.saved
 
 
 @pytest.fixture(scope="module")
-def begin(saved: Saved) -> Iterator[Callable[[int], Machine]]:
+def begin(template_of_image: Clones) -> Callable[[int], Machine]:
     """Return a function that starts QEMU for a clone with this state."""
-    numbers, made = count(1), []
-
-    def make(state: int) -> Machine:
-        folder = saved.folder / f"clone-{next(numbers)}"
-        folder.mkdir()
-        shutil.copy(saved.folder / DISK, folder)
-        memory = MemoryFile(Path(f"/proc/self/fd/{saved.memory}"), private=True)
-        config = replace(saved.config, folder=folder, memory_file=memory, ports=NO_PORTS)
-        os.lseek(state, 0, os.SEEK_SET)
-        made.append(start(config, (saved.memory, state)))
-        return made[-1]
-
-    yield make
-    for machine in made:
-        machine.stop()
+    return template_of_image.begin
 
 
 @pytest.fixture(scope="module")
-def resume(saved: Saved, begin: Callable[[int], Machine]) -> Callable[[], Machine]:
+def resume(template_of_image: Clones) -> Callable[[], Machine]:
     """Return a function that makes a loaded, still paused clone."""
-
-    def make() -> Machine:
-        machine = begin(saved.state)
-        asyncio.run(template.load(machine.config.qmp_socket, saved.state))
-        return machine
-
-    return make
+    return template_of_image.resume
 
 
 @pytest.fixture(scope="module")
@@ -182,20 +113,16 @@ def clones(resume: Callable[[], Machine]) -> list[Clone]:
     return identify_concurrently([resume() for _ in range(3)], first=0)
 
 
-def identify_concurrently(machines: list[Machine], first: int) -> list[Clone]:
-    """Let clones run on and give them their identities, numbered from `first`, at the same time."""
-
-    def identify(machine: Machine, number: int) -> Clone:
-        asyncio.run(template.run_on(machine.config.qmp_socket))
-        return Clone(machine, identified(machine, f"vm-{number}", f"session-{number}"))
-
-    with ThreadPoolExecutor(len(machines)) as pool:
-        return list(pool.map(identify, machines, count(first)))
-
-
-def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
-    identity = new_identity(vm_id, session_id)
-    return asyncio.run(template.give_identity(machine.config.identity_socket, identity))
+def own_values(clone: Clone) -> dict[str, str]:
+    """Values that no other clone may have."""
+    receipt = vars(clone.receipt)
+    names = ("random", "hostname", "machine_id", "boot_id", "secret_sha256")
+    return {
+        **{name: receipt[name] for name in names},
+        # Without new entropy all clones would get the template's next random numbers.
+        "drawn": clone.inside("head -c 16 /dev/urandom | base64"),
+        "tls": clone.inside(f"echo {CLIENT_RANDOM} | base64 -d | python3 -I"),
+    }
 
 
 def test_each_clone_has_the_identity_given_by_its_host(clones: list[Clone]) -> None:
@@ -220,11 +147,11 @@ def test_clones_share_no_identity_values(
     clones: list[Clone], resume: Callable[[], Machine]
 ) -> None:
     with ThreadPoolExecutor(len(clones)) as pool:
-        found = list(pool.map(Clone.own, clones))
+        found = list(pool.map(own_values, clones))
     while len(found) < CLONES:
         more = identify_concurrently([resume() for _ in range(AT_ONCE)], first=len(found))
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found += pool.map(Clone.own, more)
+            found += pool.map(own_values, more)
         for clone in more:
             clone.machine.stop()
     for name in found[0]:
@@ -339,14 +266,14 @@ def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> 
         assert clone.inside(f"stat -c '%U %a' /home/browser/{FILE}") == "browser 600"
         assert agent.get("/credentials").json() == handed_over
     failed = clone.inside("systemctl list-units --state=failed --plain --no-legend")
-    assert failed == "", clone.inside("journalctl --sync; journalctl --no-pager --unit='polydev-*'")
+    assert failed == "", clone.inside("journalctl --no-pager --unit='polydev-*'")
 
 
 def test_killed_browser_of_clone_reopens_its_profile(clones: list[Clone]) -> None:
     with shell(clones[2].machine) as console:
         assert console.run(f"readlink {PROFILE_LOCK}").text.startswith("browser-vm-")
         console.run("systemctl kill --kill-whom=main --signal=KILL polydev-browser")
-        # The lock names the host whose Chromium uses the profile: this one, by its new name.
+        # The lock says which computer's Chromium has the profile: this one's, under its new name.
         own = f'case "$(readlink {PROFILE_LOCK})" in "$(hostname)"-*) true;; *) false;; esac'
         console.run(f"until {own}; do sleep 0.5; done", BROWSER_SECONDS)
 
