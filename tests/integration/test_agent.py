@@ -931,15 +931,19 @@ def units_command(name: str, guest_folder: Path) -> list[str]:
     return [sys.executable, "-X", "importtime", *arguments]
 
 
-def test_agent_unit_imports_login_modules_only_on_first_login(
+def test_agent_unit_imports_login_modules_once_desktop_is_ready(
     start_agent: StartAgent, desktop: Desktop, guest_folder: Path
 ) -> None:
-    logins = Logins(desktop)
+    """So its boot does not wait for them, and nor does the first login in a clone."""
     command = tuple(units_command("polydev-agent.service", guest_folder))
-    agent = start_agent(*logins.settings, command=command)
-    assert agent.health()[0] == 200
+    desktop.units(browser="activating/start-post")
+    agent = start_agent(*Logins(desktop).settings, command=command)
+    assert agent.health()[0] == 503
     assert not {name for name in imported_modules(agent) if name.startswith("polydev.agent.login")}
-    assert agent.ask("/login/claude")[0] == 200
+    desktop.units()
+    wait_for(
+        "the modules of logins", lambda: "polydev.agent.login_routes" in imported_modules(agent)
+    )
     agent.end()
     imported = imported_modules(agent)
     assert {"polydev.agent.health", "polydev.agent.login_control"} <= imported
@@ -954,6 +958,16 @@ def test_identity_service_imports_few_modules(guest_folder: Path) -> None:
     imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
     assert "polydev.agent.vm_facts" in imported
     assert not imported & {"http.server", "json", "re", "socket", "threading", "typing"}
+
+
+def test_login_unit_imports_few_modules_before_the_tool_starts(guest_folder: Path) -> None:
+    """On an emulated CPU, its imports would take as long as the tool itself."""
+    command = units_command("polydev-login@.service", guest_folder)
+    command = [word.replace("main(sys.argv[1:])", "main") for word in command]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+    assert "polydev.agent.tool_process" in imported
+    assert not imported & {"json", "re", "enum", "typing", "polydev.agent.login_flow"}
 
 
 def imported_modules(agent: Agent) -> set[str]:

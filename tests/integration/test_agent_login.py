@@ -22,9 +22,9 @@ import pytest
 
 from polydev import processes
 from polydev.agent.browser import ACCEPTED, SINGLETON
-from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state
+from polydev.agent.login_state import STATE_FILE, reply_of_state
 from polydev.agent.reply_types import LoginReply
-from polydev.agent.tool_process import LoginProcess
+from polydev.agent.tool_process import CODE_FIFO, LoginProcess
 from tests.guest_tools import CREDENTIALS, FILE, provider, provider_data, write_provider
 from tests.xscreen import x_screens
 

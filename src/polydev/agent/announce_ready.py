@@ -1,4 +1,4 @@
-"""Announce on the guest's console that the VM is ready, without a request."""
+"""Announce on the guest's console that the VM is ready, then import what logins need."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def announce_when_ready(
             health.report()
         pause = pause_seconds(settings.watch_pause_seconds, _cpu_seconds() - before)
     _say(settings, f"polydev: ready after {health.first_ready_seconds:.2f} s", log)
+    # So that clones have it already when their first login is asked for.
+    import polydev.agent.login_routes  # noqa: F401
 
 
 def _say(settings: AgentSettings, line: str, log: Callable[[str], None]) -> None:

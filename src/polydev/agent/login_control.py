@@ -12,7 +12,6 @@ from stat import S_ISFIFO, S_ISREG
 
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_state import (
-    CODE_FIFO,
     MAX_STATE_BYTES,
     STATE_FILE,
     bounded_detail,
@@ -20,6 +19,7 @@ from polydev.agent.login_state import (
     reply_of_state,
 )
 from polydev.agent.run_command import output_of
+from polydev.agent.tool_process import CODE_FIFO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

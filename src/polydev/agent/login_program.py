@@ -5,25 +5,23 @@
 
 The tool's browser is a script of the image, which only writes the address of the page into a FIFO.
 Codes come through another FIFO.
+
+The tool is started first: this program imports most of what it needs while the tool loads.
 """
 
 from __future__ import annotations
 
 import os
 
-from polydev.agent.browser import show
-from polydev.agent.login_flow import LoginFlow
-from polydev.agent.login_state import CODE_FIFO, STATE_FILE, reply_of_state, state_text
-from polydev.agent.login_terminal import Window
 from polydev.agent.providers import GuestProvider, provider_of, tool_environment
 from polydev.agent.settings import AgentSettings, settings_from_arguments
-from polydev.agent.systemd import notify
-from polydev.agent.tool_process import CHUNK_BYTES, LoginProcess
+from polydev.agent.tool_process import CHUNK_BYTES, CODE_FIFO, LoginProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from polydev.agent.login_flow import LoginFlow
     from polydev.agent.reply_types import LoginStatus
 
 BROWSER_FIFO = "browser"
@@ -38,6 +36,14 @@ def main(arguments: list[str]) -> None:
     settings = settings_from_arguments(arguments[1:])
     folder, home = os.environ["RUNTIME_DIRECTORY"], os.environ["HOME"]
     provider = provider_of(settings.providers, arguments[0])
+    fifos = [_opened_fifo(f"{folder}/{name}", mode) for name, mode in FIFOS.items()]
+    environment = tool_environment(provider.environment, settings)
+    environment["POLYDEV_LOGIN_FIFO"] = f"{folder}/{BROWSER_FIFO}"
+    process = LoginProcess(provider, environment)
+    from polydev.agent.browser import show
+    from polydev.agent.login_flow import LoginFlow
+    from polydev.agent.systemd import notify
+
     login = LoginFlow(
         provider,
         keep=lambda *state: keep_state(folder, *state),
@@ -45,10 +51,10 @@ def main(arguments: list[str]) -> None:
         page_seconds=settings.login_page_seconds,
         quiet_seconds=settings.login_quiet_seconds,
     )
-    fifos = [_opened_fifo(f"{folder}/{name}", mode) for name, mode in FIFOS.items()]
     login.begin()
     notify(os.environ, "READY=1")
-    _follow(provider, login, fifos, settings)
+    _follow(provider, process, login, fifos, environment)
+    login.end(_ended(process, login), lambda: _confirmed(provider, settings))
 
 
 def keep_status(arguments: list[str]) -> None:
@@ -61,6 +67,8 @@ def keep_status(arguments: list[str]) -> None:
 
 def note_end(environ: Mapping[str, str]) -> None:
     """After the unit's end (ExecStopPost=), mark a login that was still running as failed."""
+    from polydev.agent.login_state import STATE_FILE, reply_of_state
+
     folder = environ["RUNTIME_DIRECTORY"]
     try:
         with open(f"{folder}/{STATE_FILE}", "rb") as file:
@@ -76,6 +84,8 @@ def keep_state(
     folder: str, status: LoginStatus, url: str | None, detail: str, device_code: str | None = None
 ) -> None:
     """Write the state in one step, so that readers see a complete one."""
+    from polydev.agent.login_state import STATE_FILE, state_text
+
     new = f"{folder}/{STATE_FILE}.new"
     with open(new, "wb") as file:
         file.write(state_text(status, url, detail, device_code).encode())
@@ -84,13 +94,16 @@ def keep_state(
 
 
 def _follow(
-    provider: GuestProvider, login: LoginFlow, fifos: list[int], settings: AgentSettings
+    provider: GuestProvider,
+    process: LoginProcess,
+    login: LoginFlow,
+    fifos: list[int],
+    environment: Mapping[str, str],
 ) -> None:
-    """Run the tool until it ends, answers, or has opened no page in time."""
+    """Follow the tool until it ends, answers, or has opened no page in time."""
+    from polydev.agent.login_terminal import Window
+
     pages, codes = fifos
-    environment = tool_environment(provider.environment, settings)
-    environment["POLYDEV_LOGIN_FIFO"] = f"{os.environ['RUNTIME_DIRECTORY']}/{BROWSER_FIFO}"
-    process = LoginProcess(provider, environment)
     window = Window(provider, environment)
     has_ended = False
     while not (has_ended or login.is_over()):
@@ -113,10 +126,14 @@ def _follow(
             process.type(typed)
         login.retry_pages()
         has_ended = process.ended in readable
+
+
+def _ended(process: LoginProcess, login: LoginFlow) -> int:
+    """End the tool, process the rest of its output, and return its exit code."""
     exit_code = process.end()
     while data := process.read():
         login.take_output(data)
-    login.end(exit_code, lambda: _confirmed(provider, settings))
+    return exit_code
 
 
 def _confirmed(provider: GuestProvider, settings: AgentSettings) -> tuple[LoginStatus, str]:

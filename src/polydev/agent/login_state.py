@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from polydev.agent.reply_types import LoginReply, LoginStatus
 
 STATE_FILE = "state"
-CODE_FIFO = "code"
 MAX_URL_CHARACTERS = 4096
 MAX_DETAIL_BYTES = 1024
 MAX_DEVICE_CODE_CHARACTERS = 64

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ROWS, COLUMNS = 50, 4096  # wide, since a terminal wraps longer lines
 CHUNK_BYTES = 65536
+CODE_FIFO = "code"  # in the folder of a login: codes for the tool's terminal
 LAST_WORDS_SECONDS = 10.0
 SIGKILL, SIGTERM = 9, 15
 CANNOT_EXECUTE = 127
