@@ -323,7 +323,7 @@ for name, verbs in (
     ),
     ("alert", (alerts.try_alerts,)),
     ("webhook", (webhooks.resend, webhooks.try_endpoints)),
-    ("bench", (bench.burst_bench, bench.clones_bench, bench.start_bench)),
+    ("bench", (bench.burst_bench, bench.clones_bench, bench.login_bench, bench.start_bench)),
     ("template", (templates.build_template, templates.show_template)),
     (
         "token",

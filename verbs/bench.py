@@ -1,4 +1,4 @@
-"""bench.*: measurements of a host in use, each with the figure that it is compared with."""
+"""bench.*: measurements of a host in use or of clones, each with a figure to compare it with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
+from verbs.golden import open_store
 from verbs.hosts import described_host
-from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
+from verbs.paths_and_help import (
+    HOST_HELP,
+    IMAGE_HELP,
+    INVENTORY_HELP,
+    JSON_HELP,
+    LAB_INVENTORY,
+    ROOT,
+)
 from verbs.text_tables import table_text
 
 ROWS = (
@@ -105,6 +113,63 @@ def burst_bench(
     programs = ("clones_on_host", "bursts_on_host")
     found = burst_summary(_measured("a burst", inventory, host, programs, size, running))
     answer(found, as_json=json, text=_burst_text(found))
+
+
+@task(
+    name="login",
+    help={
+        "logins": "how many logins of each tool, and as many bare starts (default: 3)",
+        "tools": "which tools, with commas (default: claude,codex,gemini)",
+        "image": f"{IMAGE_HELP} (default: golden)",
+        "json": JSON_HELP,
+    },
+)
+@edge
+def login_bench(
+    context: Context,
+    logins: int = 3,
+    tools: str = "claude,codex,gemini",
+    image: str = "golden",
+    json: bool = False,
+) -> None:
+    """Measure in clones on this machine how soon login URLs are known, and bare tools have them."""
+    from polydev.client.login_bench import login_summary
+
+    require_at_least(1, "logins", logins)
+    found = login_summary(_measured_here(image, str(logins), *tools.split(",")))
+    rows = [
+        [
+            each["tool"],
+            _seconds(each["login_seconds"]),
+            _seconds(each["bare_seconds"]),
+            each["login_to_bare"],
+            "within its limit" if each["within_limit"] else "beyond its limit",
+        ]
+        for each in found
+    ]
+    answer(found, as_json=json, text=table_text(("", "login URL", "bare", "ratio", ""), rows))
+
+
+def _measured_here(image: str, *words: str) -> dict[str, Any]:
+    import json
+    import sys
+
+    from polydev.processes import run_lines
+    from polydev.progress import Steps
+
+    store, found = open_store(), {}
+    folder = store.path(store.resolve(image))
+    with Steps().step("logins in clones") as step:
+
+        def on_line(line: str) -> None:
+            if line.startswith("{"):
+                found.update(json.loads(line))
+            else:
+                step.say(line)
+
+        program = "tests.bench.logins_in_clones"
+        run_lines([sys.executable, "-m", program, folder, *words], on_line, cwd=ROOT)
+    return found
 
 
 def _measured(

@@ -807,6 +807,24 @@ class CloneBench(Snake):
     all: dict[str, list[float]]
 
 
+class LoginBench(Snake):
+    """How soon the login URL of a tool is known: medians of `--logins` fresh clones.
+
+    login_seconds   from the request for the login until the agent has the URL, s
+    bare_seconds    from the start of the tool without an agent until it prints or opens it, s
+    login_to_bare   their ratio
+    within_limit    whether the login takes at most 5 s, or 1.2 times as long as the bare tool
+    all             all measurements: of `login` and of `bare`, s
+    """
+
+    tool: str
+    login_seconds: float
+    bare_seconds: float
+    login_to_bare: float
+    within_limit: bool
+    all: dict[str, list[float]]
+
+
 class BurstBench(Snake):
     """The delay of the last of many sessions. With a pool it is compared with one start from the
     pool, else with as many bare resumes one after another.
@@ -889,6 +907,7 @@ ANSWERS: Mapping[str, Any] = {
     "bench.start": StartBench,
     "bench.clones": CloneBench,
     "bench.burst": BurstBench,
+    "bench.login": list[LoginBench],
     "open": OpenedPage,
     "health": ApiAnswer("OverviewAnswer"),
     "alerts": ApiAnswer("AlertReport", is_list=True),
