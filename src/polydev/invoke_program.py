@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from invoke.program import Program
 
 from polydev import __version__, suggested_commands
 from polydev.cli import fail
-from polydev.errors import ConfigError
+from polydev.errors import ConfigError, Error
 
 WORD_OF = {
     "deployments": "--id",
@@ -27,6 +28,8 @@ NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 EMPTY = "--{} needs a value that is not empty"
 NOT_WHOLE = re.compile(r"invalid literal for int\(\) with base 10: (.*)")
 NOT_A_NUMBER = re.compile(r"could not convert string to float: (.*)")
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+FREE_SPACE = "free space where the output goes, or where POLYDEV_STATE, _STORE and _CACHE are"
 JSON_WORD = re.compile(r"--json|-[a-zA-Z]*j[a-zA-Z]*")
 
 
@@ -101,10 +104,25 @@ def _plain(said: str) -> str:
     return said
 
 
+def open_missing_streams() -> None:
+    """Open /dev/null for closed standard streams: else the next file would get their number, and
+    child processes would write to it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
+    open_missing_streams()
     try:
         Verbs(name="polydev", binary="./inv", version=__version__).run()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # of a write, which names no file
+        if error.filename is not None or error.errno not in CANNOT_WRITE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(Error(f"cannot write: {error.strerror}", FREE_SPACE), as_json=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from invoke.collection import Collection
@@ -10,6 +12,9 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from polydev.invoke_program import Verbs
+from polydev.processes import Completed, run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @task(positional=["vm"])
@@ -100,3 +105,29 @@ def test_surplus_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         program.run(["inv", "deployments", "1", "2"])
     assert "deployments does not take '2'" in capsys.readouterr().err
+
+
+def run_where(state: Path, redirections: str, **environment: str) -> Completed:
+    """Run the verb `where`, which finds nothing, in a shell with these redirections."""
+    line = f"{sys.executable} -m polydev where {redirections}"
+    folders = {f"POLYDEV_{each}": str(state) for each in ("STATE", "STORE", "CACHE")}
+    return run(["bash", "-c", line], cwd=ROOT, env={**folders, **environment}, check=False)
+
+
+def test_verb_works_with_closed_streams(tmp_path: Path) -> None:
+    assert run_where(tmp_path, "<&-").stdout == "nothing is running: ./inv up\n"
+    for redirections in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        done = run_where(tmp_path, redirections)
+        assert (done.status, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path, option: str) -> None:
+    done = run_where(tmp_path, f"{option} >/dev/full")
+    assert done.status == 1
+    assert done.stderr.startswith("error: cannot write: No space left on device\nnext:  free space")
+
+
+def test_verb_prints_in_no_columns(tmp_path: Path) -> None:
+    done = run_where(tmp_path, "", COLUMNS="0")
+    assert done.stdout == "nothing is running: ./inv up\n"
