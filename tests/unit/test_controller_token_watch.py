@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -101,6 +103,19 @@ def test_watch_ends_when_the_token_expires() -> None:
             assert not long.done()
         assert long.cancelled()
         assert tokens.asked == []  # tokens that cannot be revoked are not queried
+
+    play(scenario)
+
+
+def test_nothing_waits_for_the_expiry_after_the_watch() -> None:
+    """A viewer that comes again every second would leave a timer each time."""
+
+    async def scenario(watch: TokenWatch, tokens: SomeTokens) -> None:
+        with watch.until_invalid(caller(seconds=3600)) as over:
+            left = weakref.ref(over)
+        del over
+        gc.collect()
+        assert left() is None
 
     play(scenario)
 

@@ -318,6 +318,19 @@ class TestInterrupted:
         assert interrupted_without((), three.records, "no") == three.records
 
 
+def test_deployment_that_changed_nothing_is_no_state_to_go_back_to() -> None:
+    names = ("20250131_110000-aaaa", "20250131_120000-bbbb", "20250131_130000-cccc")
+    first, idle, last = (
+        Record(
+            id=name, number=number, started_at=BEGIN, status="succeeded", state=name, backup=True
+        )
+        for number, name in enumerate(names, 1)
+    )
+    first.changes = last.changes = 1
+    idle.previous, last.previous = first.id, idle.id
+    assert states([first, idle, last]) == [first.id]
+
+
 def test_exact_id_wins_over_a_longer_id_with_the_same_beginning() -> None:
     records = [running("20250131_120000-aaaa"), running("20250131_120000-aaaa-dirty")]
     assert one_named(records, "20250131_120000-aaaa").id == "20250131_120000-aaaa"
