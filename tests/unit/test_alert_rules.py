@@ -33,7 +33,7 @@ from polydev.controller.host.alert_rules import (
     temperature_observation,
     unhealthy_vms_observation,
 )
-from polydev.controller.host.deployments import newest_failed
+from polydev.controller.host.deployments import deployments, newest_failed
 from polydev.controller.host.sample import Sample, SlotCounts, Workload
 from polydev.controller.machines.hypervisor import Origin, TemplatesReport
 from polydev.controller.settings import AlertSettings, WebhookEndpoint, WebhookSettings
@@ -336,6 +336,16 @@ class TestDeployments:
     def test_no_failure_without_records(self, tmp_path: Path) -> None:
         assert newest_failed(tmp_path) is None
         assert newest_failed(tmp_path / "nowhere") is None
+
+    @pytest.mark.parametrize(
+        "record", ["[" * 5000, '{"number": Infinity, "status": "failed"}', "7" * 5000, "[]"]
+    )
+    def test_records_that_cannot_be_read_are_passed_over(self, tmp_path: Path, record: str) -> None:
+        (tmp_path / "20261130_010203-abcdef.json").write_text(record)
+        assert newest_failed(tmp_path) is None
+        (found,) = deployments(tmp_path)
+        assert found.record is None
+        assert found.problem
 
     @pytest.mark.parametrize("status", ["failed", "rolled-back", "rollback-failed", "interrupted"])
     def test_newest_failed_deployment_is_found(self, tmp_path: Path, status: str) -> None:

@@ -129,7 +129,13 @@ class TestRows:
 
 
 class TestCsv:
-    @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"),
+            *(" =1", "\ufeff=1", "\u200b=1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20SUM(A1)"),
+        ],
+    )
     def test_csv_text_is_never_a_formula(self, text: str) -> None:
         ((cell,),) = csv.reader(io.StringIO(csv_line([text]), newline=""))
         assert cell == "'" + text

@@ -62,7 +62,12 @@ def test_values_unsafe_for_a_command_line_are_refused(
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "missing or unknown keys: cpus")],
+    [
+        ("{", "is not JSON"),
+        ("[" * 4000, "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "missing or unknown keys: cpus"),
+    ],
 )
 def test_malformed_launch_file_is_refused_with_a_reason(
     tmp_path: Path, text: str, words: str

@@ -54,7 +54,7 @@ def read_launch_file(file: Path) -> LaunchFile:
             found = json.loads(os.pread(descriptor, MAX_LAUNCH_FILE_BYTES, 0))
     except OSError as error:
         raise VmError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VmError(f"{file} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise VmError(f"{file} is not a JSON object")

@@ -90,7 +90,7 @@ def way_back(deployment: Deployment, found: Sequence[Deployment]) -> WayBack:
 def _document(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError("it is not a record of a deployment")
@@ -148,7 +148,7 @@ def _known(file: Path, inode: int, changed_ns: int) -> NewestRecord | None:
         record = json.loads(file.read_bytes())
         number, status = int(record.get("number") or 0), str(record["status"])
         kind = record.get("kind", "deploy")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return (
         None if status == "running" or kind == "backup" else NewestRecord(number, file.stem, status)

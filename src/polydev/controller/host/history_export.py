@@ -22,8 +22,9 @@ MEDIA_TYPES: Mapping[Format, str] = {
     "csv": "text/csv; charset=utf-8",
     "json": "application/json",
 }
-# A spreadsheet reads a cell that begins with one of these as a formula.
-FORMULA = re.compile(r"[=+\-@\t\r\n]")
+# A spreadsheet reads a cell that begins with one of these as a formula, some also in full width or
+# after blanks.
+FORMULA = re.compile("[\\s\ufeff\u200b]*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\\t\\r\\n]")
 
 
 @dataclass(frozen=True)
