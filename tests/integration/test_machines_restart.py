@@ -221,6 +221,7 @@ def test_one_of_two_drivers_leads_and_hands_over(tmp_path: Path) -> None:
                 assert (first.leads, second.leads) == (True, False)
                 other = await world.start()
                 await world.until_session(other, "vm_created")
+                assert second._lifecycles == {}, "it drives VMs without the lead"
         async with world.driving() as first:
             await until(lambda: _true(first.leads), "the lead")
             waiting = world.driving()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from polydev.controller.machines.agent_answers import (
 )
 from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_shortage
 from polydev.controller.machines.cleanup import keeps_logs
+from polydev.controller.machines.health_checks import VmHealthChecks
 from polydev.controller.machines.hypervisor import Activity, SlotState
 from polydev.controller.machines.vm_decisions import (
     Answer,
@@ -198,6 +201,22 @@ def test_answer_of_another_vm_is_refused() -> None:
     assert wrong_vm(vm(), answer(vm_id=OTHER)) == "VM other answers at its address"
     assert "does not know its id" in (wrong_vm(vm(), answer(vm_id=None)) or "")
     assert len(wrong_vm(vm(), answer(vm_id="x" * 9999)) or "") < 200
+
+
+def test_health_check_ends_a_vm_at_whose_address_another_one_answers() -> None:
+    """Its login is left alone: the other VM would get the credentials."""
+    failed = []
+
+    async def fail(vm: Vm, reason: str) -> None:
+        failed.append((vm.id, reason))
+
+    agent: Any = SimpleNamespace(answer=lambda: answer(vm_id=OTHER))
+    unused: Any = None
+    checks = VmHealthChecks(unused, agent, unused, unused, unused, fail, unused)
+    checked = vm(state="ready")
+    slot = SlotState(checked.slot, "active", checked.id)
+    assert asyncio.run(checks.check(checked, slot))
+    assert failed == [(checked.id, "VM other answers at its address")]
 
 
 def test_answer_of_the_agent_proves_the_network_stage() -> None:

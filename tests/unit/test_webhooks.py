@@ -50,6 +50,9 @@ def test_body_is_signed_with_each_secret() -> None:
 def test_secrets_are_parsed_and_not_quoted_in_errors() -> None:
     text = f"# of us\nfront {SECRET}\n\naudit {OTHER}\nfront {OTHER}\n"
     assert secrets_of(text) == {"front": (SECRET, OTHER), "audit": (OTHER,)}
+    for size in (24, 64):
+        edge = "whsec_" + base64.b64encode(b"x" * size).decode()
+        assert secrets_of(f"front {edge}") == {"front": (edge,)}
     short = "whsec_" + base64.b64encode(b"x" * 23).decode()
     for line, words in {
         "front": "line 2 is not a name and a secret",
