@@ -5,8 +5,8 @@ The image's build has checked the files.
 
 from __future__ import annotations
 
+import json
 import os
-from _json import make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".json"
 KEPT = ("HOME", "DISPLAY", "USER")
-
-
-class _JsonOptions:
-    """Options of the scanner of `json`, whose import takes longer than the start of Python.
-
-    The program of a login starts the tool before it imports `json`.
-    """
-
-    strict = True
-    object_hook = object_pairs_hook = parse_constant = None
-    parse_float, parse_int = float, int
 
 
 class CredentialsFile:
@@ -62,8 +51,6 @@ class GuestProvider:
 
     def input(self) -> bytes:
         """Return the requests to the tool as lines of JSON-RPC, with their index as id."""
-        import json  # late, as described at _JsonOptions
-
         numbered = [{"jsonrpc": "2.0", "id": at, **ask} for at, ask in enumerate(self.requests)]
         return b"".join(json.dumps(request).encode() + b"\n" for request in numbered)
 
@@ -79,9 +66,8 @@ def known_providers(folder: str) -> list[str]:
 
 def provider_of(folder: str, name: str) -> GuestProvider:
     """Return a known provider."""
-    with open(f"{folder}/{name}{SUFFIX}", encoding="utf-8") as file:
-        scan = make_scanner(_JsonOptions)  # type: ignore[arg-type] # any object that has these
-        return GuestProvider(scan(file.read(), 0)[0])
+    with open(f"{folder}/{name}{SUFFIX}", "rb") as file:
+        return GuestProvider(json.load(file))
 
 
 def tool_environment(own: Mapping[str, str], settings: AgentSettings) -> dict[str, str]:
