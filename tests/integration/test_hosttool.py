@@ -271,15 +271,15 @@ class TestLock:
     def test_lock_goes_to_one_of_many_concurrent_holders(self, tool: Path, tmp_path: Path) -> None:
         words = ["--owner", "a", "--purpose", "p", "--seconds", "600"]
         argv: Argv = [tool, "--root", tmp_path, "lock", "hold", "--id", FIRST, *words]
-        processes = [
+        holders = [
             processes.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)
         ]
         try:
-            said = [json.loads(out(process).readline()) for process in processes]
+            said = [json.loads(out(process).readline()) for process in holders]
             assert sorted("lock" in each for each in said) == [False] * 5 + [True]
             assert {each.get("error") for each in said} == {None, "lock-held"}
         finally:
-            for process in processes:
+            for process in holders:
                 process.kill()
                 process.communicate()
 
