@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Route, WebSocket
 
 from polydev.controller.app import create_app
@@ -76,6 +77,42 @@ def test_failed_session_requests_are_retried(play: Play) -> None:
             await open_session(page, site, session)
             await until_shown(page)
         assert next(failing, None) is None
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("kind", ["novnc/core/display.js", "session/session.css"])
+def test_page_loads_again_after_a_script_or_style_failed(play: Play, kind: str) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        failing = iter(range(2))
+
+        async def fail_at_first(route: Route) -> None:
+            if next(failing, None) is None:
+                await route.continue_()
+            else:
+                await route.abort("connectionreset")
+
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.route(f"**/{kind}", fail_at_first)
+            await open_session(page, site, session)
+            await until_shown(page)
+            await page.wait_for_function("() => history.state?.loadFailures === 0")
+        assert next(failing, None) is None
+
+    play(scenario)
+
+
+def test_page_whose_scripts_keep_failing_offers_to_load_it_again(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.route("**/session/bar.js", lambda route: route.abort("connectionreset"))
+            await open_session(page, site, session)
+            await page.wait_for_selector("#notice:has-text('could not be loaded completely')")
+            await page.unroute("**/session/bar.js")
+            await page.click("#notice button")
+            await until_shown(page)
 
     play(scenario)
 
