@@ -28,7 +28,7 @@ from pathlib import Path
 from polydev import __version__
 from polydev.deploys.host_files_and_units import STORE
 from polydev.deploys.images import rsync_argv
-from polydev.disk import file_sha256
+from polydev.file_checksum import file_sha256
 from polydev.image.file_listing import allocated_bytes
 from polydev.image.image_folder import read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep

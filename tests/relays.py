@@ -20,7 +20,7 @@ from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.entities import Session
 from polydev.controller.machines.hypervisor import Launch
-from polydev.controller.relay.takeover import RelayProtocol
+from polydev.controller.relay.websocket_takeover import RelayProtocol
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.vm_slots import sync_slots

@@ -24,7 +24,7 @@ import psutil
 
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
-from polydev.controller.background import Background
+from polydev.controller.background_tasks import Background
 from polydev.controller.entities import slot_address
 from polydev.controller.server import Server
 from polydev.controller.settings import ControllerSettings, SessionLimits

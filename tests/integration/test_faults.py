@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.disk import file_sha256
 from polydev.errors import BootError, ImageError, MachineBusy, SpecError
+from polydev.file_checksum import file_sha256
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.store import ImageStore

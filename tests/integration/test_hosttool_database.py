@@ -20,8 +20,8 @@ from polydev.controller.migrations import HEAD
 from polydev.hosttool import backup, database_verbs, releases
 from polydev.hosttool.backup_manifest import read_backup, require_intact
 from polydev.hosttool.cli import parser
-from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.run_controller_command import ControllerProgram, database_in_words
 from polydev.hosttool.units import MAIN, SOCKET
 from polydev.hosttool.verb import Call
 from polydev.hosttool.verb_lock import lock_host

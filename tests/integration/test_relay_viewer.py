@@ -23,9 +23,9 @@ from polydev.controller.relay.close_reasons import (
 from polydev.controller.relay.forwarding import Buffers, Forwarder
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import PipePool
-from polydev.controller.relay.takeover import UpgradedConnection
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.relay.viewers import ViewerEntry, Viewers
+from polydev.controller.relay.websocket_takeover import UpgradedConnection
 from tests.driving import until
 from tests.relays import RawViewer
 

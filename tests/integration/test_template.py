@@ -19,8 +19,8 @@ from typing import Any
 import asyncvnc
 import pytest
 
-from polydev.disk import file_sha256
 from polydev.errors import VmError
+from polydev.file_checksum import file_sha256
 from polydev.http_client import HttpSession
 from polydev.image.store import ImageStore
 from polydev.image_record import ImageRecord

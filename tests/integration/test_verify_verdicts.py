@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from polydev.disk import file_sha256
 from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
+from polydev.file_checksum import file_sha256
 from polydev.image.verify import _Attempt, image_fault
 from polydev.image_layout import BOOT_FILES
 from polydev.image_record import FileEntry

@@ -14,8 +14,8 @@ import pytest
 
 from polydev import durable_files
 from polydev.deploys import atomic_folder
-from polydev.disk import file_sha256
 from polydev.errors import ImageError, VmError
+from polydev.file_checksum import file_sha256
 from polydev.hosttool import verb_lock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths

@@ -24,16 +24,16 @@ from polydev.deploys import controller_wheels, images, rsync
 from polydev.deploys.rsync import remote_options
 from polydev.hosttool import (
     accounts,
-    controller_program,
     deployment_slice,
     network_state,
     polkit,
     release_venv,
+    run_controller_command,
     slot_network,
     sshd,
     sudoers,
 )
-from polydev.hosttool import setting_conflicts as host_settings
+from polydev.hosttool import config_file_conflicts as host_settings
 from polydev.hosttool import systemd as host_systemd
 from polydev.hosttool.paths import Paths
 from polydev.image import apt, build, guest_npm, kernel, layer_cache, rootfs
@@ -174,10 +174,10 @@ def configure_packages(tmp_path: Path) -> None:
     deployment_slice.configure_packages(paths)
 
 
-def host_program(tmp_path: Path) -> controller_program.ControllerProgram:
+def host_program(tmp_path: Path) -> run_controller_command.ControllerProgram:
     paths = Paths.below(tmp_path)
     paths.controller_home.mkdir(parents=True)
-    return controller_program.ControllerProgram(paths, tmp_path / "release")
+    return run_controller_command.ControllerProgram(paths, tmp_path / "release")
 
 
 TARGET = SshTarget("prod", "prod.example")

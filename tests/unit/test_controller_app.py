@@ -20,9 +20,9 @@ from sqlalchemy.exc import OperationalError
 
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
-from polydev.controller.asgi_client import ask
 from polydev.controller.entities import Caller
 from polydev.controller.health import database_state, image_store_state
+from polydev.controller.in_process_request import ask
 from polydev.controller.migrate import migrate
 from polydev.controller.migrations import HEAD
 from polydev.controller.settings import ControllerSettings

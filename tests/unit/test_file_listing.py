@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from polydev.disk import file_sha256
+from polydev.file_checksum import file_sha256
 from polydev.image.file_listing import (
     OPAQUE_XATTR,
     list_tree,

@@ -37,7 +37,7 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "accounts mend --host /h": ("accounts.mend", ("accounts of", HOST), {}),
     "permissions mend": ("permissions.mend", ("trees of", PATHS), {}),
     "polkit mend --host /h": ("polkit.mend", (HOST, PATHS.root), {}),
-    "settings mend --host /h": ("setting_conflicts.mend", (HOST, PATHS.root), {}),
+    "settings mend --host /h": ("config_file_conflicts.mend", (HOST, PATHS.root), {}),
     "reserve keep": ("disk_reserve.keep_reserve", (PATHS,), {}),
     "look": ("facts_for_plan.inspect_host", (Call, DOCUMENT), {}),
     "apt locks": ("apt_locks.held", (PATHS,), {}),

@@ -18,8 +18,8 @@ import pytest
 from polydev.durable_files import write_new
 from polydev.hosttool import database_dump, database_verbs, deployment_lock
 from polydev.hosttool.cli import parser
-from polydev.hosttool.controller_program import secrets_of, without_secrets
 from polydev.hosttool.errors import HostError
+from polydev.hosttool.run_controller_command import secrets_of, without_secrets
 from polydev.hosttool.units import MAIN, SOCKET, next_unit
 from polydev.hosttool.verb import Call
 from tests.unit.hosttool_host import FIRST, NEW, OLD, Host

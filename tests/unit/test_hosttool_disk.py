@@ -12,11 +12,11 @@ import pytest
 
 from polydev import durable_files
 from polydev.hosttool import backup, deadman, deployment_records
-from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import make_dump
 from polydev.hosttool.deployment_counter import next_number
 from polydev.hosttool.golden_link import make_golden
 from polydev.hosttool.release_handover import Handover
+from polydev.hosttool.run_controller_command import ControllerProgram
 from polydev.hosttool.systemd import UnitTimeouts
 from tests.diskwork import watched_disk
 from tests.unit.hosttool_host import FIRST, NEW, OLD, SECOND, Host, deploy, put

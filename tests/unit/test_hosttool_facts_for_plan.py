@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from polydev.hosttool import database_schema_cache, facts_for_plan
-from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.run_controller_command import ControllerProgram
 from polydev.hosttool.verb import Call
 
 RELEASE = "20250131_120000-abcd"

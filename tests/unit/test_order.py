@@ -23,7 +23,7 @@ from rich.console import Console
 
 from polydev import deployment_id
 from polydev.controller.host.deployments import newest_failed
-from polydev.deployment import deploy_and_rollback, history, limits, transaction
+from polydev.deployment import deploy_and_rollback, history, timeouts_and_retention, transaction
 from polydev.deployment.deploy_and_rollback import DeployOptions
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
@@ -256,7 +256,7 @@ class TestOperators:
     def test_pruning_keeps_the_newest_backups_with_any_clock(
         self, operators: Operators, times: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "KEPT_BACKUPS", 2)
+        monkeypatch.setattr(timeouts_and_retention, "KEPT_BACKUPS", 2)
         made = [operators.deploy(time).id for time in TIMES[times]]
         assert ids(backup.list_backups(operators.host.paths)) == made[:0:-1]
         assert operators.rollback(NOON).state == made[1]

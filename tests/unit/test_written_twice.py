@@ -27,10 +27,10 @@ from polydev.controller.machines import bridge_status, systemd_hypervisor, templ
 from polydev.deployment_records import order
 from polydev.deploys import host_files_and_units
 from polydev.hosttool import (
-    controller_program,
     deployment_counter,
     network_state,
     polkit,
+    run_controller_command,
     slot_network,
     units,
 )
@@ -75,7 +75,7 @@ BRIDGE = host_files_and_units.BRIDGE
             (
                 "variables",
                 controller_settings.ENVIRONMENT_PREFIX,
-                controller_program.VARIABLE_PREFIX,
+                run_controller_command.VARIABLE_PREFIX,
             ),
             ("key of credentials", credentials_key.FILE, credential_encryption.SECRET_NAME),
         )

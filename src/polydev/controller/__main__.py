@@ -75,8 +75,8 @@ def _migrate(settings: ControllerSettings, *, with_tools: bool) -> int:
 
 def _health(settings: ControllerSettings) -> int:
     from polydev.controller.app import create_app
-    from polydev.controller.asgi_client import ask
-    from polydev.controller.paths import HEALTH_PATH
+    from polydev.controller.in_process_request import ask
+    from polydev.controller.url_paths import HEALTH_PATH
 
     async def report() -> tuple[int, bytes]:
         app = create_app(settings)

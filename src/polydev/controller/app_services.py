@@ -15,7 +15,7 @@ from polydev.controller.auth.jwks import Jwks
 from polydev.controller.auth.jwt_reader import JwtReader
 from polydev.controller.auth.rate_limits import RateLimiter, StreamLimit
 from polydev.controller.auth.revocation_watch import TokenWatch
-from polydev.controller.background import Background, Work
+from polydev.controller.background_tasks import Background, Work
 from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.database import create_engine
 from polydev.controller.entities import Vm

@@ -23,13 +23,13 @@ from fastapi import FastAPI
 
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
-from polydev.controller.asgi_client import ask
 from polydev.controller.entities import now
 from polydev.controller.http_connection import LINGER_SECONDS, Protocol, State
-from polydev.controller.paths import HEALTH_PATH
-from polydev.controller.relay.takeover import RelayProtocol
+from polydev.controller.in_process_request import ask
+from polydev.controller.relay.websocket_takeover import RelayProtocol
 from polydev.controller.sd_notify import feed_watchdog, inherited_sockets, notify
 from polydev.controller.settings import ControllerSettings
+from polydev.controller.url_paths import HEALTH_PATH
 from polydev.controller.uvicorn_internals import UvicornConfig, UvicornServer
 from polydev.errors import ConfigError
 

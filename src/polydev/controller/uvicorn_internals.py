@@ -118,7 +118,7 @@ INTERNALS = (
         ),
     ),
     Internals(
-        ("polydev.controller.relay.takeover", "RelayProtocol"),
+        ("polydev.controller.relay.websocket_takeover", "RelayProtocol"),
         WebSocketsSansIOProtocol,
         {
             "__init__": "self, config, server_state, app_state, _loop",

@@ -20,7 +20,6 @@ from polydev.deployment.connection import (
     HostRefused,
 )
 from polydev.deployment.history import records_of
-from polydev.deployment.limits import BACKUP_SECONDS
 from polydev.deployment.pyinfra_process import (
     DescribedHost,
     Plan,
@@ -28,6 +27,7 @@ from polydev.deployment.pyinfra_process import (
     Project,
     planned,
 )
+from polydev.deployment.timeouts_and_retention import BACKUP_SECONDS
 from polydev.deployment.transaction import Transaction
 from polydev.deployment_id import NO_COMMIT, commit_of, contains, new_deployment_id, utc_now
 from polydev.deployment_records import (

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
 from polydev.clock import WARNING_SECONDS, offset_text
-from polydev.deployment import limits
+from polydev.deployment import timeouts_and_retention
 from polydev.deployment.connection import (
     TOOL,
     HostConnection,
@@ -204,7 +204,9 @@ class Transaction:
     def _back_up(self) -> None:
         words = ["backup", "create", "--id", self.record.id]
         self.connection.tool(
-            *words, document=dict(self.host.scope), timeout_seconds=limits.BACKUP_SECONDS
+            *words,
+            document=dict(self.host.scope),
+            timeout_seconds=timeouts_and_retention.BACKUP_SECONDS,
         )
         self.record.backup = True
         self._write("running")
@@ -213,8 +215,10 @@ class Transaction:
         """Raise HealthGateFailed with each check that fails."""
 
         def ask() -> dict[str, Any]:
-            words = ["health", "--seconds", str(limits.GATE_SECONDS)]
-            return self.connection.tool(*words, timeout_seconds=limits.GATE_SECONDS + 60)
+            words = ["health", "--seconds", str(timeouts_and_retention.GATE_SECONDS)]
+            return self.connection.tool(
+                *words, timeout_seconds=timeouts_and_retention.GATE_SECONDS + 60
+            )
 
         with self.steps.step(f"{self.host.name}: health gate") as step:
             found = until_reached(ask, step.say, patience_seconds)
@@ -315,8 +319,12 @@ class Transaction:
     def _prune(self) -> None:
         # Failing to remove old files does not fail the deployment.
         with suppress(Error):
-            self.connection.tool("backup", "prune", "--keep", str(limits.KEPT_BACKUPS))
-            self.connection.tool("release", "prune", "--keep", str(limits.KEPT_RELEASES))
+            self.connection.tool(
+                "backup", "prune", "--keep", str(timeouts_and_retention.KEPT_BACKUPS)
+            )
+            self.connection.tool(
+                "release", "prune", "--keep", str(timeouts_and_retention.KEPT_RELEASES)
+            )
             self.connection.tool("image", "prune")
 
     def _write(self, status: Status) -> None:

@@ -35,7 +35,7 @@ RELEASED = (
     "__init__.py",
     "controller",
     "deployment_records.py",
-    "disk.py",
+    "file_checksum.py",
     "durable_files.py",
     "errors.py",
     "host_layout.py",
@@ -145,7 +145,7 @@ def vm_digest(root: Path) -> str:
         _sources(
             root,
             (
-                "disk.py",
+                "file_checksum.py",
                 "durable_files.py",
                 "errors.py",
                 "host_layout.py",

@@ -19,9 +19,9 @@ from polydev.deploys.pyinfra_types import warn
 from polydev.deploys.secret_files import SECRETS, secret_text
 from polydev.errors import ConfigError, DeployError
 from polydev.host_layout import CONTROLLER_ROOT
-from polydev.hosttool.controller_program import DATABASE_URL
 from polydev.hosttool.database_url import POSTGRESQL, describe_url, kind_of
 from polydev.hosttool.database_verbs import REPLACE_HINT
+from polydev.hosttool.run_controller_command import DATABASE_URL
 
 CURRENT_RELEASE = str(CONTROLLER_ROOT / "current/release.json")
 SQLITE_WORDS = "SQLite"

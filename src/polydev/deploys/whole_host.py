@@ -9,7 +9,7 @@ from polydev.deployment_id import new_deployment_id
 from polydev.deploys.accounts import accounts, host_json
 from polydev.deploys.controller import check_controller, controller
 from polydev.deploys.deadman import arm_deadman, confirm_deadman
-from polydev.deploys.fact_shell import BackgroundTask, read_facts_through_one_shell
+from polydev.deploys.facts_over_one_shell import BackgroundTask, read_facts_through_one_shell
 from polydev.deploys.firecracker import hypervisor
 from polydev.deploys.host_files_and_units import TOOL, backup_scope, unit_order
 from polydev.deploys.host_report import read_host_report

@@ -27,11 +27,6 @@ from polydev.hosttool.backup_manifest import (
     write_moved_database,
 )
 from polydev.hosttool.backup_scope import ControllerScope, Scope, require_restorable
-from polydev.hosttool.controller_program import (
-    ControllerProgram,
-    database_in_words,
-    uses_postgresql,
-)
 from polydev.hosttool.database_dump import DatabaseDump, make_dump
 from polydev.hosttool.deployment_counter import next_number, number_of, order
 from polydev.hosttool.disk_reserve import RESERVE_BYTES, keep_reserve
@@ -40,6 +35,11 @@ from polydev.hosttool.file_metadata import PathEntry, entries_below, entry_of, f
 from polydev.hosttool.golden_link import golden_of
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import current_release, release_sum
+from polydev.hosttool.run_controller_command import (
+    ControllerProgram,
+    database_in_words,
+    uses_postgresql,
+)
 from polydev.hosttool.sqlite_database import AT_REST, content_sha256, copy_database, row_counts
 from polydev.hosttool.systemd import Systemd, UnitStatus
 from polydev.hosttool.units import known_units

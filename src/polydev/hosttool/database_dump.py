@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from polydev.durable_files import copy_new, remove
-from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.file_metadata import file_sha256
+from polydev.hosttool.run_controller_command import ControllerProgram, database_in_words
 
 DUMP_NAME = "dump"
 COPY_ERROR = "database-copy"

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from polydev.durable_files import read_json, write_json
-from polydev.hosttool.controller_program import uses_postgresql
 from polydev.hosttool.paths import Paths
+from polydev.hosttool.run_controller_command import uses_postgresql
 from polydev.hosttool.sqlite_database import LIVE, connected
 
 # Without SQLite's internal tables.

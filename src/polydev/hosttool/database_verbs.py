@@ -18,16 +18,16 @@ from types import FrameType
 from polydev.durable_files import copy_new
 from polydev.hosttool.backup import keep_moved_database
 from polydev.hosttool.backup_manifest import Backup, read_backup
-from polydev.hosttool.controller_program import (
-    ControllerProgram,
-    current_program,
-    database_in_words,
-)
 from polydev.hosttool.database_dump import COPY_ERROR, DUMP_NAME, exchange_folder
 from polydev.hosttool.deployment_lock import HeldLock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import require_id
 from polydev.hosttool.release_handover import Handover
+from polydev.hosttool.run_controller_command import (
+    ControllerProgram,
+    current_program,
+    database_in_words,
+)
 from polydev.hosttool.units import MAIN, NEXT_PATTERN, SOCKET
 from polydev.hosttool.verb import LIMITS, Call, HostVerb, argument, required
 from polydev.hosttool.verb_lock import lock_host

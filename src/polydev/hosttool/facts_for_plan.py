@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydev.hosttool import (
     accounts,
-    controller_program,
+    config_file_conflicts,
     controller_socket,
     database_schema_cache,
     disk_reserve,
@@ -20,7 +20,7 @@ from polydev.hosttool import (
     permissions,
     polkit,
     release_files,
-    setting_conflicts,
+    run_controller_command,
     sshd,
     unit_overrides,
 )
@@ -60,8 +60,8 @@ def _answer(part: Part, call: Call, question: Mapping[str, Any]) -> object:
 
 def _database(call: Call, _question: Mapping[str, Any]) -> Json:
     """Return the database that the host's files name, and what its release finds wrong with it."""
-    named: Json = {"database": controller_program.database_in_words(call.paths)}
-    asked = controller_program.current_program(call.paths)
+    named: Json = {"database": run_controller_command.database_in_words(call.paths)}
+    asked = run_controller_command.current_program(call.paths)
     if not asked.file.exists():
         return named
     if database_schema_cache.is_known(call.paths, asked.release.name):
@@ -97,7 +97,7 @@ PARTS: dict[str, Part] = {
     "overrides": lambda call, question: unit_overrides.find(
         question["host"]["ownUnits"], call.paths.root
     ),
-    "settings": lambda call, question: setting_conflicts.differences(
+    "settings": lambda call, question: config_file_conflicts.differences(
         question["host"], call.paths.root
     ),
     "permissions": lambda call, _: permissions.find(permissions.trees(call.paths)),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from polydev.hosttool import (
     accounts,
     apt_locks,
+    config_file_conflicts,
     disk_reserve,
     facts_for_plan,
     health_gate,
     permissions,
     polkit,
-    setting_conflicts,
     slot_network,
 )
 from polydev.hosttool.network_verbs import DECLARED
@@ -30,7 +30,7 @@ def polkit_mend(call: Call) -> object:
 
 
 def settings_mend(call: Call) -> object:
-    return setting_conflicts.mend(slot_network.read_host(call.arguments.host), call.paths.root)
+    return config_file_conflicts.mend(slot_network.read_host(call.arguments.host), call.paths.root)
 
 
 def reserve_keep(call: Call) -> object:

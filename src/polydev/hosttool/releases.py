@@ -18,7 +18,6 @@ from pathlib import Path
 
 from polydev.durable_files import json_bytes, make_folder, read_json, remove, sync, write_new
 from polydev.host_layout import CONTROLLER_ROOT
-from polydev.hosttool.controller_program import ControllerProgram, database_in_words
 from polydev.hosttool.database_schema_cache import remember
 from polydev.hosttool.deployment_counter import next_number, number_in, order
 from polydev.hosttool.errors import HostError
@@ -26,6 +25,7 @@ from polydev.hosttool.file_metadata import file_sha256
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.release_files import FILES, write_file_list
 from polydev.hosttool.release_venv import make_venv, run
+from polydev.hosttool.run_controller_command import ControllerProgram, database_in_words
 from polydev.hosttool.verb import ID, Call, HostVerb, argument, required
 from polydev.hosttool.verb_lock import lock_host
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from polydev.durable_files import point_link, remove, target_of
 from polydev.hosttool.backup_manifest import Backup, DatabaseCopy
 from polydev.hosttool.backup_scope import ControllerScope
-from polydev.hosttool.controller_program import ControllerProgram
 from polydev.hosttool.database_dump import restore_dump
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.file_metadata import PathEntry, entry_of, is_below
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.release_handover import Handover
 from polydev.hosttool.restore_files import PendingChanges
+from polydev.hosttool.run_controller_command import ControllerProgram
 from polydev.hosttool.sqlite_database import (
     content_sha256,
     remove_database,

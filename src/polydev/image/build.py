@@ -19,9 +19,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
-from polydev.disk import file_sha256
 from polydev.durable_files import write_text_durably
 from polydev.errors import BuildError, CommandError, ConfigError
+from polydev.file_checksum import file_sha256
 from polydev.image import file_listing
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
 from polydev.image.layer_cache import BuiltLayer, LayerCache

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polydev.disk import file_sha256
+from polydev.file_checksum import file_sha256
 from polydev.image.tree_merge import walk
 
 Entry = dict[str, Any]

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from polydev.disk import file_sha256
 from polydev.durable_files import sync
 from polydev.errors import ImageError
+from polydev.file_checksum import file_sha256
 from polydev.image_layout import BOOT_FILES, CMDLINE, IN_USE, INITRD, KERNEL, RECORD, ROOTFS
 from polydev.image_record import ImageRecord, manifest_digest
 from polydev.vm.config import Accelerator, Ports, VmConfig

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from polydev.disk import file_sha256
 from polydev.errors import (
     BootError,
     CommandError,
@@ -35,6 +34,7 @@ from polydev.errors import (
     SpecTimeout,
     VmError,
 )
+from polydev.file_checksum import file_sha256
 from polydev.image.boot import Boot, wait_until_ready
 from polydev.image.image_folder import REBUILD_HINT, vm_config
 from polydev.image.sandbox import contained_argv

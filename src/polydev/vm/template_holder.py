@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydev.disk import file_sha256
 from polydev.errors import Error, VmError
+from polydev.file_checksum import file_sha256
 from polydev.image_layout import STORE, TEMPLATES
 from polydev.vm.template import sealed
 from polydev.vm.template_client import FILES, MAX_ANSWER_BYTES, OK, REFUSED

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from polydev.disk import file_sha256
 from polydev.durable_files import sync
+from polydev.file_checksum import file_sha256
 from polydev.vm.config import MemoryFile, VmConfig
 from polydev.vm.qemu import qemu_argv
 from polydev.vm.template_client import FILES

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.migrations import HEAD
-from polydev.deployment import limits
+from polydev.deployment import timeouts_and_retention
 from polydev.deployment_records import Record
 from polydev.deploys import units
 from polydev.errors import DeployError
@@ -151,7 +151,7 @@ class Former:
 @pytest.fixture(autouse=True)
 def short_gate_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait at most 15 s for health, since the lab runs on this machine."""
-    monkeypatch.setattr(limits, "GATE_SECONDS", 15)
+    monkeypatch.setattr(timeouts_and_retention, "GATE_SECONDS", 15)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, AskingOperator
 from polydev.controller.health import HealthReport
 from polydev.controller.migrations import HEAD
-from polydev.controller.paths import HEALTH_PATH
+from polydev.controller.url_paths import HEALTH_PATH
 
 HEALTHY = {
     "status": "healthy",

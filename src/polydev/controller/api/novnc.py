@@ -42,8 +42,8 @@ from polydev.controller.relay.forwarding import Buffers, open_screen, relay
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.limits import FRAMES_BURST, FRAMES_PER_SECOND
 from polydev.controller.relay.metrics import RelayMetrics
-from polydev.controller.relay.takeover import take_over
 from polydev.controller.relay.viewer import Viewer
+from polydev.controller.relay.websocket_takeover import take_over
 from polydev.errors import NotAllowed, NotAuthenticated, VmError
 from polydev.host_layout import VNC_PORT
 

@@ -23,7 +23,7 @@ from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.auth.client_address import asked_from
 from polydev.controller.entities import Caller
-from polydev.controller.paths import screen_path, viewer_page
+from polydev.controller.url_paths import screen_path, viewer_page
 from polydev.errors import NotAuthenticated, SessionExpired
 
 # From the answer to the connection that uses it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polydev.controller.entities import Caller
-from polydev.controller.paths import session_path
+from polydev.controller.url_paths import session_path
 from polydev.errors import NotAllowed
 
 SPECTATORS = {("GET", ""), ("GET", "/events"), ("POST", "/tickets")}

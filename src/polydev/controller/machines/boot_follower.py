@@ -10,15 +10,15 @@ from polydev.controller.machines.agent_answers import AgentHealth
 from polydev.controller.machines.agent_poller import AgentPoller
 from polydev.controller.machines.boot_progress import ConsoleParser, new_stages, overdue
 from polydev.controller.machines.hypervisor import SlotState
-from polydev.controller.machines.vm_decisions import (
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
+from polydev.controller.machines.vm_logs import LogReader
+from polydev.controller.machines.vm_next_step import (
     Answer,
     agent_problem,
     stage_by_agent,
     with_details,
     wrong_vm,
 )
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.controller.machines.vm_logs import LogReader
 from polydev.vm.boot_stages import Stage
 from polydev.vm.cpu_time import CpuWatch
 from polydev.vm.cpu_wait_time import NO_WAIT, CpuSample

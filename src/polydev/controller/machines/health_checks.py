@@ -14,7 +14,8 @@ from polydev.controller.machines.boot_follower import CpuWaitTracker
 from polydev.controller.machines.boot_progress import with_wait
 from polydev.controller.machines.hypervisor import SlotState
 from polydev.controller.machines.login_monitor import LoginMonitor
-from polydev.controller.machines.vm_decisions import (
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
+from polydev.controller.machines.vm_next_step import (
     Answer,
     agent_problem,
     check_verdict,
@@ -24,7 +25,6 @@ from polydev.controller.machines.vm_decisions import (
     with_details,
     wrong_vm,
 )
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
 from polydev.vm.cpu_wait_time import verdict
 
 LogOf = Callable[[Vm], structlog.stdlib.BoundLogger]

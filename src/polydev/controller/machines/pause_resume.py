@@ -7,8 +7,8 @@ import asyncio
 from polydev.controller.entities import Vm
 from polydev.controller.machines.health_checks import LogOf
 from polydev.controller.machines.rfb_client import screen_answers
-from polydev.controller.machines.vm_decisions import is_idle, with_details
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
+from polydev.controller.machines.vm_next_step import is_idle, with_details
 from polydev.errors import Error, VmError
 from polydev.vm.cancel_on_timeout import end, within
 from polydev.vm.identity import new_identity

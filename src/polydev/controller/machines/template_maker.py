@@ -24,8 +24,8 @@ from polydev.controller.machines.template_selection import (
     templates_of,
     wanted_template,
 )
-from polydev.controller.machines.vm_decisions import agent_problem, with_details
 from polydev.controller.machines.vm_logs import LogReader
+from polydev.controller.machines.vm_next_step import agent_problem, with_details
 from polydev.controller.settings import BootDeadlines, ControllerSettings
 from polydev.errors import Error, VmError
 from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY

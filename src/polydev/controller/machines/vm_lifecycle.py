@@ -25,15 +25,15 @@ from polydev.controller.machines.login_monitor import (
     read_back_credentials,
 )
 from polydev.controller.machines.pause_resume import PauseResume
-from polydev.controller.machines.vm_decisions import (
+from polydev.controller.machines.vm_driver_dependencies import Dependencies
+from polydev.controller.machines.vm_logs import last_line
+from polydev.controller.machines.vm_next_step import (
     MAX_DETAIL_CHARACTERS,
     Step,
     failed_units,
     next_step,
     with_details,
 )
-from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.controller.machines.vm_logs import last_line
 from polydev.errors import AgentError, CredentialsError, Error, FilesLeft, VmError
 
 log = structlog.stdlib.get_logger(__name__)

@@ -24,7 +24,7 @@ from polydev.controller.relay.close_reasons import (
 from polydev.controller.relay.frames import PING, FrameReader, binary_header, close_frame
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import SplicePipe
-from polydev.controller.relay.takeover import UpgradedConnection
+from polydev.controller.relay.websocket_takeover import UpgradedConnection
 
 READ_BYTES = 1 << 13  # even if all of it is empty frames, reading them is quick
 CLOSE_SECONDS = 5.0

@@ -55,7 +55,12 @@ def routes(services: Services, pages: Pages) -> APIRouter:
     async def show_log(request: Request, caller: Asking) -> Response:
         events = await services.credential_log.list(caller.user_id, MOST_EVENTS)
         return pages.render(
-            request, "start_log.html", events=events, label=labels(services), ago=ago, by=actor_text
+            request,
+            "start_credentials_log.html",
+            events=events,
+            label=labels(services),
+            ago=ago,
+            by=actor_text,
         )
 
     return router

@@ -9,8 +9,8 @@ import pytest
 
 from polydev.deploys.accounts import host_json
 from polydev.deploys.inventory_values import HostData
+from polydev.hosttool.config_file_conflicts import OUT, differences, find, mend
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.setting_conflicts import OUT, differences, find, mend
 
 DECLARED = json.loads(host_json(HostData(slots=2), []))
 NETWORK = "etc/systemd/network"

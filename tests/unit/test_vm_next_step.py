@@ -22,7 +22,8 @@ from polydev.controller.machines.boot_queue import Queued, boot_queue, memory_sh
 from polydev.controller.machines.cleanup import keeps_logs
 from polydev.controller.machines.health_checks import VmHealthChecks
 from polydev.controller.machines.hypervisor import Activity, SlotState
-from polydev.controller.machines.vm_decisions import (
+from polydev.controller.machines.vm_driver_timing import Intervals
+from polydev.controller.machines.vm_next_step import (
     Answer,
     agent_problem,
     check_verdict,
@@ -34,7 +35,6 @@ from polydev.controller.machines.vm_decisions import (
     stage_by_agent,
     wrong_vm,
 )
-from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.controller.session_and_vm_states import VmState
 from polydev.errors import AgentUnreachable, ProtocolError
 from polydev.vm.cpu_wait_time import CpuWait

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from polydev.controller import background
-from polydev.controller.background import Background
+from polydev.controller import background_tasks
+from polydev.controller.background_tasks import Background
 
 
 def test_failed_work_restarts_and_finished_work_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(background_tasks, "RESTART_SECONDS", 0)
     tries: list[str] = []
 
     async def scenario() -> None:

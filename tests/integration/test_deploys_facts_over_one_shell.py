@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys.fact_shell import RootShell
+from polydev.deploys.facts_over_one_shell import RootShell
 
 
 class Client:
