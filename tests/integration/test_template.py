@@ -248,16 +248,28 @@ def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> 
         def reaches(status: str) -> None:
             wait_for(f"a login that is {status}", lambda: agent.get("").json()["status"] == status)
 
+        def answers(method: str, status: int) -> dict[str, Any]:
+            """Ask as the controller does: again if the machine was too busy for an answer."""
+            found: list[Any] = []
+
+            def is_answered() -> bool:
+                found.append(agent.request(method, "/credentials"))
+                return bool(found[-1].status_code != 503)
+
+            wait_for("an answer about credentials", is_answered)
+            assert found[-1].status_code == status, found[-1].text
+            return dict(found[-1].json()) if found[-1].content else {}
+
         # The tool may have opened its page before the agent looked.
         assert agent.post("").json()["status"] in ("starting", "waiting")
         reaches("waiting")
-        assert agent.get("/credentials").status_code == 404
+        answers("GET", 404)
         assert agent.post("/code", json={"code": "let me in"}).status_code == 202
         reaches("done")
         handed_over = {"provider": "tool", "credentials": CREDENTIALS}
-        assert agent.get("/credentials").json() == handed_over
-        assert agent.delete("/credentials").status_code == 204
-        assert agent.get("/credentials").status_code == 404
+        assert answers("GET", 200) == handed_over
+        answers("DELETE", 204)
+        answers("GET", 404)
         assert clone.inside("grep -rlF '\"a1\"' /home/browser /run/polydev-login") == ""
         refused = agent.put("/credentials", json={"credentials": STALE})
         assert (refused.status_code, "Expired" in refused.json()["detail"]) == (422, True)
@@ -265,7 +277,7 @@ def test_credentials_are_handed_over_wiped_and_injected(clones: list[Clone]) -> 
         injected = agent.put("/credentials", json={"credentials": CREDENTIALS})
         assert (injected.status_code, injected.json()["status"]) == (200, "done")
         assert clone.inside(f"stat -c '%U %a' /home/browser/{FILE}") == "browser 600"
-        assert agent.get("/credentials").json() == handed_over
+        assert answers("GET", 200) == handed_over
     failed = clone.inside("systemctl list-units --state=failed --plain --no-legend")
     assert failed == "", clone.inside("journalctl --no-pager --unit='polydev-*'")
 
