@@ -102,7 +102,7 @@ class LoginGuest(FakeVm):
         (programs / "systemctl").chmod(0o755)
 
     async def _open_browser(self) -> None:
-        """What listens where Chromium does, and shows nothing to anybody but the test."""
+        """A stand-in for Chromium: it listens at its socket, and shows pages to the test only."""
 
         async def show(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.pages.put_nowait((await reader.read()).decode().rpartition("\0")[2])

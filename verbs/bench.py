@@ -151,23 +151,18 @@ def login_bench(
 
 
 def _measured_here(image: str, *words: str) -> dict[str, Any]:
-    import json
     import sys
 
+    from polydev.client.host_bench import result_reader
     from polydev.processes import run_lines
     from polydev.progress import Steps
 
-    store, found = open_store(), {}
+    store = open_store()
+    found: dict[str, Any] = {}
     folder = store.path(store.resolve(image))
+    program = "tests.bench.logins_in_clones"
     with Steps().step("logins in clones") as step:
-
-        def on_line(line: str) -> None:
-            if line.startswith("{"):
-                found.update(json.loads(line))
-            else:
-                step.say(line)
-
-        program = "tests.bench.logins_in_clones"
+        on_line = result_reader(found, step.say)
         run_lines([sys.executable, "-m", program, folder, *words], on_line, cwd=ROOT)
     return found
 

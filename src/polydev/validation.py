@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
 from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
@@ -53,6 +54,16 @@ def is_host(name: str) -> bool:
         except UnicodeError:
             return False
     return True
+
+
+def is_one_url(text: str) -> bool:
+    """Whether a text is one URL: printable, without blanks, with a possible host and port."""
+    try:
+        parts = urlsplit(text)
+        has_host = is_host(parts.hostname or "") and parts.port != 0
+    except ValueError:
+        return False
+    return has_host and text.isprintable() and " " not in text
 
 
 NO_SUCH_KEY = "extra_forbidden"

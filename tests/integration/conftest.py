@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from polydev.processes import run
+from polydev.progress import Steps
+from polydev.settings import Settings
+from tests.oidc.provider import Provider, oidc_packages, provider
 
 # The command is the last word; with `-O exit` there is none.
 SSH = """#!/bin/sh
@@ -26,6 +29,16 @@ def play(tmp_path: Path, packed_assets: Path) -> Callable[..., None]:
     from tests.web import player  # dear to import, and for tests of pages only
 
     return player(tmp_path, packed_assets)
+
+
+@pytest.fixture(scope="module")
+def oidc_provider(
+    settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Provider]:
+    """A certified OpenID provider on this machine."""
+    packages = oidc_packages(settings.cache, Steps())
+    with provider(packages, tmp_path_factory.mktemp("oidc")) as found:
+        yield found
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ In the VMs, only what shows pages is fake: agent, tool and the programs of login
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,13 +22,11 @@ from polydev.controller.database import create_engine
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Users
-from polydev.progress import Steps
-from polydev.settings import Settings
 from tests.api import token_of
 from tests.controllers import Controller, controller, run
 from tests.login_guests import NAME, LoginGuest, has_login_guests
 from tests.oidc.person import Person
-from tests.oidc.provider import Provider, oidc_packages, provider
+from tests.oidc.provider import Provider
 from tests.vms import FakeHost
 
 ADA, GRACE = Person("ada"), Person("grace")
@@ -39,13 +36,6 @@ SETTINGS: dict[str, Any] = {
     "login": {"complete_after_seconds": None},
     "vm_check": {"every_seconds": 0.05},
 }
-
-
-@pytest.fixture(scope="module")
-def made(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    packages = oidc_packages(settings.cache, Steps())
-    with provider(packages, tmp_path_factory.mktemp("oidc")) as found:
-        yield found
 
 
 @dataclass(frozen=True)
@@ -97,13 +87,13 @@ class Login:
     async def credentials(self) -> httpx.Response:
         return await self.ask("GET", f"/api/auth/credentials/{NAME}")
 
-    async def is_of(self, made: Provider, name: str) -> None:
+    async def is_of(self, oidc_provider: Provider, name: str) -> None:
         """Wait for the hand-over: the user's credentials are those of the provider's user."""
         receipt = await self.until(kept=True)
         kept = (await self.credentials()).json()
         assert kept["sessionId"] == self.session["id"]
         token = kept["credentials"]["access_token"]
-        assert (await asyncio.to_thread(made.userinfo, token))["sub"] == name
+        assert (await asyncio.to_thread(oidc_provider.userinfo, token))["sub"] == name
         found = await self.asked.get(self.session["links"]["self"])
         assert found["status"] == "authenticated"
         assert found["credentialsReceipt"]["sha256"] == receipt["sha256"]
@@ -146,25 +136,27 @@ async def expire(host: FakeHost, session: dict[str, Any]) -> None:
         await database.close()
 
 
-def test_two_users_at_once_get_their_own_credentials(made: Provider, tmp_path: Path) -> None:
+def test_two_users_at_once_get_their_own_credentials(
+    oidc_provider: Provider, tmp_path: Path
+) -> None:
     async def scenario(host: FakeHost) -> None:
-        has_login_guests(host, made.issuer)
+        has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
             both = await asyncio.gather(begun(host, asked), begun(host, asked))
             people = (ADA, GRACE)
             logins = tuple(zip(both, people, strict=True))
             await asyncio.gather(*[person.log_in(login.url) for login, person in logins])
             for login, person in logins:
-                await login.is_of(made, person.name)
+                await login.is_of(oidc_provider, person.name)
 
     run(tmp_path, scenario)
 
 
-def test_failed_login_can_start_again(made: Provider, tmp_path: Path) -> None:
+def test_failed_login_can_start_again(oidc_provider: Provider, tmp_path: Path) -> None:
     """Started twice at once, denied, a code mistyped, then finished; older pages are over."""
 
     async def scenario(host: FakeHost) -> None:
-        has_login_guests(host, made.issuer)
+        has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
             denied = await begun(host, asked)
             twice = await asyncio.gather(*[denied.ask("POST", denied.link) for _ in range(2)])
@@ -189,7 +181,7 @@ def test_failed_login_can_start_again(made: Provider, tmp_path: Path) -> None:
                     await ADA.log_in(over.url)
             assert (await last.ask("GET", last.link)).json()["status"] == "waiting"
             await ADA.log_in(last.url)
-            await last.is_of(made, "ada")
+            await last.is_of(oidc_provider, "ada")
             done = await last.ask("POST", last.link)
             assert (done.status_code, last.guest.starts) == (409, 3)
             assert "another session" in done.json()["hint"]
@@ -198,10 +190,10 @@ def test_failed_login_can_start_again(made: Provider, tmp_path: Path) -> None:
 
 
 def test_expired_session_stores_nothing_and_next_one_logs_in(
-    made: Provider, tmp_path: Path
+    oidc_provider: Provider, tmp_path: Path
 ) -> None:
     async def scenario(host: FakeHost) -> None:
-        has_login_guests(host, made.issuer)
+        has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
             login = await begun(host, asked)
             await expire(host, login.session)
@@ -215,30 +207,32 @@ def test_expired_session_stores_nothing_and_next_one_logs_in(
             assert refused.json()["hint"]
             another = await begun_by(host, login.asked)
             await ADA.log_in(another.url)
-            await another.is_of(made, "ada")
+            await another.is_of(oidc_provider, "ada")
 
     run(tmp_path, scenario)
 
 
-def test_login_finishes_while_no_controller_runs(made: Provider, tmp_path: Path) -> None:
+def test_login_finishes_while_no_controller_runs(oidc_provider: Provider, tmp_path: Path) -> None:
     async def scenario(host: FakeHost) -> None:
-        has_login_guests(host, made.issuer)
+        has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
             login, other = await asyncio.gather(begun(host, asked), begun(host, asked))
         assert "has your login" in await ADA.log_in(login.url)
         async with controller(host, **SETTINGS) as asked:
-            await login.by(asked).is_of(made, "ada")
+            await login.by(asked).is_of(oidc_provider, "ada")
             waits = await other.by(asked).ask("GET", other.link)
             assert waits.json()["url"] == other.url
             await GRACE.log_in(other.url)
-            await other.by(asked).is_of(made, "grace")
+            await other.by(asked).is_of(oidc_provider, "grace")
 
     run(tmp_path, scenario)
 
 
-def test_login_continues_after_vm_is_paused_and_resumed(made: Provider, tmp_path: Path) -> None:
+def test_login_continues_after_vm_is_paused_and_resumed(
+    oidc_provider: Provider, tmp_path: Path
+) -> None:
     async def scenario(host: FakeHost) -> None:
-        has_login_guests(host, made.issuer)
+        has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
             login = await begun(host, asked)
             guest = login.guest
@@ -250,7 +244,7 @@ def test_login_continues_after_vm_is_paused_and_resumed(made: Provider, tmp_path
             await host.hypervisor.resume(guest.launch.slot, guest.launch.vm_id)
             assert (await asking).status_code == 200
             assert "has your login" in await came_back
-            await login.is_of(made, "ada")
+            await login.is_of(oidc_provider, "ada")
             assert guest.starts == 1
 
     run(tmp_path, scenario)

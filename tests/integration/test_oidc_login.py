@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,12 @@ from playwright.async_api import Page
 
 from polydev import http_client
 from polydev.processes import Completed, run, spawn
-from polydev.progress import Steps
-from polydev.settings import Settings
 from tests.browser import chromium, run_in_browser
-from tests.oidc.provider import ACCOUNTS, CREDENTIALS, TOOL, Provider, oidc_packages, provider
+from tests.oidc.provider import ACCOUNTS, CREDENTIALS, TOOL, Provider
 from tests.web import page_of
 
 # The browser that the tool opens: it only records the URL.
 BROWSER = '#!/bin/sh\nprintf "%s\\n" "$1" >"$HOME/page"\n'
-
-
-@pytest.fixture(scope="module")
-def made(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    packages = oidc_packages(settings.cache, Steps())
-    with provider(packages, tmp_path_factory.mktemp("oidc")) as found:
-        yield found
 
 
 @dataclass(frozen=True)
@@ -86,12 +77,12 @@ class Login:
 
 
 @pytest.fixture
-def user(made: Provider, tmp_path: Path) -> User:
+def user(oidc_provider: Provider, tmp_path: Path) -> User:
     browser = tmp_path / "browser"
     browser.write_text(BROWSER)
     browser.chmod(0o755)
     os.mkfifo(tmp_path / "page")
-    return User(tmp_path, made.issuer)
+    return User(tmp_path, oidc_provider.issuer)
 
 
 def in_browser(login: Login, act: Callable[[Page], Awaitable[None]]) -> None:
@@ -113,7 +104,7 @@ async def enter(page: Page, name: str, password: str) -> None:
     await page.keyboard.press("Enter")
 
 
-def test_login_gives_tokens_for_the_user(made: Provider, user: User) -> None:
+def test_login_gives_tokens_for_the_user(oidc_provider: Provider, user: User) -> None:
     async def act(page: Page) -> None:
         await enter(page, "ada", "wrong")
         await page.wait_for_selector("[role=alert]:has-text('Wrong user name or password')")
@@ -128,8 +119,11 @@ def test_login_gives_tokens_for_the_user(made: Provider, user: User) -> None:
     assert (status, said.splitlines()[-1]) == (0, "Logged in.")
     assert login.url in said
     assert oct(user.file.stat().st_mode & 0o777) == "0o600"
-    assert user.credentials()["issuer"] == made.issuer
-    assert made.userinfo(user.credentials()["access_token"]) == {"sub": "ada", "name": "ada"}
+    assert user.credentials()["issuer"] == oidc_provider.issuer
+    assert oidc_provider.userinfo(user.credentials()["access_token"]) == {
+        "sub": "ada",
+        "name": "ada",
+    }
     assert user.tool("status").stdout == "Logged in as ada.\n"
     refresh_tokens_are_used_once(user)
     assert user.tool("logout").status == 0

@@ -30,6 +30,18 @@ shift 2
 """
 
 
+def result_reader(found: dict[str, Any], say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a reader of a program's lines: the result goes into `found`, other lines to `say`."""
+
+    def on_line(line: str) -> None:
+        if line.startswith("{"):
+            found.update(json.loads(line))
+        else:
+            say(line)
+
+    return on_line
+
+
 def measured_there(
     target: SshTarget,
     programs: Sequence[Path],
@@ -41,17 +53,10 @@ def measured_there(
     The others are modules that it imports. Raises ConfigError and DeployError.
     """
     found: dict[str, Any] = {}
-
-    def on_line(line: str) -> None:
-        if line.startswith("{"):
-            found.update(json.loads(line))
-        else:
-            say(line)
-
     brought = [word for each in programs for word in (each.stem, each.read_text())]
     started = ("sh", "-c", RUN, "bench", *brought, "--", programs[-1].stem, *words)
     try:
-        follow(target, started, on_line)
+        follow(target, started, result_reader(found, say))
     except CommandError as error:
         raise DeployError(f"{target.name}: {error.stderr_tail}", "./inv doctor") from error
     if not found:

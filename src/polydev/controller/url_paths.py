@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 HEALTH_PATH = "/api/auth/health"
+STATIC_PREFIX = "/static/"
 
 
 def session_path(session_id: str) -> str:

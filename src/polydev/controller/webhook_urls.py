@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from polydev.validation import is_host
+from polydev.validation import is_one_url
 
 MOST_URL_CHARACTERS = 2048
 
@@ -17,23 +16,16 @@ def checked_url(url: str) -> str:
 
     TLS is required, since messages name users, except for this host and private networks.
     """
-    try:
-        parts = urlsplit(url)
-        host, is_readable = parts.hostname or "", parts.port != 0
-    except ValueError:
-        host, is_readable = "", False
-    is_readable &= (
-        len(url) <= MOST_URL_CHARACTERS and re.search(r"\s", url) is None and url.isprintable()
-    )
-    if not is_host(host) or not is_readable:
+    if len(url) > MOST_URL_CHARACTERS or not is_one_url(url):
         raise ValueError("has an invalid host or port")
+    parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password: receivers check the signature")
     if parts.fragment:
         raise ValueError("must not contain a fragment (#…), which is never sent")
     if parts.scheme not in ("https", "http"):
         raise ValueError("must begin with https://")
-    if parts.scheme == "http" and not _is_near(host):
+    if parts.scheme == "http" and not _is_near(parts.hostname or ""):
         raise ValueError(
             "must begin with https://, since messages name users; http:// is for localhost and "
             "addresses of private networks, given as numbers"

@@ -1,4 +1,4 @@
-"""What an operator does to a host: plan, deploy, roll back, back up, move the database, unlock.
+"""Actions of an operator on a host: plan, deploy, roll back, back up, move the database, unlock.
 
 Each function makes a record and runs the change in a Transaction, which undoes it on failure.
 """

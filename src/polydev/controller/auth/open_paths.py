@@ -7,9 +7,8 @@ import re
 from starlette.types import Scope
 
 from polydev.controller.auth.csrf import shows_session_by_ticket
-from polydev.controller.url_paths import HEALTH_PATH
+from polydev.controller.url_paths import HEALTH_PATH, STATIC_PREFIX
 
-STATIC_PREFIX = "/static/"
 OPEN_PATHS = (
     *(HEALTH_PATH, "/api/auth/redeem"),
     *("/login", "/login/code", "/login/state", "/favicon.ico"),

@@ -1,4 +1,4 @@
-"""What to do about each alert and finding of the host."""
+"""Hints for operators: the next step for each alert and finding of the host."""
 
 from __future__ import annotations
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from urllib.parse import urlsplit
-
 from pydantic import Field, field_validator
 
 from polydev.controller.cors import checked_origin
 from polydev.controller.settings.section import Seconds, Section
-from polydev.validation import is_host
+from polydev.validation import is_one_url
 
 # A token that is off by more was not made for now.
 MOST_LEEWAY_SECONDS = 3600
@@ -26,13 +23,7 @@ class JwtSettings(Section):
     @field_validator("jwks_url")
     @classmethod
     def _check_url(cls, url: str | None) -> str | None:
-        try:
-            parts = urlsplit(url or "https://none.example")
-            is_readable = is_host(parts.hostname or "") and parts.port != 0
-            is_readable &= re.search(r"\s", url or "") is None and (url or "").isprintable()
-        except ValueError:
-            is_readable = False
-        if not is_readable:
+        if url is not None and not is_one_url(url):
             raise ValueError("is not a valid URL: its host or port cannot be read")
         return url
 

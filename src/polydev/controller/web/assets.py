@@ -14,9 +14,9 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from polydev.controller.url_paths import STATIC_PREFIX
 from polydev.controller.web.compressed_content import Content
 
-PREFIX = "/static/"
 OWN = Path(__file__).parent / "static"
 PACKED = Path(__file__).parent / "vendor"
 FOREVER = "public, max-age=31536000, immutable"
@@ -55,7 +55,7 @@ class Assets:
         """Return the path of a file. Raises KeyError for an unknown one."""
         if name not in self.files:
             raise KeyError(f"the pages have no file {name}")
-        return f"{PREFIX}{self.digest}/{name}"
+        return f"{STATIC_PREFIX}{self.digest}/{name}"
 
     def answer(self, request: Request, digest: str, name: str) -> Response:
         """Return a file; 404 for an unknown one, and for one of another release."""
