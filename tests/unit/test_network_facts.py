@@ -51,6 +51,7 @@ def port_link() -> dict[str, Any]:
         "ifname": "vm-2",
         "master": BRIDGE,
         "flags": UP,
+        "operstate": "UP",
         "mtu": 1500,
         "address": "02:00:00:00:00:02",
         "linkinfo": {"info_kind": "veth", "info_slave_data": {**flags, "state": "forwarding"}},
@@ -351,22 +352,23 @@ def test_changed_port_flag_is_found(flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "flags", "bridge_flags", "said"),
+    ("state", "flags", "operstate", "bridge_flags", "said"),
     [
-        ("disabled", UP, UP, ["up but disabled"]),
-        ("blocking", UP, UP, ["up but blocking"]),
-        ("disabled", ["UP"], UP, []),  # without a carrier
-        ("disabled", UP, [], []),  # the bridge has its own difference
-        ("learning", UP, UP, []),
-        ("forwarding", [], UP, ["down"]),
+        ("disabled", UP, "UP", UP, ["up but disabled"]),
+        ("blocking", UP, "UP", UP, ["up but blocking"]),
+        ("disabled", ["UP"], "LOWERLAYERDOWN", UP, []),  # without a carrier
+        ("disabled", UP, "LOWERLAYERDOWN", UP, []),  # the kernel has yet to process its carrier
+        ("disabled", UP, "UP", [], []),  # the bridge has its own difference
+        ("learning", UP, "UP", UP, []),
+        ("forwarding", [], "DOWN", UP, ["down"]),
     ],
 )
 def test_port_that_is_up_but_not_forwarding_is_found(
-    state: str, flags: list[str], bridge_flags: list[str], said: list[str]
+    state: str, flags: list[str], operstate: str, bridge_flags: list[str], said: list[str]
 ) -> None:
     host = of_host()
     link(host, "vm-2")["linkinfo"]["info_slave_data"]["state"] = state
-    link(host, "vm-2")["flags"] = flags
+    link(host, "vm-2").update(flags=flags, operstate=operstate)
     link(host, BRIDGE)["flags"] = bridge_flags
     found = [line for each in found_in_slot(of_slot(), host.links) for line in each.found]
     assert found == said

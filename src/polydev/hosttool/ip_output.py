@@ -9,10 +9,14 @@ from polydev.hosttool.network_facts import Json, KernelState, Lines
 
 
 def link_state(link: Json, forwards: str | None = None) -> Lines:
-    """Return the state of a link; `forwards` is its state as a bridge's port with a carrier."""
+    """Return the state of a link; `forwards` is its state as a port of a bridge.
+
+    A port without a carrier does not forward. One that got its carrier just now forwards as soon
+    as the kernel has processed that: `operstate` is `UP` then (`net/bridge/br_if.c`).
+    """
     if "UP" not in link["flags"]:
         return ("down",)
-    if forwards in ("disabled", "blocking") and "LOWER_UP" in link["flags"]:
+    if forwards in ("disabled", "blocking") and link["operstate"] == "UP":
         return (f"up but {forwards}",)
     return ("up",)
 
