@@ -38,7 +38,6 @@ PAGES: Mapping[tuple[str, str], Statuses] = {
     ("GET", "/admin/charts.json"): FOR_OPERATORS,
     ("GET", "/favicon.ico"): (307, 307, 307, 307, 307),
     ("GET", "/static/{digest}/{name:path}"): OPEN,
-    ("HEAD", "/static/{digest}/{name:path}"): OPEN,
     ("GET", "/admin/sessions"): FOR_OPERATORS,
     ("GET", "/admin/sessions/rows"): FOR_OPERATORS,
     ("GET", "/admin/vms/{vm_id}"): FOR_OPERATORS,

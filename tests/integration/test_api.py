@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_curl_of_events_ends_when_its_reader_stops(
             )
             said, _ = await pipeline.communicate()
             assert b'"state": "vm_created"' in said.splitlines()[-1]
+
+    run(tmp_path, scenario)
+
+
+def test_head_of_an_endless_stream_ends(tmp_path: Path) -> None:
+    async def scenario(host: FakeHost) -> None:
+        async with controller(host) as asked:
+            session = await asked.start()
+            for path in (session["links"]["events"], session["links"]["self"]):
+                answer = await asked.http.head(path, headers=asked.user)
+                assert (answer.status_code, answer.content) == (200, b"")
+            await until_in_flight(asked, lambda count: count == 1)
 
     run(tmp_path, scenario)
 
@@ -320,7 +333,7 @@ def test_server_shutdown_ends_open_streams(tmp_path: Path) -> None:
             async with asked.events(session) as events:
                 await events.until(state="vm_starting")
             vm.say("something\n")
-            await _served(asked, 2)
+            await until_in_flight(asked, lambda count: count > 2)
             asked.end()
             for answer in await asyncio.gather(*following):
                 assert answer.status_code == 200
@@ -328,13 +341,13 @@ def test_server_shutdown_ends_open_streams(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-async def _served(asked: Controller, count: int) -> None:
-    """Wait until that many requests are under way, besides the one that asks."""
+async def until_in_flight(asked: Controller, is_reached: Callable[[float], bool]) -> None:
+    """Wait until so many requests are under way, with the one that asks."""
     in_flight = "polydev_http_requests_in_flight"
     while True:
         text = (await asked.http.get("/metrics", headers=asked.operator)).text
         (found,) = re.findall(rf"^{in_flight} (\S+)$", text, re.MULTILINE)
-        if float(found) > count:
+        if is_reached(float(found)):
             return
         await asyncio.sleep(POLL_SECONDS)
 

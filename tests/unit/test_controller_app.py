@@ -250,6 +250,19 @@ def test_bodies_up_to_the_limit_pass(app: FastAPI) -> None:
     assert call(app, "/length", "POST", content=b"x" * 1000).json() == 1000
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [(HEALTH, 200), ("/fails/config", 500), ("/nothing", 404), ("/length", 405)]
+)
+def test_head_is_answered_as_get_without_its_body(app: FastAPI, path: str, status: int) -> None:
+    asked = {"X-Request-Id": "mine"}
+    got, head = call(app, path, headers=asked), call(app, path, "HEAD", headers=asked)
+    assert (got.status_code, head.status_code, head.content) == (status, status, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+    counted = [line for line in call(app, "/metrics").text.splitlines() if 'method="HEAD"' in line]
+    assert any(f'status="{status}"' in line for line in counted)
+
+
 def test_metrics_have_routes_but_no_paths_as_labels(app: FastAPI) -> None:
     for path in (HEALTH, "/fails/vm", "/fails/config", "/nothing/1", "/nothing/2"):
         call(app, path)

@@ -255,11 +255,17 @@ class TestSecrets:
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
         assert load_settings(file).port == 4100
 
-    @pytest.mark.parametrize("url", ["htp://nonsense", "mailto://", "discord://x"])
-    def test_alert_url_of_an_unknown_service_is_refused(self, url: str) -> None:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            *("htp://nonsense", "mailto://", "discord://x"),
+            *("json://nonsense:0/", "json://nonsense:65536/", "ntfy://nonsense:-1/topic"),
+        ],
+    )
+    def test_alert_url_that_apprise_cannot_use_is_refused(self, url: str) -> None:
         (told,) = problems(document(secrets={"alert-urls": f"json://hook.example {url}"}))
         assert told["key"] == "secrets.alert-urls"
-        assert told["message"].startswith("address 2 is ")
+        assert told["message"].startswith(("address 2 is ", "address 2 has a port "))
         assert "nonsense" not in told["message"]
 
     @pytest.mark.parametrize(

@@ -43,10 +43,6 @@ def test_invalid_ids_do_not_match(name: str) -> None:
     assert not DEPLOYMENT_ID.fullmatch(name)
 
 
-def test_host_uses_the_same_pattern() -> None:
-    assert DEPLOYMENT_ID.pattern == DEPLOYMENT_ID.pattern
-
-
 @pytest.mark.parametrize(
     ("head", "status", "changes", "end"),
     [

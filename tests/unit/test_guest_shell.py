@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,11 +51,24 @@ def test_consecutive_commands_get_their_own_results(ends: Ends) -> None:
     assert [console.run("x").stdout, console.run("y").stdout] == [b"1", b"2"]
 
 
-def test_malformed_answer_is_reported(ends: Ends) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[0, nonsense]",
+        b"[]",
+        b"[0, 1, 2]",
+        b'[null, "", ""]',
+        b'["x", "", ""]',
+        b"[" + b'{"a":' * 100_000 + b"]",
+    ],
+)
+def test_malformed_answer_is_reported(ends: Ends, answer: bytes) -> None:
     console, guest = ends
-    guest.sendall(b"[0, nonsense]\n")
+    sending = threading.Thread(target=guest.sendall, args=(answer + b"\n",))
+    sending.start()
     with pytest.raises(VmError, match="cannot read the console's answer to 'x'"):
         console.run("x")
+    sending.join()
 
 
 def test_ended_guest_is_reported_at_once(ends: Ends) -> None:

@@ -16,7 +16,5 @@ def test_other_json_is_read_as_always() -> None:
 
 @pytest.mark.parametrize("text", ['{"b": 0, "a": 1, "a": 2}', '[{"x": {"a": 1, "\\u0061": 2}}]'])
 def test_an_object_that_has_a_key_twice_is_refused(text: str) -> None:
-    with pytest.raises(RepeatedKey) as caught:
+    with pytest.raises(RepeatedKey, match=r"^an object has the same key twice$"):
         load_json(text)
-    assert caught.value.key == "a"
-    assert str(caught.value) == "an object has the same key twice"

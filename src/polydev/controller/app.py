@@ -33,7 +33,7 @@ from polydev.controller.api.error_responses import problem_schemas
 from polydev.controller.app_services import Services, build_services
 from polydev.controller.cors import Cors
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.middleware import BodyLimit, Failures, Gate, Requests
+from polydev.controller.middleware import BodyLimit, Failures, Gate, Head, Requests
 from polydev.controller.problems import answer_problem
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.web import router
@@ -100,6 +100,7 @@ def create_app(
 
 def _add_middleware(app: FastAPI, services: Services) -> None:
     """Add the middleware; the last one is the outermost."""
+    app.add_middleware(Head)
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
     app.add_middleware(
         Gate,

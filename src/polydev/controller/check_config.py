@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from polydev.controller.settings import SECRETS, ControllerSettings, secret_name, wrong_case
-from polydev.validation import dotted, near, problems_of
+from polydev.validation import HIGHEST_PORT, dotted, near, problems_of
 
 
 class Candidate(ControllerSettings):
@@ -56,19 +56,23 @@ def problems(document: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append(("controller", "its keys must be text"))
     addresses = kept.get("alert_urls", "").split()
     if addresses and "secrets.alert-urls" not in {key for key, _ in found}:
-        found += _of_no_service(addresses)
+        found += _unusable_alert_urls(addresses)
     if "tls_certificate" in kept and "secrets.tls-certificate" not in {key for key, _ in found}:
         found += _no_browser_takes(kept["tls_certificate"])
     return [{"key": key, "message": words} for key, words in found]
 
 
-def _of_no_service(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield alert addresses of unknown services. The service's start has no time for this check."""
+def _unusable_alert_urls(addresses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield alert addresses that Apprise cannot use. The service's start has no time for this."""
     from polydev.controller.host.alert_sender import apprise_of
 
     for number, url in enumerate(addresses, 1):
-        if apprise_of(url) is None:
+        service = apprise_of(url)
+        if service is None:
             yield "secrets.alert-urls", f"address {number} is not of a service that Apprise knows"
+        elif any(each.port is not None and not 0 < each.port <= HIGHEST_PORT for each in service):
+            words = f"address {number} has a port that is not from 1 to {HIGHEST_PORT}"
+            yield "secrets.alert-urls", words
 
 
 def _no_browser_takes(certificate: str) -> Iterator[tuple[str, str]]:

@@ -18,9 +18,9 @@ from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from polydev.errors import Error
+from polydev.validation import HIGHEST_PORT
 
 BUSY_TIMEOUT_MS = 5000
-HIGHEST_PORT = 65535
 SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 CONNECT_TIMEOUT_SECONDS = 10
 # The name of our connections in PostgreSQL's pg_stat_activity.

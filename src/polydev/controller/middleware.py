@@ -156,6 +156,28 @@ class BodyLimit:
         await self.app(scope, limited, send)
 
 
+class Head:
+    """Innermost: answer HEAD as GET without its body, which RFC 9110 asks of every resource."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_headers(message: Message) -> None:
+            # A stream of events has no end: the server cancels it once the answer is complete.
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+
+        as_get = {**scope, "method": "GET"}
+        await self.app(as_get, receive, send_headers)
+        scope["route"] = as_get.get("route")
+
+
 def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"the body is too large: at most {most} bytes are allowed")
 

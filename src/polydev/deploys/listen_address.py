@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
-HIGHEST_PORT = 65535
+from polydev.validation import HIGHEST_PORT
+
 THIS_NETWORK = IPv4Network("0.0.0.0/8")
 FORM = "write an IP address and a port, as in 127.0.0.1:4000, 0.0.0.0:4000 or [::1]:4000"
 

@@ -97,8 +97,8 @@ class GuestShell:
         try:
             # Late answers to greetings may come before it.
             status, stdout, stderr = json.loads(said[said.rindex(b"[") :] + b"]")
-            return ShellResult(status, base64.b64decode(stdout), base64.b64decode(stderr))
-        except ValueError as error:
+            return ShellResult(int(status), base64.b64decode(stdout), base64.b64decode(stderr))
+        except (ValueError, TypeError, RecursionError) as error:
             raise VmError(f"cannot read the console's answer to {command!r}") from error
 
     def _send(self, data: bytes) -> None:

@@ -34,7 +34,7 @@ class _JsonRequest(Request):
             return load_json(await self.body())
         except json.JSONDecodeError:
             raise
-        except RepeatedKey as error:  # the key is not quoted: it may be a misplaced secret
+        except RepeatedKey as error:
             raise HTTPException(400, f"the body: {error}") from None
         except (ValueError, RecursionError):
             raise HTTPException(400, UNREADABLE_BODY) from None

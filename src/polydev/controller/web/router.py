@@ -23,7 +23,7 @@ from polydev.controller.web.page_rendering import Pages
 def routes(services: Services, pages: Pages) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/static/{digest}/{name:path}", methods=["GET", "HEAD"])
+    @router.get("/static/{digest}/{name:path}")
     async def get_asset(request: Request, digest: str, name: str) -> Response:
         return pages.assets.answer(request, digest, name)
 
