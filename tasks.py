@@ -17,15 +17,14 @@ from polydev.settings import Settings
 from verbs import (
     alerts,
     bench,
-    controller,
     credentials,
     database,
+    deploy,
     deployments,
     docs,
     doctor,
     golden,
     host_shell_and_logs,
-    hosts,
     lab,
     open_and_health,
     providers,
@@ -33,11 +32,12 @@ from verbs import (
     templates,
     usage,
     users_and_tokens,
+    vms,
     webhooks,
 )
 from verbs.connection import access_fields, controller_url, lab_access, page_fields
+from verbs.deploy import described_host
 from verbs.golden import open_store, verify
-from verbs.hosts import described_host
 from verbs.paths_and_help import (
     JSON_HELP,
     LAB_INVENTORY,
@@ -283,9 +283,9 @@ def tests_of(part: str) -> list[str]:
 
 
 namespace = Collection(up, down, where)
-for verb in (hosts.deploy, hosts.backup, hosts.rollback, deployments.deployments, hosts.drift):
+for verb in (deploy.deploy, deploy.backup, deploy.rollback, deployments.deployments, deploy.drift):
     namespace.add_task(verb)
-for verb in (hosts.unlock, controller.sessions, controller.vms, controller.console, docs.docs):
+for verb in (deploy.unlock, sessions.sessions, vms.vms, vms.console, docs.docs):
     namespace.add_task(verb)
 for verb in (
     sessions.viewer,
@@ -296,7 +296,7 @@ for verb in (
     open_and_health.health,
     open_and_health.open_pages,
     usage.usage,
-    usage.screenshot,
+    vms.screenshot,
     doctor.doctor,
     check,
     test,

@@ -7,8 +7,8 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
+from verbs.deploy import described_host
 from verbs.golden import open_store
-from verbs.hosts import described_host
 from verbs.paths_and_help import (
     HOST_HELP,
     IMAGE_HELP,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from polydev.errors import ConfigError
 from polydev.settings import Settings
-from verbs.hosts import described_host
+from verbs.deploy import described_host
 from verbs.paths_and_help import HOST_HELP, JSON_HELP, LAB_INVENTORY, lab_name
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def lab_demo_user() -> str:
 def lab_access(lab: Lab) -> LabAccess:
     """Return the users of a deployed lab with valid tokens; make what is missing."""
     from polydev.client.controller_api import ControllerApi
-    from polydev.client.controller_over_ssh import HostController
+    from polydev.client.controller_cli import HostController
     from polydev.client.lab_access import ensure_access
 
     def is_valid(token: str) -> bool:

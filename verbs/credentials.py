@@ -6,7 +6,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
 from verbs.connection import API_HELP, connect
-from verbs.hosts import described_host
+from verbs.deploy import described_host
 from verbs.paths_and_help import JSON_HELP, LAB_INVENTORY
 from verbs.sessions import session_user
 from verbs.text_tables import minute, short, table_text

@@ -9,7 +9,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
-from verbs.hosts import (
+from verbs.deploy import (
     WAIT_HELP,
     described_host,
     record_fields,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, stdout, task
-from verbs.hosts import described_host, record_fields
+from verbs.deploy import described_host, record_fields
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.text_tables import minute, more_text
 

@@ -12,7 +12,7 @@ from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError, DeployError
 from polydev.settings import Settings
 from polydev.suggested_commands import for_same_host
-from verbs.hosts import described_host
+from verbs.deploy import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY, ROOT
 from verbs.text_tables import table_text
 

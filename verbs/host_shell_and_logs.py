@@ -9,7 +9,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, stderr, task
 from polydev.errors import ConfigError, DeployError
-from verbs.hosts import described_host
+from verbs.deploy import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 
 UNITS = ("master-controller.service", "microvm@*.service", "polydev-*.service")

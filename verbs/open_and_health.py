@@ -11,7 +11,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, stderr, task
 from verbs.connection import API_HELP, connect
-from verbs.controller import LOST_HINT
+from verbs.paths_and_help import LOST_HINT
 from verbs.text_tables import table_text
 
 UNWELL = 2

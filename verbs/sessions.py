@@ -1,4 +1,4 @@
-"""session.* and viewer: one session, over the controller's API."""
+"""sessions, session.* and viewer: sessions of a host, over the controller's API."""
 
 from __future__ import annotations
 
@@ -12,17 +12,52 @@ from uuid import UUID
 
 from invoke.context import Context
 
-from polydev.cli import answer, edge, stderr, task
+from polydev.cli import answer, edge, require_at_least, stderr, task
 from polydev.errors import ConfigError
+from polydev.validation import HIGHEST_PORT
 from verbs.connection import API_HELP, connect, lab_demo_user
-from verbs.controller import LOST_HINT
-from verbs.paths_and_help import LAB_INVENTORY
+from verbs.paths_and_help import LAB_INVENTORY, LIMIT_HELP, LOST_HINT, MOST_SHOWN
+from verbs.text_tables import minute, more_text, short, table_text
 from verbs.users_and_tokens import USER_HELP, host_controller
 
 if TYPE_CHECKING:
     from polydev.client.controller_api import ControllerApi
 
-HIGHEST_PORT = 65_535
+
+@task(help={"all": "those that are over too", "limit": LIMIT_HELP, **API_HELP})
+@edge
+def sessions(
+    context: Context,
+    all: bool = False,
+    limit: int = MOST_SHOWN,
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """List sessions and their states, newest first."""
+    require_at_least(1, "limit", limit)
+    with connect(url, token, inventory, host) as api:
+        found = api.sessions(all_of_them=all, limit=limit + 1)
+    shown = found[:limit]
+    columns = ("session", "user", "provider", "status", "stage", "VM", "since", "until", "reason")
+    text = table_text(columns, map(_session_row, shown)) if shown else "no sessions"
+    answer(shown, as_json=json, text=text + more_text(len(found) > limit, limit, all_of_them=all))
+
+
+def _session_row(session: dict[str, Any]) -> list[object]:
+    return [
+        short(session["id"]),
+        short(session["userId"]),
+        session["provider"],
+        session["status"],
+        session["boot"]["stage"],
+        short(session["vmId"]),
+        minute(session["createdAt"]),
+        minute(session["endedAt"] or session["expiresAt"]),
+        session["reason"],
+    ]
 
 
 @task(

@@ -11,12 +11,12 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
-from verbs.hosts import described_host
+from verbs.deploy import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.text_tables import minute, table_text
 
 if TYPE_CHECKING:
-    from polydev.client.controller_over_ssh import HostController
+    from polydev.client.controller_cli import HostController
 
 TOKEN_DAYS = 90.0
 ON_HOST_HELP = {"inventory": INVENTORY_HELP, "host": HOST_HELP, "json": JSON_HELP}
@@ -25,7 +25,7 @@ ROLE_HELP = "admin (all), operator (all sessions and VMs) or user (their own)"
 
 
 def host_controller(inventory: str, host: str) -> HostController:
-    from polydev.client.controller_over_ssh import HostController
+    from polydev.client.controller_cli import HostController
 
     _, described = described_host(inventory, host)
     return HostController(described.target)

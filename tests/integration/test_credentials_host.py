@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polydev.client.controller_over_ssh import HostController
+from polydev.client.controller_cli import HostController
 from polydev.client.credentials_key import ensure_key, new_key, rotate
 from polydev.http_client import HttpSession
 from tests.hosts import DeployedHost

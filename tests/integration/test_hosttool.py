@@ -121,14 +121,14 @@ def test_packed_tool_runs_under_system_python(tool: Path, tmp_path: Path) -> Non
         (
             "lock show",
             "deployment_lock",
-            {"facts_for_plan", "health_gate", "slot_network", "backup"},
+            {"host_report", "health_gate", "slot_network", "backup"},
         ),
         (
             "record list",
             "deployment_counter",
-            {"facts_for_plan", "health_gate", "slot_network", "backup"},
+            {"host_report", "health_gate", "slot_network", "backup"},
         ),
-        ("slot list", "slot_network", {"facts_for_plan", "health_gate", "backup", "releases"}),
+        ("slot list", "slot_network", {"host_report", "health_gate", "backup", "releases"}),
     ],
 )
 def test_verb_imports_no_modules_of_other_verbs(

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from polydev.cli import answer, edge, megabytes
 from polydev.errors import BuildError, ConfigError, Error
 from polydev.settings import Settings
-from verbs import alerts, controller, deployments, golden, host_shell_and_logs, sessions
+from verbs import alerts, deployments, golden, host_shell_and_logs, sessions, vms
 from verbs.text_tables import more_text
 
 
@@ -136,10 +136,10 @@ def test_broken_pipe_is_not_reported_as_a_file_error() -> None:
 @pytest.mark.parametrize(
     ("asked", "options", "said"),
     [
-        (controller.sessions, {"limit": 0}, "--limit 0 is too small"),
-        (controller.vms, {"limit": -1}, "--limit -1 is too small"),
-        (controller.console, {"vm": "abcd", "lines": -5}, "--lines -5 is too small"),
-        (controller.sessions, {"limit": 10**20}, "--limit is too large"),
+        (sessions.sessions, {"limit": 0}, "--limit 0 is too small"),
+        (vms.vms, {"limit": -1}, "--limit -1 is too small"),
+        (vms.console, {"vm": "abcd", "lines": -5}, "--lines -5 is too small"),
+        (sessions.sessions, {"limit": 10**20}, "--limit is too large"),
         (golden.verify, {"image": "golden", "deadline": inf}, "--deadline is too large"),
         (alerts.alerts, {"hours": -1}, "--hours -1 is too small"),
         (alerts.alerts, {"limit": 0}, "--limit 0 is too small"),

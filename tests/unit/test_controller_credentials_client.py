@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from polydev.client import controller_over_ssh
+from polydev.client import controller_cli
 from polydev.client.credentials_key import ensure_key, new_key, rotate
 from polydev.controller.credential_encryption import keyring_of
 from polydev.errors import CommandTimeout, ConfigError, DeployError
@@ -54,7 +54,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str =
         asked.append(" ".join(argv))
         return Completed(tuple(argv), status, out, err, 0.1)
 
-    monkeypatch.setattr(controller_over_ssh, "run", run)
+    monkeypatch.setattr(controller_cli, "run", run)
     return asked
 
 
@@ -81,6 +81,6 @@ def test_rotation_timeout_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[str], **_options: object) -> Completed:
         raise CommandTimeout(["ssh"], 600, "")
 
-    monkeypatch.setattr(controller_over_ssh, "run", run)
+    monkeypatch.setattr(controller_cli, "run", run)
     with pytest.raises(DeployError, match="lab-dev did not answer"):
         rotate(TARGET)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from polydev.deploys import network, network_checks
+from polydev.deploys import inventory_network_checks, network
 from polydev.deploys.config_check import check_controller_config
 from polydev.deploys.deadman import access_hash
 from polydev.deploys.host_files_and_units import (
@@ -567,7 +567,7 @@ class TestFirewall:
 
     @given(st.ip_addresses(v=4))
     def test_closed_ranges_are_all_non_global_addresses(self, address: IPv4Address) -> None:
-        is_closed = any(address in IPv4Network(each) for each in network_checks.CLOSED)
+        is_closed = any(address in IPv4Network(each) for each in inventory_network_checks.CLOSED)
         if not any(address in each for each in APART):
             assert is_closed == (address.is_multicast or not address.is_global)
 
@@ -581,7 +581,9 @@ class TestFirewall:
         ],
     )
     def test_metadata_and_private_addresses_are_closed(self, address: str) -> None:
-        assert any(ip_address(address) in IPv4Network(each) for each in network_checks.CLOSED)
+        assert any(
+            ip_address(address) in IPv4Network(each) for each in inventory_network_checks.CLOSED
+        )
 
 
 class TestDns:

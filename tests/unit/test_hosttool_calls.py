@@ -39,7 +39,7 @@ CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "polkit mend --host /h": ("polkit.mend", (HOST, PATHS.root), {}),
     "settings mend --host /h": ("config_file_conflicts.mend", (HOST, PATHS.root), {}),
     "reserve keep": ("disk_reserve.keep_reserve", (PATHS,), {}),
-    "look": ("facts_for_plan.inspect_host", (Call, DOCUMENT), {}),
+    "look": ("host_report.inspect_host", (Call, DOCUMENT), {}),
     "apt locks": ("apt_locks.held", (PATHS,), {}),
     "health --seconds 3": ("health_gate.wait_until_healthy", (SYSTEMD, 3.0), {}),
     "slot up 2": ("slot_network.up", (2,), {}),

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from polydev.client.controller_over_ssh import HostController
+from polydev.client.controller_cli import HostController
 from polydev.errors import ConfigError
 from polydev.ssh import SshTarget
 

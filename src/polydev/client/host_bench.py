@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from polydev.client.controller_over_ssh import follow
+from polydev.client.controller_cli import follow
 from polydev.errors import CommandError, ConfigError, DeployError
 from polydev.host_layout import CONTROLLER_ROOT
 from polydev.ssh import SshTarget

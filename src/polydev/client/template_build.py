@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from polydev.client.controller_over_ssh import HostController, follow
+from polydev.client.controller_cli import HostController, follow
 from polydev.errors import CommandError, ConfigError, DeployError
 from polydev.hosttool.units import TEMPLATE_MAKER as UNIT
 from polydev.image_layout import STORE

@@ -20,8 +20,8 @@ from polydev.deploys.database import DatabaseChange, database_change
 from polydev.deploys.facts import JsonFile, PythonVersion, UnitFact
 from polydev.deploys.host_files_and_units import CONFIG_FILE, CONTROLLER_FOLDER, TOOL
 from polydev.deploys.host_report import HostReport
+from polydev.deploys.inventory_network_checks import Problem
 from polydev.deploys.inventory_values import HostData, refuse
-from polydev.deploys.network_checks import Problem
 from polydev.deploys.packages import postgresql_client
 from polydev.deploys.pyinfra_operations import (
     PlacedFile,

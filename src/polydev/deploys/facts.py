@@ -11,7 +11,7 @@ from typing import Any
 
 from pyinfra.api.facts import FactBase
 
-from polydev.deploys.network_checks import HostNetwork
+from polydev.deploys.inventory_network_checks import HostNetwork
 from polydev.deploys.render import STAMPS, UNITS
 
 TOUCHED = "Touched=yes"

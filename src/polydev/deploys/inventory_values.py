@@ -19,8 +19,8 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from polydev.deploys.inventory_network_checks import Problem, contradictions
 from polydev.deploys.listen_address import ListenAddress, parse_listen_address
-from polydev.deploys.network_checks import Problem, contradictions
 from polydev.deploys.secret_files import CERTIFICATE
 from polydev.deploys.ssh_settings import PREFIX, SshSettings
 from polydev.errors import ConfigError

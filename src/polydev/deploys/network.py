@@ -25,8 +25,13 @@ from polydev.deploys.host_files_and_units import (
     slot_units,
 )
 from polydev.deploys.host_report import NetworkDifferences
+from polydev.deploys.inventory_network_checks import (
+    CLOSED,
+    HostNetwork,
+    conflicts,
+    open_to_the_internet,
+)
 from polydev.deploys.inventory_values import HostData, refuse
-from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.deploys.pyinfra_operations import load_firewall, template
 from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit

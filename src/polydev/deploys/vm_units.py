@@ -19,8 +19,8 @@ from polydev.deploys.host_files_and_units import (
     TOOL,
     VM_UNIT,
 )
+from polydev.deploys.inventory_network_checks import GUESTS
 from polydev.deploys.inventory_values import HostData
-from polydev.deploys.network_checks import GUESTS
 from polydev.deploys.pyinfra_operations import show_diff, template
 from polydev.deploys.pyinfra_types import Commands, concern, operation
 from polydev.deploys.secret_files import SECRETS

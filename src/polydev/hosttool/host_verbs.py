@@ -7,8 +7,8 @@ from polydev.hosttool import (
     apt_locks,
     config_file_conflicts,
     disk_reserve,
-    facts_for_plan,
     health_gate,
+    host_report,
     permissions,
     polkit,
     slot_network,
@@ -39,7 +39,7 @@ def reserve_keep(call: Call) -> object:
 
 
 def look_at_host(call: Call) -> object:
-    return facts_for_plan.inspect_host(call, call.document())
+    return host_report.inspect_host(call, call.document())
 
 
 def apt_locked(call: Call) -> object:

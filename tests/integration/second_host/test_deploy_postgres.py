@@ -13,7 +13,7 @@ from shlex import quote
 import httpx
 import pytest
 
-from polydev.client.controller_over_ssh import HostController
+from polydev.client.controller_cli import HostController
 from polydev.client.credentials_key import FILE
 from polydev.controller.migrations import HEAD
 from polydev.deployment import deploy_and_rollback

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polydev.client.controller_over_ssh import HostController, _new_file, refusal
+from polydev.client.controller_cli import HostController, _new_file, refusal
 from polydev.errors import ConfigError, DeployError
 from polydev.ssh import SshTarget
 

@@ -1,8 +1,9 @@
-"""sessions, vms, console: what runs on a controller, over its API."""
+"""vms, console, screenshot: the VMs of a host, over the controller's API."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
@@ -10,47 +11,8 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
 from verbs.connection import API_HELP, connect
+from verbs.paths_and_help import LIMIT_HELP, LOST_HINT, MOST_SHOWN
 from verbs.text_tables import minute, more_text, short, table_text
-
-LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
-MOST_SHOWN = 50
-LIMIT_HELP = f"how many of the newest (default: {MOST_SHOWN})"
-
-
-@task(help={"all": "those that are over too", "limit": LIMIT_HELP, **API_HELP})
-@edge
-def sessions(
-    context: Context,
-    all: bool = False,
-    limit: int = MOST_SHOWN,
-    url: str = "",
-    token: str = "",
-    inventory: str = "",
-    host: str = "",
-    json: bool = False,
-) -> None:
-    """List sessions and their states, newest first."""
-    require_at_least(1, "limit", limit)
-    with connect(url, token, inventory, host) as api:
-        found = api.sessions(all_of_them=all, limit=limit + 1)
-    shown = found[:limit]
-    columns = ("session", "user", "provider", "status", "stage", "VM", "since", "until", "reason")
-    text = table_text(columns, map(_session_row, shown)) if shown else "no sessions"
-    answer(shown, as_json=json, text=text + more_text(len(found) > limit, limit, all_of_them=all))
-
-
-def _session_row(session: dict[str, Any]) -> list[object]:
-    return [
-        short(session["id"]),
-        short(session["userId"]),
-        session["provider"],
-        session["status"],
-        session["boot"]["stage"],
-        short(session["vmId"]),
-        minute(session["createdAt"]),
-        minute(session["endedAt"] or session["expiresAt"]),
-        session["reason"],
-    ]
 
 
 @task(help={"all": "those that are gone too", "limit": LIMIT_HELP, **API_HELP})
@@ -133,3 +95,43 @@ def console(
         return
     for line in plain_lines(f"{line}\n" for line in found["lines"]):
         print(line)  # as the VM wrote it
+
+
+@task(
+    positional=["vm"],
+    help={
+        "vm": "a VM's id, or the start of it",
+        "output": "the PNG file to write (default: VM.png)",
+        **API_HELP,
+    },
+)
+@edge
+def screenshot(
+    context: Context,
+    vm: str,
+    output: str = "",
+    url: str = "",
+    token: str = "",
+    inventory: str = "",
+    host: str = "",
+    json: bool = False,
+) -> None:
+    """Save a VM's screen as PNG. A paused VM stays paused."""
+    from polydev.client.controller_api import one_with_prefix
+
+    with connect(url, token, inventory, host) as api:
+        ids = [each["vmId"] for each in api.vms(all_of_them=False)]
+        vm_id = one_with_prefix(ids, vm, "VM", LOST_HINT)
+        picture = api.content(f"/api/vm/{vm_id}/screenshot")
+    file = Path(output or f"{vm_id}.png")
+    try:
+        file.write_bytes(picture)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {file}: {error.strerror}", "choose another file with --output"
+        ) from error
+    answer(
+        {"vmId": vm_id, "file": str(file), "bytes": len(picture)},
+        as_json=json,
+        text=f"{file} has the screen of VM {vm_id}",
+    )

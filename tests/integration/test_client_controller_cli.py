@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.client import controller_over_ssh
-from polydev.client.controller_over_ssh import HostController
+from polydev.client import controller_cli
+from polydev.client.controller_cli import HostController
 from polydev.errors import ConfigError, DeployError
 from polydev.ssh import SshTarget
 
@@ -19,7 +19,7 @@ ANSWER = '{"database": "sqlite"}'
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Path) -> Path:
     """The host tool, which is a shell script of the test's."""
     file = programs / "polydev-host"
-    monkeypatch.setattr(controller_over_ssh, "TOOL", str(file))
+    monkeypatch.setattr(controller_cli, "TOOL", str(file))
     file.touch(0o755)
     return file
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polydev.hosttool import database_schema_cache, facts_for_plan
+from polydev.hosttool import database_schema_cache, host_report
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
 from polydev.hosttool.run_controller_command import ControllerProgram
@@ -56,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def answer(paths: Paths, **question: Any) -> dict[str, Any]:
     call = Call(argparse.Namespace(), paths)
-    return facts_for_plan.inspect_host(call, {"parts": list(question), **question})
+    return host_report.inspect_host(call, {"parts": list(question), **question})
 
 
 def database(paths: Paths) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Verbs that change hosts, outside of a checkout or with wrong options."""
+"""Verbs that deploy, outside of a checkout or with wrong options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from invoke.context import Context
 import tasks
 from polydev.deployment import deploy_and_rollback
 from polydev.deployment.pyinfra_process import Operation, Plan
-from verbs import database, hosts
+from verbs import database, deploy
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: Any, **options: Any) -> dict[str, str]:
@@ -24,14 +24,14 @@ def refusal(capsys: pytest.CaptureFixture[str], verb: Any, **options: Any) -> di
     return told
 
 
-CHANGING = [hosts.deploy, hosts.rollback, hosts.backup, database.move]
+CHANGING = [deploy.deploy, deploy.rollback, deploy.backup, database.move]
 
 
 @pytest.mark.parametrize("verb", [*CHANGING, tasks.up])
 def test_checkout_without_a_commit_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: Any
 ) -> None:
-    for module in (hosts, tasks):
+    for module in (deploy, tasks):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     told = refusal(capsys, verb, **({"to": "postgresql"} if verb is database.move else {}))
     assert told["error"] == "config"
@@ -68,10 +68,10 @@ def test_detailed_exit_code_of_a_plan(
     status: int,
 ) -> None:
     plan = Plan((Operation("a", changing, ("+ a",) * changing),), ("another commit",) * changing)
-    monkeypatch.setattr(hosts, "described_host", lambda *_: (None, None))
+    monkeypatch.setattr(deploy, "described_host", lambda *_: (None, None))
     monkeypatch.setattr(deploy_and_rollback, "plan", lambda *_: plan)
     for as_json in (True, False):
         with pytest.raises(SystemExit) as ended:
-            hosts.deploy.body(Context(), plan=True, detailed_exitcode=detailed, json=as_json)
+            deploy.deploy.body(Context(), plan=True, detailed_exitcode=detailed, json=as_json)
         assert ended.value.code == status
         assert ("another commit" in capsys.readouterr().out) == changing

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 
 from polydev.deploys.facts import HostNetworks
 from polydev.deploys.host_files_and_units import BRIDGE
+from polydev.deploys.inventory_network_checks import (
+    CLOSED,
+    HostNetwork,
+    conflicts,
+    open_to_the_internet,
+)
 from polydev.deploys.inventory_values import check_host_data
 from polydev.deploys.network import network_values, require_free_networks
-from polydev.deploys.network_checks import CLOSED, HostNetwork, conflicts, open_to_the_internet
 from polydev.errors import ConfigError
 from tests.unit.fake_host import fake_host
 
