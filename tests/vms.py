@@ -23,9 +23,9 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from polydev.controller.entities import slot_address
 from polydev.controller.machines.hypervisor import Launch, Origin, SlotState, TemplatesReport
 from polydev.errors import VmError
+from polydev.host_layout import slot_address
 from polydev.vm.cpu_wait_time import CpuSample
 from polydev.vm.identity import Identity, Receipt
 from tests.fake_vms import (
@@ -225,7 +225,7 @@ class FakeHypervisor:
         current.unlink(missing_ok=True)
         current.symlink_to(launch.vm_id)
         kind = self.next.pop(0) if self.next else self.of_slot.get(launch.slot, self.kind)
-        vm = kind(launch, slot_address(self.network, launch.slot), folder)
+        vm = kind(launch, str(slot_address(self.network, launch.slot)), folder)
         self.vms[launch.slot] = vm
         return vm
 

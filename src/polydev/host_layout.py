@@ -8,6 +8,7 @@ probe go elsewhere alone and have copies, which `tests/unit/test_written_twice.p
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 # The id of a deployment and of its release, as in 20250131_120000-1a2b3c4.
@@ -30,3 +31,8 @@ GUEST_GATEWAY = "172.16.0.1"
 GATEWAY_MAC = "52:54:00:16:00:01"
 AGENT_PORT, VNC_PORT, NOVNC_PORT = 8080, 5901, 6080
 GUEST_PORTS = (AGENT_PORT, VNC_PORT, NOVNC_PORT)
+
+
+def slot_address(network: IPv4Network, slot: int) -> IPv4Address:
+    """Return the address of a slot's VM in the network of the host's VMs."""
+    return network.network_address + slot

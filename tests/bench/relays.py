@@ -25,12 +25,11 @@ import psutil
 from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.background_tasks import Background
-from polydev.controller.entities import slot_address
 from polydev.controller.server import Server
 from polydev.controller.settings import ControllerSettings, SessionLimits
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.store.vm_slots import sync_slots
-from polydev.host_layout import VNC_PORT
+from polydev.host_layout import VNC_PORT, slot_address
 from tests.api import StillHypervisor
 from tests.bench.rfb import Relayed
 from tests.vms import IMAGE_DIGEST, fake_hosts
@@ -69,7 +68,7 @@ def bench(root: Path, slots: Sequence[int]) -> Iterator[Bench]:
         )
         token, sessions = loop.run_until_complete(_sessions(settings, root))
         with ExitStack() as stack:
-            addresses = [slot_address(host.network, slot) for slot in slots]
+            addresses = [str(slot_address(host.network, slot)) for slot in slots]
             screens = [stack.enter_context(_listening(address, VNC_PORT)) for address in addresses]
             stack.enter_context(_process("tests.bench.rfb", screens))
             yield _relays(stack, host.settings_values, token, sessions, addresses[0])

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 
 TESTS = Path(__file__).resolve().parents[1]
 VARIANTS = TESTS / "faults"
-TRIES = 3
+TRIES = 10
 SPECS = TESTS / "spec" / "image"
 HEADLESS_SPECS = VARIANTS / "headless_specs"
 WITHOUT_BROWSER_SPECS = VARIANTS / "without_browser_specs"

@@ -27,6 +27,7 @@ from polydev.controller.api import novnc
 from polydev.controller.app import create_app
 from polydev.controller.auth.revocation_watch import NOT_OPERATOR, TokenWatch
 from polydev.controller.entities import Session, now
+from polydev.controller.machines import vm_waker
 from polydev.controller.relay import viewers
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.limits import MOST_VIEWERS
@@ -261,7 +262,7 @@ def test_viewer_waits_until_paused_vm_is_awake(run: Run) -> None:
 def test_viewer_is_closed_if_paused_vm_does_not_wake(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_services, "WAKE_SECONDS", 0.05)
+    monkeypatch.setattr(vm_waker, "WAKE_SECONDS", 0.05)
 
     async def scenario(made: Screens) -> None:
         vms = made.services.vms
@@ -270,7 +271,7 @@ def test_viewer_is_closed_if_paused_vm_does_not_wake(
         words = "the paused VM could not be resumed; try again"
         assert await made.closing(session.id) == (1013, words)
         # A session that ends meanwhile is reported as ended.
-        monkeypatch.setattr(app_services, "WAKE_SECONDS", PATIENCE_SECONDS)
+        monkeypatch.setattr(vm_waker, "WAKE_SECONDS", PATIENCE_SECONDS)
         closing = asyncio.ensure_future(made.closing(session.id))
         await made.services.sessions.apply(session.id, "terminate")
         code, _ = await closing

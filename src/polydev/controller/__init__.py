@@ -9,8 +9,8 @@ It runs from a release's own venv. Imports only go down this list:
     app                         the application: routes and middleware put together
     web, middleware             the pages; what all requests pass
     api                         the routes of the API
-    services                    the objects that routes use, made once
+    app_services                the objects that routes use, made once
     auth, relay, machines, host, webhooks   callers, viewers, VMs, the host, messages to others
     store                       the database
-    settings, entities, states  configuration and nouns
+    settings, entities          configuration and nouns
 """

@@ -31,9 +31,10 @@ from polydev.controller.api import (
 )
 from polydev.controller.api.error_responses import problem_schemas
 from polydev.controller.app_services import Services, build_services
+from polydev.controller.body_limit import BodyLimit
 from polydev.controller.cors import Cors
 from polydev.controller.machines.hypervisor import Hypervisor
-from polydev.controller.middleware import BodyLimit, Failures, Gate, Head, Requests
+from polydev.controller.middleware import Failures, Gate, Head, Requests
 from polydev.controller.problems import answer_problem
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.web import router

@@ -18,7 +18,6 @@ from polydev.controller.auth.revocation_watch import TokenWatch
 from polydev.controller.background_tasks import Background, Work
 from polydev.controller.credential_encryption import keyring_of
 from polydev.controller.database import create_engine
-from polydev.controller.entities import Vm
 from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.health import Health
 from polydev.controller.host.history_cache import HistoryCache
@@ -34,6 +33,7 @@ from polydev.controller.machines.login_monitor import LoginStores
 from polydev.controller.machines.metrics import MachineMetrics
 from polydev.controller.machines.screenshots import Screenshots
 from polydev.controller.machines.vm_driver import Driver
+from polydev.controller.machines.vm_waker import VmWaker
 from polydev.controller.metrics import Metrics
 from polydev.controller.relay.viewers import Viewers
 from polydev.controller.release_id import release_id
@@ -56,11 +56,7 @@ from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import WebhookQueue
 from polydev.controller.webhook_signing import secrets_of
 from polydev.controller.webhooks.deliveries import Deliveries
-from polydev.errors import VmError
 from polydev.providers import Provider
-
-# A VM that runs on answers within a second; its host may be busy.
-WAKE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ class Services:
     token_watch        ends streams and viewers whose caller has lost access
     browser_rules      which requests our own pages send, and how browsers reach them
     consoles           the serial consoles that somebody follows
+    waker              resumes paused VMs that somebody needs
     event_notifier     wakes those who follow sessions when any session has an event
     viewers            who looks at which session
     deliveries         sends webhooks in the background; `webhook_log` has all deliveries
@@ -98,6 +95,7 @@ class Services:
     alerts: Alerts
     hypervisor: Hypervisor | None
     driver: Driver | None
+    waker: VmWaker
     agent: AgentClient
     sample_loop: SampleLoop
     authenticator: Authenticator
@@ -134,31 +132,6 @@ class Services:
         """Whether its tool accepts a code."""
         found = self.providers().get(provider)
         return found is not None and found.login.accepts_code
-
-    async def awake(self, vm: Vm) -> Vm:
-        """Resume the VM if it is paused, and return it; it may have ended meanwhile.
-
-        Raises VmError if it does not resume in time.
-        """
-        if vm.paused_at is None:
-            return vm
-        await self.vms.used(vm.id)
-        if self.driver is not None:
-            self.driver.wake()
-        try:
-            return await asyncio.wait_for(self._woken(vm.id), WAKE_SECONDS)
-        except asyncio.TimeoutError:
-            words = f"the VM did not resume within {WAKE_SECONDS:g} s"
-            raise VmError(words, "try again") from None
-
-    async def _woken(self, vm_id: str) -> Vm:
-        async with self.event_notifier.subscribed():
-            while True:
-                changed = self.event_notifier.next_change()
-                vm = await self.vms.get(vm_id)
-                if vm.paused_at is None or vm.state != "ready":
-                    return vm
-                await changed.wait()
 
     async def end(self) -> None:
         """Stop leading, and end all streams. VMs keep running."""
@@ -245,6 +218,7 @@ def build_services(settings: ControllerSettings, hypervisor: Hypervisor | None =
         usage=Usage(database, settings.quotas),
         hypervisor=hypervisor,
         driver=driver,
+        waker=VmWaker(vms, event_notifier, driver.wake if driver else None),
         agent=agent,
         sample_loop=sample_loop,
         authenticator=_authenticator(settings, users, tokens, sign_ins),

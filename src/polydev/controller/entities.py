@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from ipaddress import IPv4Network
 from typing import Literal
 
 from polydev.controller.session_and_vm_states import (
@@ -29,11 +28,6 @@ SEE_ALL: tuple[Role, ...] = ("admin", "operator")
 
 def now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-def slot_address(network: IPv4Network, slot: int) -> str:
-    """Return the address of a slot's VM in the host's network. Only this function computes it."""
-    return str(network[slot])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Middleware of all requests: request ids, logs, metrics, size limits, authentication."""
+"""Middleware of all requests: request ids, logs, metrics, failures, authentication, HEAD."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ log = structlog.stdlib.get_logger(__name__)
 REQUEST_ID = "X-Request-Id"
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "(none)"
-MOST_OPEN_BYTES = 16 * 1024
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 API_PREFIX = "/api/"
 
@@ -123,39 +122,6 @@ class Failures:
             await response(scope, receive, send)
 
 
-class BodyLimit:
-    """Refuse too large bodies with 413, by their Content-Length and by what arrives.
-
-    Requests that need no authentication have a smaller limit.
-    """
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        most = min(self.max_bytes, MOST_OPEN_BYTES) if is_open(scope) else self.max_bytes
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > most:
-            response = await answer_problem(Request(scope), _too_large(most))
-            await response(scope, receive, send)
-            return
-        arrived = 0
-
-        async def limited() -> Message:
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if arrived > most:
-                raise _too_large(most)
-            return message
-
-        await self.app(scope, limited, send)
-
-
 class Head:
     """Innermost: answer HEAD as GET without its body, which RFC 9110 asks of every resource."""
 
@@ -176,10 +142,6 @@ class Head:
         as_get = {**scope, "method": "GET"}
         await self.app(as_get, receive, send_headers)
         scope["route"] = as_get.get("route")
-
-
-def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"the body is too large: at most {most} bytes are allowed")
 
 
 class Gate:

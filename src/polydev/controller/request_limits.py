@@ -1,4 +1,4 @@
-"""Limits of an incomplete request: bytes, number of headers, and time.
+"""Limits of an incomplete request: bytes and number of headers, and time; for bodies `body_limit`.
 
 The parser buffers a header until its end, so bytes are counted before the parser gets them. A
 request that exceeds a limit is refused before the application sees it.

@@ -24,7 +24,7 @@ from polydev.deploys.listen_address import ListenAddress, parse_listen_address
 from polydev.deploys.secret_files import CERTIFICATE
 from polydev.deploys.ssh_settings import PREFIX, SshSettings
 from polydev.errors import ConfigError
-from polydev.host_layout import CONTROLLER_PORT, DEPLOYMENT_ID
+from polydev.host_layout import CONTROLLER_PORT, DEPLOYMENT_ID, slot_address
 from polydev.settings import Settings
 from polydev.validation import (
     Ipv4Address,
@@ -144,7 +144,7 @@ class HostData(Checked):
         return self.bridge_address.ip
 
     def slot_address(self, number: int) -> IPv4Address:
-        return self.bridge_address.network.network_address + number
+        return slot_address(self.bridge_address.network, number)
 
     @property
     def listen(self) -> ListenAddress:

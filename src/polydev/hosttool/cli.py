@@ -25,7 +25,8 @@ from polydev.hosttool.verb import Call, HostVerb
 # The modules that have verbs, each with the nouns of its verbs.
 NOUNS = {
     "lock_verbs": ("lock",),
-    "deployment_records": ("record", "operations"),
+    "deployment_records": ("record",),
+    "deployment_slice": ("operations",),
     "backup_verbs": ("backup", "restore", "restore-job", "handover", "deadman", "listing"),
     "network_verbs": ("slot", "network"),
     "images": ("image",),

@@ -10,7 +10,6 @@ from typing import Any
 
 from polydev.durable_files import make_folder, read_json, write_json
 from polydev.host_layout import DEPLOYMENT_ID
-from polydev.hosttool import deployment_slice
 from polydev.hosttool.deployment_counter import next_number, number_of, order
 from polydev.hosttool.disk_reserve import use_reserve
 from polydev.hosttool.errors import HostError
@@ -105,23 +104,8 @@ def record_show(call: Call) -> object:
     return show(call.paths, call.arguments.id)
 
 
-def operations_permit(call: Call) -> object:
-    return deployment_slice.permit(call.paths, call.systemd, require_id(call.arguments.id))
-
-
-def operations_stop(call: Call) -> object:
-    return {"stopped": deployment_slice.stop(call.paths, call.systemd)}
-
-
 VERBS = (
     HostVerb("record write", "Write the record on stdin", record_write),
     HostVerb("record list", "List all records, newest first", record_list),
     HostVerb("record show", "Show one record", record_show, (ID,)),
-    HostVerb(
-        "operations permit",
-        "Allow the commands of one deployment, and end those of any other",
-        operations_permit,
-        (ID,),
-    ),
-    HostVerb("operations stop", "End the commands of every deployment", operations_stop),
 )

@@ -16,6 +16,7 @@ from polydev.durable_files import make_folder, unfinished
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths, require_id
 from polydev.hosttool.systemd import Systemd
+from polydev.hosttool.verb import ID, Call, HostVerb
 
 SLICE = "polydev-deploy.slice"
 # How long a command may take to end before it is killed.
@@ -104,3 +105,25 @@ def configure_packages(paths: Paths) -> str | None:
     if done.returncode != 0:
         return f"failed: {done.stderr.strip()[-500:]}"
     return "configured"
+
+
+# Verbs
+
+
+def operations_permit(call: Call) -> object:
+    return permit(call.paths, call.systemd, require_id(call.arguments.id))
+
+
+def operations_stop(call: Call) -> object:
+    return {"stopped": stop(call.paths, call.systemd)}
+
+
+VERBS = (
+    HostVerb(
+        "operations permit",
+        "Allow the commands of one deployment, and end those of any other",
+        operations_permit,
+        (ID,),
+    ),
+    HostVerb("operations stop", "End the commands of every deployment", operations_stop),
+)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS
+from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS, slot_address
 from polydev.hosttool.errors import HostError
 
 TAP = "tap0"
@@ -79,12 +79,12 @@ class Slot:
 
     @property
     def address(self) -> str:
-        return str(self.network.network.network_address + self.number)
+        return str(slot_address(self.network.network, self.number))
 
     @property
     def hardware_address(self) -> str:
         """Always the same for a slot, since neighbours cache it."""
-        return "02:00:" + self.network.network[self.number].packed.hex(":")
+        return "02:00:" + slot_address(self.network.network, self.number).packed.hex(":")
 
     @property
     def gateway(self) -> str:

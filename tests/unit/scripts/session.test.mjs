@@ -14,7 +14,7 @@ import {
   textOf,
 } from "../../../src/polydev/controller/web/static/session/login_progress.js";
 import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
-import { edits } from "../../../src/polydev/controller/web/static/session/text_to_keys.js";
+import { edits } from "../../../src/polydev/controller/web/static/session/input_diff.js";
 import { viewOf } from "../../../src/polydev/controller/web/static/session/screen_cover_view.js";
 
 const BOOT = { stage: "none", template: null, bootsBecause: null };

@@ -157,7 +157,7 @@ async def _asked_vm(services: Services, session: Session) -> Vm | None:
     vm = await live_vm_of(services, session)
     if vm.state != "ready":
         return None
-    if (await services.awake(vm)).state != "ready":
+    if (await services.waker.awake(vm)).state != "ready":
         vm = await live_vm_of(services, await services.sessions.get(session.id))
     return vm
 

@@ -134,7 +134,7 @@ class Screens:
     async def _awake(self, session: Session, vm: Vm) -> Vm:
         """Resume the VM while the viewer waits, and return it. Raises ViewerRefused."""
         try:
-            vm = await self._services.awake(vm)
+            vm = await self._services.waker.awake(vm)
         except VmError:
             raise ViewerRefused(ASLEEP) from None
         _check_state(session, vm)

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from polydev.controller.entities import slot_address
 from polydev.controller.session_and_vm_states import VmState
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
 from polydev.errors import ConfigError
+from polydev.host_layout import slot_address
 
 _slots, _vms = tables.slots.c, tables.vms.c
 HELD = sa.exists().where(_vms.slot == _slots.number, _vms.released_at.is_(None))
@@ -33,7 +33,7 @@ async def sync_slots(database: Database, numbers: Iterable[int], network: IPv4Ne
 
     Raises ConfigError if a slot would get the address of another slot's VM.
     """
-    wanted = {number: slot_address(network, number) for number in sorted(set(numbers))}
+    wanted = {number: str(slot_address(network, number)) for number in sorted(set(numbers))}
     async with database.writing() as connection:
         if connection.dialect.name == "postgresql":
             # Two controllers may start at once, and rows that do not exist yet cannot be locked.

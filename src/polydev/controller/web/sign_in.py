@@ -36,7 +36,7 @@ def _add_login(router: APIRouter, services: Services, pages: Pages) -> None:
     @router.get("/login")
     async def show_login(request: Request) -> Response:
         after = local_path(request.query_params.get("next"))
-        return pages.render(request, "login.html", next=after, problem=None)
+        return pages.render(request, "sign_in.html", next=after, problem=None)
 
     @router.post("/login")
     async def log_in(request: Request) -> Response:
@@ -128,7 +128,7 @@ def _refused(request: Request, pages: Pages, refusal: Exception, after: str) -> 
     problem = problem_of(refusal, request.url.path, request.state.request_id)
     if problem.hint == HOW_TO_AUTHENTICATE:  # a hint for programs
         problem = problem.model_copy(update={"hint": text("login.bad_token_hint")})
-    return pages.render(request, "login.html", problem.status, next=after, problem=problem)
+    return pages.render(request, "sign_in.html", problem.status, next=after, problem=problem)
 
 
 async def _signed_in(

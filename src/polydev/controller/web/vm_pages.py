@@ -64,11 +64,11 @@ def _add_list(router: APIRouter, services: Services, pages: Pages) -> None:
     ) -> Response:
         users = sorted(await services.users.list(), key=lambda each: (each.name or each.id).lower())
         listed = await _listed(services, wanted)
-        return pages.render(request, "machines.html", users=users, **listed)
+        return pages.render(request, "sessions_and_vms.html", users=users, **listed)
 
     @router.get("/sessions/rows")
     async def show_rows(request: Request, _operator: AskingOperator, wanted: Wanted) -> Response:
-        return pages.render(request, "machine_rows.html", **await _listed(services, wanted))
+        return pages.render(request, "vm_rows.html", **await _listed(services, wanted))
 
 
 async def _listed(services: Services, wanted: Filter) -> dict[str, Any]:
@@ -112,11 +112,11 @@ async def vm_entries(services: Services, vms: Sequence[Vm]) -> dict[str, VmEntry
 def _add_one(router: APIRouter, services: Services, pages: Pages) -> None:
     @router.get("/vms/{vm_id}")
     async def show_vm(request: Request, vm_id: UUID, _operator: AskingOperator) -> Response:
-        return pages.render(request, "machine.html", **await _one(services, vm_id))
+        return pages.render(request, "vm.html", **await _one(services, vm_id))
 
     @router.get("/vms/{vm_id}/summary")
     async def show_summary(request: Request, vm_id: UUID, _operator: AskingOperator) -> Response:
-        return pages.render(request, "machine_summary.html", **await _one(services, vm_id))
+        return pages.render(request, "vm_summary.html", **await _one(services, vm_id))
 
 
 async def _one(services: Services, vm_id: UUID) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // The keyboard: whether the VM or the page has it, pasting, and the one of touch screens.
 
-import { edits } from "./text_to_keys.js";
+import { edits } from "./input_diff.js";
 import keysyms from "../novnc/core/input/keysymdef.js";
 
 const CONTROL = 0xffe3;

@@ -1,4 +1,4 @@
-// Turn text that was typed into an input into keys for the VM. Pure.
+// What to take back and what to type, from two states of an input. Pure.
 
 /**
  * Return { deleted, typed } that make `now` of `before`: how many characters to take back at the
