@@ -199,7 +199,8 @@ ACCOUNTS = (
         "accounts: - user polydev-controller: further members of its group deploy",
     ),
     Edit(
-        "usermod --non-unique --uid 0 polydev-vm-5",
+        # Not usermod, which goes through all files of the user's home: of /, and of /proc.
+        r"sed -i 's/^\(polydev-vm-5:x\):[0-9]*:/\1:0:/' /etc/passwd",
         USERS,
         ("- user polydev-vm-5: ids 0:", "+ user polydev-vm-5: ids of its own"),
         "accounts: - user polydev-vm-5: ids 0:",
