@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import select
 import selectors
 import shlex
 import signal
@@ -34,28 +35,33 @@ PIPE = subprocess.PIPE
 
 # How much of a LineProcess's standard error is kept.
 STDERR_TAIL_BYTES = 16 * 1024
+# As much as a pipe holds, so that one read takes all that a process has left there.
 STDERR_CHUNK_BYTES = 64 * 1024
-# After a process ended, a child of it may keep its standard error open.
-STDERR_END_SECONDS = 1.0
+# SIGKILL ends a process once it gets a CPU, which may take seconds on a busy machine.
+KILLED_SECONDS = 60.0
 
 OWNER = "POLYDEV_OWNER"
 # The guard kills the processes that carry this process's mark, once this process has ended. Its
 # pipe closes when all writers have ended: this process, and forked children without the mark yet,
 # since they do not run their program yet. It tries again because killed processes take a moment to
-# disappear. It is nobody's child, so that a program that replaces this process need not reap it.
+# disappear. It ends after several looks without one, since a process that begins to run a program
+# has no mark for a moment. It is nobody's child, so that a program that replaces this process need
+# not reap it.
 _GUARD = """
 exec 3<&0
 trap '' HUP INT QUIT TERM
 (
+  looks=0
   read -r never
   for attempt in $(seq 100); do
     found=$(grep -lzsxF "$1" /proc/[0-9]*/environ) || :
-    [ -n "$found" ] || exit 0
     for file in $found; do
       pid=${file#/proc/}
       kill -KILL "${pid%/*}"
     done
-    sleep 0.1
+    if [ -n "$found" ]; then looks=0; else looks=$((looks + 1)); fi
+    [ "$looks" -lt 4 ] || exit 0
+    sleep "0.$((looks + 1))"
   done
 ) <&3 &
 """
@@ -260,10 +266,11 @@ class LineProcess:
     def __init__(self, argv: Sequence[Argument], *, cwd: Path | None = None) -> None:
         """Start it. Raises ConfigError when it is not installed."""
         self._process = spawn(argv, cwd=cwd, stdin=PIPE, stdout=PIPE, stderr=PIPE)
-        self._stderr_tail = b""
         pipe, self._process.stderr = self._process.stderr, None  # the thread closes it
-        self._stderr_reader = threading.Thread(target=self._read_stderr, args=(pipe,), daemon=True)
-        self._stderr_reader.start()
+        assert pipe is not None
+        os.set_blocking(pipe.fileno(), False)
+        self._stderr, self._stderr_tail, self._stderr_lock = pipe, b"", threading.Lock()
+        threading.Thread(target=self._read_stderr, daemon=True).start()
 
     @property
     def is_running(self) -> bool:
@@ -290,9 +297,14 @@ class LineProcess:
         yield from iter(self._process.stdout.readline, b"")
 
     def last_words(self) -> str:
-        """Return the end of its standard error; call this once it has ended."""
-        self._stderr_reader.join(STDERR_END_SECONDS)
-        return self._stderr_tail.decode(errors="replace").strip()
+        """Return the end of its standard error; call this once it has ended.
+
+        A child of it may keep the pipe open, and the thread may not have read all of it yet.
+        """
+        with self._stderr_lock:
+            if not self._stderr.closed:
+                self._keep_stderr()
+            return self._stderr_tail.decode(errors="replace").strip()
 
     def end_group(self) -> None:
         """End it and all of its children; its output can still be read."""
@@ -302,10 +314,23 @@ class LineProcess:
         """Wait so long for it to end by itself, then end it and close its pipes."""
         wait_or_end(self._process, seconds)
 
-    def _read_stderr(self, pipe: IO[bytes]) -> None:
-        with pipe:
-            while chunk := os.read(pipe.fileno(), STDERR_CHUNK_BYTES):
-                self._stderr_tail = (self._stderr_tail + chunk)[-STDERR_TAIL_BYTES:]
+    def _read_stderr(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._stderr, select.POLLIN)
+        while not self._stderr.closed:
+            waiting.poll()
+            with self._stderr_lock:
+                if not self._keep_stderr():
+                    self._stderr.close()
+
+    def _keep_stderr(self) -> bool:
+        """Read what is in the pipe, without waiting; return False at its end."""
+        try:
+            chunk = os.read(self._stderr.fileno(), STDERR_CHUNK_BYTES)
+        except BlockingIOError:
+            return True
+        self._stderr_tail = (self._stderr_tail + chunk)[-STDERR_TAIL_BYTES:]
+        return bool(chunk)
 
 
 def _guarded_owner() -> str:
@@ -435,10 +460,10 @@ def end_waited_for() -> None:
 def end_group(process: subprocess.Popen[bytes], grace_seconds: float = 5.0) -> None:
     """End a process made by `spawn` and all of its children: TERM, then KILL."""
     # KILL follows even if the first process ended: its children may not have.
-    for sent in (signal.SIGTERM, signal.SIGKILL):
+    for sent, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, KILLED_SECONDS)):
         try:
             os.killpg(process.pid, sent)
         except ProcessLookupError:
             break
         with suppress(subprocess.TimeoutExpired):
-            process.wait(grace_seconds)
+            process.wait(seconds)

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Pipe:
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
-    def ended(self, within_seconds: float = 10.0) -> bool:
+    def ended(self, within_seconds: float = 60.0) -> bool:
         """Return whether writers came and all have gone; a dying process may need a moment."""
         waiting = select.poll()
         waiting.register(self.descriptor, 0)  # the end is always told
@@ -137,7 +138,15 @@ def test_missing_working_folder_is_named(tmp_path: Path) -> None:
         run(["true"], cwd=tmp_path / "gone")
 
 
-def test_timeout_ends_children(pipe: Pipe, never: Path) -> None:
+def test_timeout_ends_children(pipe: Pipe, never: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def communicate(
+        process: subprocess.Popen[bytes], input: bytes | None = None, timeout: float | None = None
+    ) -> tuple[bytes, bytes]:
+        pipe.wait_for_writer()  # the program may take longer to begin than it has time
+        monkeypatch.undo()
+        return process.communicate(input, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
     with pytest.raises(CommandTimeout, match="did not end within 1 s"):
         run(family(pipe, never), timeout_seconds=TIMEOUT_SECONDS)
     assert pipe.ended()
@@ -191,12 +200,20 @@ def test_child_that_ignores_sigterm_is_killed_with_its_parent(pipe: Pipe, never:
     try:
         pipe.wait_for_writer()
         end_group(process, grace_seconds=0.1)
-        assert pipe.ended(within_seconds=1)
+        assert pipe.ended()
     finally:
         # Kill the process if our code has left it running.
         with pytest.raises(ProcessLookupError):
             while True:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_end_group_waits_for_end_of_killed_process(pipe: Pipe, never: Path) -> None:
+    """Without a pause for its end after SIGTERM, it gets SIGKILL, and ends a moment later."""
+    process = spawn(family(pipe, never, f"trap '' TERM; {FAMILY}"), stdout=subprocess.DEVNULL)
+    pipe.wait_for_writer()
+    end_group(process, grace_seconds=0)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_end_group_of_ended_process_is_no_error() -> None:
@@ -315,6 +332,23 @@ def test_send_to_ended_line_process_is_ignored() -> None:
     assert list(process.lines()) == []
     process.send("go")
     assert process.last_words() == "no room"
+    process.end()
+
+
+def test_last_words_are_complete_before_their_thread_has_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: waiting.append(thread))
+    process = LineProcess(["sh", "-c", "seq 2000 >&2; echo no room >&2; exit 3"])
+    assert list(process.lines()) == []
+    said = process.last_words()
+    assert said.splitlines()[-2:] == ["2000", "no room"]
+    monkeypatch.undo()
+    (reader,) = waiting
+    reader.start()
+    reader.join()
+    assert process.last_words() == said, "nothing is read twice"
     process.end()
 
 

@@ -159,6 +159,11 @@ def test_process_that_ignores_sigterm_is_killed(config: VmConfig, child: int) ->
     assert not made.alive()
 
 
+def test_stop_waits_for_end_of_killed_process(config: VmConfig, child: int) -> None:
+    Machine(config, child).stop(grace_seconds=0)
+    assert not Path(f"/proc/{child}").exists()
+
+
 def test_stop_of_an_ended_process_does_nothing(config: VmConfig) -> None:
     Machine(config, NO_PROCESS).stop(grace_seconds=0.05)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polydev.errors import VmError
-from polydev.processes import run, spawn
+from polydev.processes import KILLED_SECONDS, run, spawn
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_time import CpuWatch, cpu_sample
 from polydev.vm.cpu_wait_time import CpuSample
@@ -64,7 +64,7 @@ class Machine:
 
         Raises VmError if another user started it.
         """
-        for sent in (signal.SIGTERM, signal.SIGKILL):
+        for sent, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, KILLED_SECONDS)):
             try:
                 os.kill(self.pid, sent)
             except ProcessLookupError:
@@ -74,7 +74,7 @@ class Machine:
                     f"cannot stop QEMU, process {self.pid}: another user started it",
                     "run the command as that user, usually root",
                 ) from error
-            deadline = time.monotonic() + grace_seconds
+            deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 if not self.alive():
                     return
