@@ -34,6 +34,7 @@ from tests.stores import copy_migrated_database
 KINDS = ("sqlite", "postgresql")
 START_PATIENCE_SECONDS = 60
 LOCK_PATIENCE_SECONDS = 60
+END_PATIENCE_SECONDS = 60
 # Nothing here has to survive a power cut.
 SERVER_OPTIONS = ("fsync=off", "shared_buffers=32MB", "max_connections=60")
 # Access over TCP: `guest` with a password, `tls` over TLS, which this server does not speak.
@@ -66,11 +67,20 @@ class PostgresServer:
     def create(self, template: str = "template0") -> str:
         """Make a database; return its name."""
         name = f"test_{next(self._numbers)}"
-        self.do(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._do_when_unused(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
     def drop(self, database: str) -> None:
-        self.do(f"DROP DATABASE {database} WITH (FORCE)")
+        self._do_when_unused(f"DROP DATABASE {database} WITH (FORCE)")
+
+    def _do_when_unused(self, statement: str) -> None:
+        """PostgreSQL itself waits 5 s for connections to the database that are ending."""
+        deadline = time.monotonic() + END_PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(psycopg.errors.ObjectInUse):
+                self.do(statement)
+                return
+        self.do(statement)
 
     def answers(self) -> bool:
         try:
@@ -127,7 +137,7 @@ def running_server(address: str | None = None, hba: str = HBA) -> Iterator[Postg
             yield server
         finally:
             process.send_signal(signal.SIGINT)  # it ends its children, whoever is connected
-            wait_or_end(process, 10)
+            wait_or_end(process, END_PATIENCE_SECONDS)
     finally:
         shutil.rmtree(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ if [ -e "$0.cut" ]; then echo 'connection refused' >&2; exit 255; fi
 for word in "$@"; do [ "$word" != -O ] || exit 0; command=$word; done
 exec sh -c "$command"
 """
+END_PATIENCE_SECONDS = 60
 SUDO = '#!/bin/sh\n[ "$1" = -n ] || exit 1\nshift\nexec "$@"\n'
 
 
@@ -77,13 +79,18 @@ def nothing_left(
 ) -> Iterator[None]:
     """Give temporary files a folder of their own; fail the test if anything of it is left.
 
-    What other tests keep running on purpose does not count, nor do other people's VMs.
+    What other tests keep running on purpose does not count, nor do other people's VMs. Killed
+    processes take a moment to disappear.
     """
     everything = tmp_path_factory.getbasetemp()
     before = set(leftovers(everything))
     own = tmp_path_factory.mktemp("t")
     monkeypatch.setattr(tempfile, "tempdir", str(own))
     yield
-    left = [each for each in leftovers(everything) if each not in before]
-    left += [f"file {path}" for path in own.iterdir()]
-    assert not left, "left over:\n" + "\n".join(left)
+    deadline = time.monotonic() + END_PATIENCE_SECONDS
+    while left := [
+        *(each for each in leftovers(everything) if each not in before),
+        *(f"file {path}" for path in own.iterdir()),
+    ]:
+        assert time.monotonic() < deadline, "left over:\n" + "\n".join(left)
+        time.sleep(0.1)

@@ -12,10 +12,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from polydev.controller import health
 from polydev.controller.database import create_engine
 from polydev.controller.health import Health
 from polydev.controller.migrate import MIGRATIONS, migrate
 from polydev.controller.migrations import HEAD
+from polydev.controller.store import transactions
 from polydev.controller.store.backup import backup, restore
 from polydev.controller.store.postgres_access import exposed_to, known_tables
 from polydev.controller.store.session_changes import add_news, locked_session
@@ -26,6 +28,8 @@ from tests.stores import opened, run_async
 pytest_plugins = ["tests.databases"]
 
 DEADLOCK_TIMEOUT_SECONDS = 1.5  # PostgreSQL's own is 1 s
+# For what a busy machine may take longer to do than the product waits for it.
+PATIENCE_SECONDS = 120
 ROLES = ("anon", "authenticated", "service_role")
 GRANTS = "TO anon, authenticated, service_role"
 # In a comment of Supabase's set-up: "Grant all privileges to the API roles by default".
@@ -170,7 +174,10 @@ async def test_migration_closes_open_tables(supabase: str) -> None:
     ],
 )
 @run_async
-async def test_health_names_roles_with_privileges(supabase: str, grant: str, said: str) -> None:
+async def test_health_names_roles_with_privileges(
+    supabase: str, grant: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "DATABASE_TIMEOUT_SECONDS", PATIENCE_SECONDS)
     await migrate(supabase)
     execute(supabase, grant)
     assert await exposed(supabase) == {"anon": said}
@@ -235,7 +242,11 @@ async def test_restore_in_use_does_not_deadlock_with_open_transaction(
 
 
 @run_async
-async def test_restore_waits_for_serving_controller(supabase: str, tmp_path: Path) -> None:
+async def test_restore_waits_for_serving_controller(
+    supabase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The questions wait too, until the restore has ended.
+    monkeypatch.setattr(transactions, "BUSY_TIMEOUT_MS", 1000 * PATIENCE_SECONDS)
     await migrate(supabase)
     async with opened(supabase) as store:
         session = await store.start(await store.new_user())

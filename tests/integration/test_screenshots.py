@@ -14,11 +14,28 @@ import httpx
 import pytest
 from PIL import Image
 
+from polydev.controller.api import vms
+from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Vm
+from polydev.controller.machines import screenshots
 from polydev.controller.machines.rfb_client import MOST_PIXELS, MOST_TEXT_BYTES
-from polydev.controller.machines.screenshots import FRESH_SECONDS, ReadVm, Screenshots
+from polydev.controller.machines.screenshots import (
+    FRESH_SECONDS,
+    SCREENSHOTS_BURST,
+    ReadVm,
+    Screenshots,
+)
 from polydev.errors import SessionExpired, VmError
-from tests.relays import HEIGHT, HOST, WIDTH, Screens, Serve, rfb_screen, screens
+from tests.relays import (
+    HEIGHT,
+    HOST,
+    PATIENCE_SECONDS,
+    WIDTH,
+    Screens,
+    Serve,
+    rfb_screen,
+    screens,
+)
 from tests.stores import run_async
 from tests.xscreen import HEIGHT as X_HEIGHT
 from tests.xscreen import WIDTH as X_WIDTH
@@ -42,7 +59,7 @@ def unchanged(vm: Vm) -> ReadVm:
 
 async def ask(service: Screens, vm_id: str, caller: str = "user") -> httpx.Response:
     headers = {"Authorization": f"Bearer {service.tokens[caller]}"}
-    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as client:
         url = f"http://{HOST}:{service.port}/api/vm/{vm_id}/screenshot"
         return await client.get(url, headers=headers)
 
@@ -64,8 +81,11 @@ async def test_screenshot_shows_the_screen(tmp_path: Path) -> None:
 
 
 @run_async
-async def test_screenshot_of_real_screen_keeps_viewer_connected(tmp_path: Path) -> None:
+async def test_screenshot_of_real_screen_keeps_viewer_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TigerVNC, as in the golden image; its root window is coloured."""
+    monkeypatch.setattr(screenshots, "TIMEOUT_SECONDS", PATIENCE_SECONDS)
     (folder := tmp_path / "x").mkdir()
     async with x_screens(folder) as screen, screens(tmp_path) as service:
         await screen.run("xsetroot", "-solid", "#16324f")
@@ -162,14 +182,16 @@ async def test_vm_without_screen_is_refused_with_reason(tmp_path: Path) -> None:
 
 
 @run_async
-async def test_screenshots_are_rate_limited(tmp_path: Path) -> None:
+async def test_screenshots_are_rate_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in one moment: on a busy machine the requests would be slower than the limit."""
+    monkeypatch.setattr(vms, "RateLimiter", partial(RateLimiter, clock=lambda: 0.0))
     async with screens(tmp_path) as service:
         session = await service.session(SCREEN)
-        answers = [await ask(service, session.vm_id) for _ in range(15)]
-        statuses = [each.status_code for each in answers]
-        assert statuses[0] == 200
-        assert 429 in statuses
-        assert answers[statuses.index(429)].headers["retry-after"] == "1"
+        answers = [await ask(service, session.vm_id) for _ in range(SCREENSHOTS_BURST + 2)]
+        assert [each.status_code for each in answers] == [200] * SCREENSHOTS_BURST + [429] * 2
+        assert answers[-1].headers["retry-after"] == "1"
         assert (await ask(service, session.vm_id, "operator")).status_code == 200
 
 
@@ -226,8 +248,6 @@ async def test_invalid_rfb_server_is_an_error(name: str, tmp_path: Path) -> None
 async def test_closed_or_silent_screen_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polydev.controller.machines.screenshots.TIMEOUT_SECONDS", 0.2)
-
     async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -235,7 +255,11 @@ async def test_closed_or_silent_screen_is_an_error(
         await reader.read()
 
     async with screens(tmp_path) as service:
-        for screen, words in ((closes, "does not answer"), (mute, "did not end within 0.2 s")):
+        for screen, seconds, words in (
+            (closes, PATIENCE_SECONDS, "does not answer"),
+            (mute, 0.2, "did not end within 0.2 s"),
+        ):
+            monkeypatch.setattr(screenshots, "TIMEOUT_SECONDS", seconds)
             session = await service.session(screen)
             vm = await service.services.vms.get(session.vm_id)
             with pytest.raises(VmError, match=words):
