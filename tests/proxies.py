@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -123,15 +123,14 @@ async def proxy(
     read_timeout: str = "60s",
 ) -> AsyncIterator[Proxy]:
     """Run a proxy that serves HTTPS on its own port for the block."""
-    port = _free_port()
     make_lines, words = PROGRAMS[program]
-    lines = make_lines(
-        port, upstream, tls, folder, compresses=compresses, read_timeout=read_timeout
-    )
     argv = [word.format(folder=folder) for word in words]
-    file = _written(folder, lines)
     environment = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    with TemporaryFile() as said:
+    with reserved_port() as port, TemporaryFile() as said:
+        lines = make_lines(
+            port, upstream, tls, folder, compresses=compresses, read_timeout=read_timeout
+        )
+        file = _written(folder, lines)
         process = spawn([*argv, file], env=environment, stdout=said, stderr=said)
         try:
             await until(lambda: _listens(port, process.poll(), said), f"{program} to listen")
@@ -159,7 +158,14 @@ async def _listens(port: int, status: int | None, said: IO[bytes]) -> bool:
     return False
 
 
-def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind((HOST, 0))
-        return int(opened.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Reserve a port for the block, on which a program that the test starts may listen.
+
+    While a socket is bound to it, the kernel chooses it for nobody. Servers may listen on it all
+    the same: they set SO_REUSEADDR as well, and this socket does not listen.
+    """
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("", 0))
+        yield int(reserved.getsockname()[1])

@@ -20,6 +20,7 @@ from polydev.controller.app import create_app
 from polydev.controller.app_services import Services
 from polydev.controller.entities import Session
 from polydev.controller.machines.hypervisor import Launch
+from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.websocket_takeover import RelayProtocol
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.store.sessions import NewSession
@@ -44,6 +45,17 @@ class ScreenVm(SlowVm):
 
     async def serve_rfb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self.screen(reader, writer)
+
+
+class ByHand(KeepaliveTimer):
+    """A timer for pings that a test triggers by hand."""
+
+    def _wait(self) -> None:
+        """No timer."""
+
+    def beat(self) -> None:
+        for call in list(self._called):
+            call()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from polydev.controller.relay.close_reasons import POLICY_VIOLATION
 from polydev.controller.relay.spectator_filter import EXTENDED_CLIPBOARD
 from tests.driving import until
-from tests.relays import HOST, Screens, closing_of, screens
+from tests.relays import HOST, PATIENCE_SECONDS, Screens, closing_of, screens
 from tests.xscreen import HEIGHT, WIDTH, XScreen, x_screens
 
 UPDATE, CUT_TEXT = 0, 3
@@ -108,7 +108,9 @@ def text_message(text: str) -> bytes:
 
 async def spectator_url(made: Screens, session_id: str) -> str:
     """Return the URL of the screen with a read-only ticket by the session's owner."""
-    async with httpx.AsyncClient(base_url=f"http://{HOST}:{made.port}", trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://{HOST}:{made.port}", trust_env=False, timeout=PATIENCE_SECONDS
+    ) as client:
         answer = await client.post(
             f"/api/auth/session/{session_id}/tickets",
             json={"viewOnly": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -26,9 +27,14 @@ def run(tmp_path: Path) -> Run:
     return lambda scenario: asyncio.run(play(scenario))
 
 
+def client_of(made: Screens, **words: Any) -> httpx.AsyncClient:
+    url = f"http://{HOST}:{made.port}"
+    return httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, **words)
+
+
 async def ticket(made: Screens, session_id: str, purpose: Purpose = "viewer") -> str:
     headers = {"Authorization": f"Bearer {made.tokens['user']}"}
-    async with httpx.AsyncClient(base_url=f"http://{HOST}:{made.port}", headers=headers) as asked:
+    async with client_of(made, headers=headers) as asked:
         path = f"/api/auth/session/{session_id}/tickets"
         answer = await asked.post(path, json={"purpose": purpose})
     assert answer.status_code == 201, answer.text
@@ -82,7 +88,7 @@ def test_ticket_is_bound_to_session_and_purpose(run: Run) -> None:
 def test_a_cookie_opens_no_viewer(run: Run) -> None:
     async def scenario(made: Screens) -> None:
         session = await made.session()
-        async with httpx.AsyncClient(base_url=f"http://{HOST}:{made.port}") as asked:
+        async with client_of(made) as asked:
             signed_in = await asked.post("/login", data={"token": made.tokens["user"]})
         cookie = signed_in.headers["set-cookie"].partition(";")[0]
         headers = {"Cookie": cookie}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -21,28 +22,16 @@ from polydev.controller.relay.close_reasons import (
     ViewerRefused,
 )
 from polydev.controller.relay.forwarding import Buffers, Forwarder
-from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import PipePool
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.relay.viewers import ViewerEntry, Viewers
 from polydev.controller.relay.websocket_takeover import UpgradedConnection
 from tests.driving import until
-from tests.relays import RawViewer
+from tests.relays import ByHand, RawViewer
 
 BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
 MUCH = 8 << 20  # more than the buffers of two sockets hold
 OVER = CloseReason(4000, "the session is over", "session-over")
-
-
-class ByHand(KeepaliveTimer):
-    """A timer that a test triggers by hand."""
-
-    def _wait(self) -> None:
-        """No timer."""
-
-    def beat(self) -> None:
-        for call in list(self._called):
-            call()
 
 
 class Bench:
@@ -144,6 +133,7 @@ def test_send_detects_vanished_viewer() -> None:
         linger = struct.pack("ii", 1, 0)  # a reset, at once
         bench._far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         bench._far.close()
+        wait_for_event(viewer._socket, 0)  # the kernel may pass the reset on later
         assert not viewer.send(memoryview(b"the screen"))
         assert not viewer.waits
         assert viewer.ended.result() is VIEWER_VANISHED
@@ -160,6 +150,7 @@ def test_vm_is_not_read_while_viewer_has_unsent_bytes() -> None:
         pump.begin()
         try:
             vm.sendall(b"the screen")
+            wait_for_event(near, select.POLLIN)
             for _ in range(10):
                 await asyncio.sleep(0)
             assert readable(near), "it was read"
@@ -173,6 +164,13 @@ def test_vm_is_not_read_while_viewer_has_unsent_bytes() -> None:
             near.close()
 
     play(scenario)
+
+
+def wait_for_event(connection: socket.socket, events: int) -> None:
+    """Wait until the kernel reports one of these events, or that the connection broke."""
+    waiting = select.poll()
+    waiting.register(connection, events)
+    assert waiting.poll(60_000)
 
 
 def readable(connection: socket.socket) -> bool:
@@ -214,8 +212,7 @@ def test_pipe_with_leftover_bytes_is_not_reused() -> None:
     with near, far, pipes.kept():
         empty, full = pipes.take(), pipes.take()
         far.sendall(b"of one viewer")
-        while not readable(near):
-            pass
+        wait_for_event(near, select.POLLIN)
         assert full.fill(near.fileno()) == full.held > 0
         pipes.give_back(empty)
         pipes.give_back(full)
