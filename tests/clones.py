@@ -84,7 +84,8 @@ class Clones:
     def resume(self) -> Machine:
         """Make a loaded, still paused clone."""
         machine = self.begin(self.saved.state)
-        asyncio.run(template.load(machine.config.qmp_socket, self.saved.state))
+        loading = template.load(machine.config.qmp_socket, self.saved.state, PATIENCE_SECONDS)
+        asyncio.run(loading)
         return machine
 
 
@@ -126,4 +127,5 @@ def identify_concurrently(machines: list[Machine], first: int) -> list[Clone]:
 
 def identified(machine: Machine, vm_id: str, session_id: str | None) -> Receipt:
     identity = new_identity(vm_id, session_id)
-    return asyncio.run(template.give_identity(machine.config.identity_socket, identity))
+    place = machine.config.identity_socket
+    return asyncio.run(template.give_identity(place, identity, PATIENCE_SECONDS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +20,6 @@ class Load:
 
     answers: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Answered requests a second."""
-        return sum(self.answers.values()) / self.seconds
 
 
 @contextmanager
@@ -37,7 +30,6 @@ def under_load(host: str, port: int, clients: int = 4) -> Iterator[Load]:
         threading.Thread(target=_client, args=(host, port, number % 2 == 0, load, end))
         for number in range(clients)
     ]
-    started = time.monotonic()
     for thread in threads:
         thread.start()
     try:
@@ -46,7 +38,6 @@ def under_load(host: str, port: int, clients: int = 4) -> Iterator[Load]:
         end.set()
         for thread in threads:
             thread.join()
-        load.seconds = time.monotonic() - started
 
 
 def _client(host: str, port: int, keeps_open: bool, load: Load, end: threading.Event) -> None:

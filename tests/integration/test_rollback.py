@@ -137,8 +137,8 @@ def test_deploy_and_rollback_under_load_lose_no_request(
         record = other.deploy(target="master-controller")
         deployed.rollback()
     assert load.failures == []
-    assert load.rate >= 50
     assert set(load.answers) == {former, record.id}
+    assert min(load.answers.values()) >= 100, "on a slow machine both take longer as well"
 
 
 def test_rollback_to_failed_deployment_is_refused(deployed: DeployedHost, tmp_path: Path) -> None:

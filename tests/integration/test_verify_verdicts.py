@@ -12,6 +12,7 @@ import pytest
 
 from polydev.errors import BootError, Error, ImageError, MachineBusy, SpecError, SpecTimeout
 from polydev.file_checksum import file_sha256
+from polydev.image import verify
 from polydev.image.verify import _Attempt, image_fault
 from polydev.image_layout import BOOT_FILES
 from polydev.image_record import FileEntry
@@ -165,3 +166,19 @@ def test_damaged_image_file_is_the_reported_fault(
     fault = attempt.run(cast(Any, SimpleNamespace(folder=tmp_path)), 0, 1)
     assert fault is not None
     assert fault.message.startswith(f"{damaged} is damaged:" if damaged else "wrong")
+
+
+@pytest.mark.parametrize(("stage", "seconds"), [("services", 5.0), ("ready", 60.0)])
+def test_screen_of_ready_guest_gets_longer_for_its_greeting(
+    stage: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each verified image has a screenshot, also one of a machine that was busy."""
+    kept = []
+    monkeypatch.setattr(verify, "_vnc_greets", lambda _, within: within == seconds)
+    monkeypatch.setattr(verify, "take_screenshot", lambda _, file: kept.append(file))
+    attempt = _Attempt(cast(Any, None), tmp_path, tmp_path, tmp_path, Steps())
+    attempt.boot = cast(Any, SimpleNamespace(stage=stage))
+    config = SimpleNamespace(ports=None)
+    machine = SimpleNamespace(serial=lambda: "", alive=lambda: True, config=config)
+    attempt._keep(cast(Any, machine))
+    assert kept == [tmp_path / "screenshot.png"]

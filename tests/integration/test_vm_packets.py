@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -45,6 +46,16 @@ ip -n stranger route add default via 1.2.3.1
 ip route add default via 1.2.3.2
 sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wan.rp_filter=0
 """
+
+LINKS = (
+    "-n guest link show eth0",
+    "-n slot-2 link show tap0",
+    "-n slot-2 link show uplink",
+    "-n stranger link show eth0",
+    "link show vm-2",
+    "link show wan",
+)
+PATIENCE_SECONDS = 60
 
 # Prints `source protocol` of each packet at an interface, until one with the text `truth` comes.
 HEAR = """
@@ -107,7 +118,7 @@ import asyncio, sys
 from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.relay.forwarding import open_screen
 async def ask():
-    agent = AgentClient(10)
+    agent = AgentClient(60)
     try:
         await agent.health(sys.argv[1])
     except Exception as error:
@@ -134,7 +145,17 @@ def within(namespace: str, command: str) -> str:
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHost]:
     with small_host(tmp_path_factory.mktemp("host"), HostData(slots=2)) as made:
         made.inside(SETUP)
+        wait_for_links(made)
         yield made
+
+
+def wait_for_links(host: SmallHost) -> None:
+    """Wait until the kernel has processed the carriers, before which links drop packets."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for link in LINKS:
+        while "state UP" not in (said := host.inside(f"ip {link}")):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
 
 
 def packets_heard(host: SmallHost, interface: str, *commands: str) -> list[str]:
@@ -175,7 +196,7 @@ class TestSlot:
         host.inside(within("slot-2", "nft delete table ip6 slot"))
         host.inside(advertise)
         found = f"until {routes} | grep -q fe80::1; do sleep 0.05; {advertise}; done"
-        assert host.inside(f"timeout 20 sh -c {shlex.quote(found)}; {routes}")
+        assert host.inside(f"timeout 120 sh -c {shlex.quote(found)}; {routes}")
         host.tell("slot", "mend", 2)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polydev.vm.config import Ports
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 60.0
 
 
 def take_screenshot(ports: Ports, file: Path) -> bool:

@@ -57,7 +57,9 @@ log = logging.getLogger(__name__)
 # On a machine without other work; on a busy one a boot may take up to four times as long.
 DEADLINE_SECONDS = {"kvm": 60.0, "tcg": 240.0}
 SPEC_TIMEOUT_SECONDS = 300.0
+# A guest that never became ready may have no screen.
 VNC_GREETING_SECONDS = 5.0
+READY_VNC_GREETING_SECONDS = 60.0
 SERIAL_LOG = "serial.log"
 SCREENSHOT = "screenshot.png"
 
@@ -228,8 +230,10 @@ class _Attempt:
     def _keep(self, machine: Machine) -> None:
         """Save the text of the serial console and, if there is a screen, a screenshot."""
         (self.evidence / SERIAL_LOG).write_text(machine.serial())
-        has_started = self.boot is not None and self.boot.stage not in ("none", "kernel")
-        if has_started and machine.alive() and _vnc_greets(machine.config.ports):
+        stage = self.boot.stage if self.boot is not None else "none"
+        seconds = READY_VNC_GREETING_SECONDS if stage == "ready" else VNC_GREETING_SECONDS
+        has_started = stage not in ("none", "kernel")
+        if has_started and machine.alive() and _vnc_greets(machine.config.ports, seconds):
             take_screenshot(machine.config.ports, self.evidence / SCREENSHOT)
 
     def _specs(self, phase: str, options: Sequence[str], wrapper: Sequence[str] = ()) -> None:
@@ -300,10 +304,10 @@ def image_fault(
     return found[0] if found else None
 
 
-def _vnc_greets(ports: Ports) -> bool:
+def _vnc_greets(ports: Ports, seconds: float) -> bool:
     """Whether the VNC server answers: QEMU accepts the connection even if no guest listens."""
     try:
-        with socket.create_connection((ports.host, ports.vnc), VNC_GREETING_SECONDS) as client:
+        with socket.create_connection((ports.host, ports.vnc), seconds) as client:
             return bool(client.recv(12))
     except OSError:
         return False

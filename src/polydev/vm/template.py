@@ -112,7 +112,7 @@ async def save(qmp_socket: Path, state: Path) -> None:
         stream.unlink(missing_ok=True)
 
 
-async def load(where: Path | socket.socket, state: int) -> None:
+async def load(where: Path | socket.socket, state: int, seconds: float = LOAD_SECONDS) -> None:
     """Load the state of a clone's devices from a descriptor that QEMU has. The clone stays paused.
 
     Raises VmError.
@@ -124,7 +124,7 @@ async def load(where: Path | socket.socket, state: int) -> None:
             await client.execute("migrate-incoming", {"uri": f"fd:{state}"})
             await _migrated(client)
 
-    await within(LOAD_SECONDS, move(), "the loading of the template")
+    await within(seconds, move(), "the loading of the template")
 
 
 async def pause(qmp_socket: Path) -> None:
