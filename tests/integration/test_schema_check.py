@@ -6,8 +6,10 @@ import asyncio
 import json
 import re
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from polydev.controller.store.schema_check import SchemaError
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.users import Users
 from polydev.processes import run
-from tests.stores import opened, run_async, with_a_failing_migration
+from tests.databases import sqlite_url
+from tests.stores import copy_migrated_database, opened, run_async, with_a_failing_migration
 
 pytest_plugins = ["tests.databases"]
 
@@ -92,6 +95,19 @@ async def test_concurrent_migrations_all_succeed(empty_url: str, tmp_path: Path)
     ]
     await asyncio.gather(*(asyncio.to_thread(run, words) for _ in range(3)))
     assert await look(empty_url, differences) == []
+
+
+@run_async
+async def test_migration_waits_longer_for_a_writer_than_requests_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polydev.controller.database.SQLITE_PRAGMAS", ("PRAGMA busy_timeout=1",))
+    file = tmp_path / "controller.sqlite3"
+    copy_migrated_database(file)
+    with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        asyncio.get_running_loop().call_later(0.5, writer.rollback)
+        assert await migrate(sqlite_url(tmp_path)) == (HEAD, HEAD)
 
 
 @run_async

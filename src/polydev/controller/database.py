@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -105,11 +105,21 @@ def described(url: str) -> str:
     return f"PostgreSQL, {name} at {where}" + (f" as {user}" if user else "")
 
 
-def create_engine(url: str, *, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN") -> AsyncEngine:
-    """Make an engine, without a connection yet. `begin` is how SQLite begins a transaction."""
+def create_engine(
+    url: str,
+    *,
+    begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN",
+    busy_timeout_ms: int | None = None,
+) -> AsyncEngine:
+    """Make an engine, without a connection yet.
+
+    `begin` is how SQLite begins a transaction, `busy_timeout_ms` how long it waits for a writer, if
+    not as long as all others do.
+    """
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_async_engine(url)
-        _set_up_sqlite(engine, begin)
+        more = () if busy_timeout_ms is None else (f"PRAGMA busy_timeout={busy_timeout_ms}",)
+        _set_up_sqlite(engine, begin, more)
         return engine
     # A pooler such as Supabase's would lose prepared statements.
     arguments = {
@@ -139,13 +149,13 @@ def make_wal(url: str) -> None:
         os.close(queue)
 
 
-def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
+def _set_up_sqlite(engine: AsyncEngine, begin: str, more: Sequence[str]) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _record: object) -> None:
         # The driver's own transactions start late and leave DDL out; ours start with BEGIN.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in SQLITE_PRAGMAS:
+        for pragma in (*SQLITE_PRAGMAS, *more):
             cursor.execute(pragma)
         # Check first: setting the mode, even to the same, fails while another process has a lock.
         cursor.execute("PRAGMA journal_mode")

@@ -17,6 +17,9 @@ from polydev.controller.database import create_engine, make_wal, schema_revision
 from polydev.errors import Error
 
 MIGRATIONS = Path(migrations.__file__).parent
+# For a controller that still writes, or another migration, on a busy host: a deployment that gives
+# up is rolled back.
+BUSY_TIMEOUT_MS = 60_000
 
 
 class MigrationError(Error):
@@ -30,7 +33,7 @@ async def migrate(database_url: str, folder: Path = MIGRATIONS) -> tuple[str | N
     """
     # SQLite takes the write lock first: of two migrations at once, the second finds nothing to do.
     # For other databases env.py takes a lock.
-    engine = create_engine(database_url, begin="BEGIN IMMEDIATE")
+    engine = create_engine(database_url, begin="BEGIN IMMEDIATE", busy_timeout_ms=BUSY_TIMEOUT_MS)
     try:
         make_wal(database_url)
         before = await schema_revision(engine)
