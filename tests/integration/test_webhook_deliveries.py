@@ -206,6 +206,50 @@ async def test_gone_endpoint_gets_nothing_until_resend(
             assert front.asked[-1].headers["webhook-id"] == again.message_id
 
 
+class ClaimCounter(WebhookQueue):
+    claims = 0
+
+    async def claim(self, endpoint: str, limit: int, until: datetime) -> list[Claim]:
+        self.claims += 1
+        return await super().claim(endpoint, limit, until)
+
+
+@run_async
+async def test_endpoint_that_asked_for_a_pause_gets_nothing_before_its_end(store_url: str) -> None:
+    answers = iter([Answer(429, headers={"Retry-After": "600"}), Answer(200), Answer(200)])
+    looks = 0
+    with served(lambda _: next(answers)) as front:
+        async with opened(store_url) as store:
+
+            def clock() -> datetime:
+                nonlocal looks
+                looks += 1
+                return store.clock()
+
+            await store.start_ready(await store.new_user())
+            queue = ClaimCounter(store.database, store.clock)
+            settings = WebhookSettings(
+                endpoints=(WebhookEndpoint(name="front", url=front.url),), at_once=3
+            )
+            deliveries = Deliveries(
+                settings, SECRETS, queue, leads=lambda: True, clock=clock, pace=PACE
+            )
+            log = WebhookLog(store.database, store.clock)
+
+            async def is_refused() -> bool:
+                return any(each.attempts == 1 for each in await log.list())
+
+            async with sending(deliveries):
+                await until(is_refused)
+                store.clock.pass_seconds(599)
+                claims, seen = queue.claims, looks
+                await until(lambda: looks > seen + 3)
+                assert queue.claims == claims
+                store.clock.pass_seconds(2)
+                await until_states(store, delivered=2)
+    assert len(front.asked) == 3
+
+
 @run_async
 async def test_controller_handover_loses_no_delivery(store_url: str) -> None:
     """The ending process releases its unfinished delivery, and the next one sends it."""
