@@ -281,14 +281,6 @@ class NoNetworkVm(FakeVm):
         """Never."""
 
 
-class MuteVm(FakeVm):
-    """Boots, but its agent answers nothing."""
-
-    async def boot(self) -> None:
-        self.mute = True
-        await super().boot()
-
-
 class PanicsVm(FakeVm):
     async def boot(self) -> None:
         await self.reach("kernel")
