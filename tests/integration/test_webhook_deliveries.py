@@ -21,7 +21,7 @@ from standardwebhooks import Webhook
 
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
-from polydev.controller.store.webhook_queue import GONE, WebhookQueue
+from polydev.controller.store.webhook_queue import GONE, Claim, WebhookQueue
 from polydev.controller.webhook_urls import checked_url
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
