@@ -46,8 +46,7 @@ QUICK = Intervals(
     primed=0,
     pool_retry_most=0.02,
 )
-CHECKS = {"every_seconds": 0.01, "timeout_seconds": 5, "failures": 3}
-
+CHECKS = {"every_seconds": 0.01, "timeout_seconds": PATIENCE_SECONDS, "failures": 3}
 
 T = TypeVar("T")
 

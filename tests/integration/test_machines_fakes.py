@@ -33,7 +33,7 @@ def address(host: FakeHost, slot: int = 2) -> str:
 
 
 async def health(host: FakeHost, slot: int = 2) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_SECONDS) as client:
         return await client.get(f"http://{address(host, slot)}:8080/health")
 
 
@@ -53,7 +53,7 @@ def test_healthy_vm_has_all_its_ports_and_leaves_nothing(tmp_path: Path) -> None
             assert (await host.hypervisor.poll(2)).vm_id == wanted.vm_id
             await host.hypervisor.stop(2)
             with pytest.raises(OSError):
-                await asyncio.wait_for(_read_all(reader), 10)
+                await asyncio.wait_for(_read_all(reader), PATIENCE_SECONDS)
             writer.close()
             await host.hypervisor.discard(2, wanted.vm_id, keep_logs=False)
             assert not host.hypervisor.left()

@@ -35,6 +35,13 @@ async def until_awake(world: World, session: Session) -> None:
     await until(look, "the waking")
 
 
+async def until_idle(fake: FakeVm) -> None:
+    async def look() -> bool:
+        return fake.is_paused
+
+    await until(look, "the pause in the hypervisor")
+
+
 async def until_checked_again(fake: FakeVm) -> None:
     asked = fake.asked
 
@@ -54,7 +61,7 @@ def test_idle_vm_is_paused_and_wakes_for_a_viewer(tmp_path: Path) -> None:
             world.clock.pass_(1)
             await until_paused(world, session)
             await world.until_news(session, "paused")
-            assert fake.is_paused
+            await until_idle(fake)  # it is noted before it is done
             asked = fake.asked
             await driver.more_turns()
             assert fake.asked == asked, "whoever is paused is asked nothing"
@@ -142,16 +149,9 @@ def test_refused_pause_leaves_vm_awake(tmp_path: Path) -> None:
             world.host.hypervisor.pause = pause  # type: ignore[method-assign]
             world.clock.pass_(IDLE_SECONDS)
             await until_paused(world, session)
-            await until_idle(world, fake)
+            await until_idle(fake)
 
     play(worlds(tmp_path, **ENDLESS), scenario)
-
-
-async def until_idle(world: World, fake: FakeVm) -> None:
-    async def look() -> bool:
-        return fake.is_paused
-
-    await until(look, "the pause in the hypervisor")
 
 
 def test_paused_vm_that_dies_fails_with_reason(tmp_path: Path) -> None:

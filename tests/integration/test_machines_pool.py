@@ -37,6 +37,16 @@ async def taken_clone(world: World, session: Session) -> Vm:
     return vm
 
 
+async def ended(world: World, vm: Vm) -> str | None:
+    """Wait until a VM has ended without a failure; return the reason that its row has."""
+
+    async def look() -> Vm | None:
+        found = await world.vms.get(vm.id)
+        return found if found.state == "ended" else None
+
+    return (await until(look, f"the end of {vm.id}")).reason
+
+
 def test_pool_fills_and_its_vms_are_paused_without_identity(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         hypervisor = world.host.hypervisor
@@ -128,8 +138,7 @@ def test_newer_template_replaces_pool_vms(tmp_path: Path) -> None:
 
             await until(renewed, "a pool of the newer template")
             for vm in old:
-                found = await world.vms.get(vm.id)
-                assert (found.state, found.reason) == ("ended", None)
+                assert await ended(world, vm) is None
 
     play(worlds(tmp_path, (2, 3, 4, 5, 6), **ROOMY), scenario)
 
