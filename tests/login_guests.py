@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 XDG_OPEN = ROOT / "golden/agent/files/usr/lib/polydev-agent/bin/xdg-open"
 PYTHONPATH = f"{ROOT}/src:{ROOT}"
 HANGS_AFTER_SECONDS = 60
+PAUSE_SECONDS = 0.01
 NAME = "testtool"
 
 
@@ -76,7 +78,8 @@ class LoginGuest(FakeVm):
     def is_paused(self, paused: bool) -> None:
         """Its processes stand too."""
         for pid in self.processes() if hasattr(self, "place") else ():
-            os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
         (self._awake.clear if paused else self._awake.set)()
 
     async def begin(self) -> None:
@@ -159,9 +162,13 @@ class LoginGuest(FakeVm):
 
     def end(self, activity: Any = "inactive", detail: str = "") -> None:
         super().end(activity, detail)
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + HANGS_AFTER_SECONDS
+        while pids := self.processes():  # killed ones take a moment to end
+            assert time.monotonic() < deadline, f"they live on: {pids}"
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(PAUSE_SECONDS)
         self._ends.close()
 
     def processes(self) -> list[int]:

@@ -34,7 +34,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
 SETTINGS: dict[str, Any] = {
     "credentials_key": SecretStr(new_key()),
     "login": {"complete_after_seconds": None},
-    "vm_check": {"every_seconds": 0.05},
+    "vm_check": {"every_seconds": 0.05, "timeout_seconds": 60},
 }
 
 
@@ -81,6 +81,8 @@ class Login:
     async def opened(self) -> Login:
         """The same with the page that the tool opens next."""
         url = await self.guest.pages.get()
+        while url == self.url:  # shown again, since the browser was slow to take it
+            url = await self.guest.pages.get()
         assert (await self.ask("GET", self.link)).json()["url"] == url
         return replace(self, url=url)
 
@@ -166,7 +168,8 @@ def test_failed_login_can_start_again(oidc_provider: Provider, tmp_path: Path) -
             await denied.failed("The user denied the login.")
 
             twice = await asyncio.gather(*[denied.ask("POST", denied.link) for _ in range(2)])
-            assert [each.status_code for each in twice] == [202] * 2
+            # 200 if the tool has opened its page before that request was answered.
+            assert {each.status_code for each in twice} <= {200, 202}
             mistyped = await denied.opened()
             assert mistyped.guest.starts == 2
             asks = {name: each[0] for name, each in parse_qs(urlsplit(mistyped.url).query).items()}
