@@ -79,7 +79,7 @@ class Tree:
             **changes,
         }
         program = program or self.root / "inv"
-        return run([program, *words], env=env, cwd=self.fakes, check=False, timeout_seconds=60)
+        return run([program, *words], env=env, cwd=self.fakes, check=False, timeout_seconds=300)
 
     def calls(self) -> list[str]:
         """Return the calls of the fakes since the last call of this method."""
