@@ -67,8 +67,10 @@ listener.accept()
 HOLD = """
 import os, sys
 from polydev.vm import template_holder
+if seconds := sys.argv[3:]:
+    template_holder.QUESTION_SECONDS = float(seconds[0])
 os.dup2(int(sys.argv[1]), template_holder.FIRST_DESCRIPTOR)
-sys.exit(template_holder.main(sys.argv[2:]))
+sys.exit(template_holder.main(sys.argv[2:3]))
 """
 KEY, DAMAGED, UNKNOWN = "a" * 64, "b" * 64, "c" * 64
 BROKEN_QEMU = """#!/bin/sh
@@ -76,7 +78,10 @@ echo 'could not configure /dev/net/tun (tap0)' >&2
 exit 3
 """
 QEMU_IMG = '#!/bin/sh\nfor disk; do :; done; : >"$disk"\n'
-SECONDS = 30
+# Until something that should have come counts as missing.
+SECONDS = 120
+# Until the holder no longer waits for a client that says nothing.
+SILENCE_SECONDS = 2
 
 
 @dataclass
@@ -212,8 +217,11 @@ def test_slot_without_current_vm_is_reported(slot: Slot) -> None:
 
 
 @pytest.fixture
-def holder(slot: Slot) -> Iterator[Path]:
-    """The socket of a holder with a template, and one whose state does not match its record."""
+def holder(slot: Slot, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The socket of a holder with a template, and one whose state does not match its record.
+
+    Its parameter, if any, is how long it waits for a silent client.
+    """
     templates = TemplateStore(slot.root / "templates")
     for key in (KEY, DAMAGED):
         with templates.incoming() as folder:
@@ -228,6 +236,8 @@ def holder(slot: Slot) -> Iterator[Path]:
         listener.bind(str(place))
         listener.listen()
         argv = [sys.executable, "-c", HOLD, str(listener.fileno()), str(templates.folder)]
+        if hasattr(request, "param"):
+            argv.append(str(request.param))
         process = spawn(argv, pass_fds=(listener.fileno(),))
         try:
             yield place
@@ -317,6 +327,7 @@ def test_holder_refuses_invalid_key(holder: Path, question: bytes) -> None:
         assert client.recv(100) == b"refused the request is not the key of a template"
 
 
+@pytest.mark.parametrize("holder", [SILENCE_SECONDS], indirect=True)
 def test_silent_client_does_not_block_the_holder(holder: Path) -> None:
     """The holder serves one connection per user and closes a second one at once."""
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as second:

@@ -33,7 +33,8 @@ FOLDER = STORE / TEMPLATES
 # The first descriptor that systemd passes is the socket that it listens on; sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
 KEY = re.compile(rb"[0-9a-f]{64}")
-QUESTION_SECONDS = 2.0
+# On a busy host a launcher may stand still for so long before it asks.
+QUESTION_SECONDS = 20.0
 CREDENTIALS = struct.Struct("3i")
 
 
