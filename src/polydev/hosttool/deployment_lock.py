@@ -21,7 +21,8 @@ from polydev.hosttool.paths import Paths, require_id
 
 TRIES = 100
 PAUSE_SECONDS = 0.02
-END_SECONDS = 2.0
+# On a busy host a process may stand still for so long.
+END_SECONDS = 20.0
 
 
 class HeldLock:
@@ -158,6 +159,7 @@ def _end(lock: dict[str, Any]) -> None:
                 return
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, number)
+                signal.pidfd_send_signal(process, signal.SIGCONT)  # a stopped one would not end
             if _ended(process, END_SECONDS):
                 return
     finally:
