@@ -33,6 +33,8 @@ from tests.stores import copy_migrated_database
 
 KINDS = ("sqlite", "postgresql")
 START_PATIENCE_SECONDS = 60
+# Its folder is removed then, which fails while its processes still write there.
+END_PATIENCE_SECONDS = 120
 LOCK_PATIENCE_SECONDS = 60
 END_PATIENCE_SECONDS = 60
 # Nothing here has to survive a power cut.

@@ -98,6 +98,7 @@ def in_browser(login: Login, act: Callable[[Page], Awaitable[None]]) -> None:
 
 async def enter(page: Page, name: str, password: str) -> None:
     """Enter name and password by keyboard alone, as in a VM."""
+    await page.wait_for_selector("input[name=name]:focus")  # given after the page has loaded
     await page.keyboard.type(name)
     await page.keyboard.press("Tab")
     await page.keyboard.type(password)
@@ -110,6 +111,7 @@ def test_login_gives_tokens_for_the_user(oidc_provider: Provider, user: User) ->
         await page.wait_for_selector("[role=alert]:has-text('Wrong user name or password')")
         await enter(page, "ada", ACCOUNTS["ada"])
         await page.wait_for_selector("text=Let testtool in?")
+        await page.wait_for_selector("button[value=allow]:focus")
         await page.keyboard.press("Enter")
         await page.wait_for_selector("text=testtool has your login")
 
