@@ -371,7 +371,7 @@ def test_next_driver_completes_the_session(
 
 def test_login_wakes_paused_vm_and_keeps_it_awake(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        async with world.driving():
+        async with world.driving() as driver:
             session = await world.start()
             await world.until_session(session, "vm_created")
             world.clock.pass_(IDLE_SECONDS)
@@ -382,9 +382,10 @@ def test_login_wakes_paused_vm_and_keeps_it_awake(tmp_path: Path) -> None:
             await world.sessions.set_login(session.id, "waiting")
             await world.until_news(session, "awake")
             world.clock.pass_(10 * IDLE_SECONDS)
+            await driver.more_turns()
+            assert len(await world.news(session, "paused")) == 1
             fake.log_in(TOKENS)
             await until_wiped(world, session, fake)
-            assert len(await world.news(session, "paused")) == 1
 
     play(with_key(tmp_path), scenario)
 
