@@ -24,6 +24,7 @@ from polydev.controller import credential_encryption
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import network_watch
 from polydev.controller.machines import bridge_status, systemd_hypervisor, template_maker
+from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.deployment_records import order
 from polydev.deploys import host_files_and_units
 from polydev.hosttool import (
@@ -35,7 +36,7 @@ from polydev.hosttool import (
     units,
 )
 from polydev.hosttool import paths as hosttool_paths
-from polydev.vm import config, launch, qemu, template_holder
+from polydev.vm import config, launch, qemu, template, template_client, template_holder
 
 AGENT = AgentSettings()
 PATHS = hosttool_paths.Paths()
@@ -83,6 +84,15 @@ BRIDGE = host_files_and_units.BRIDGE
 )
 def test_copies_of_a_fact_agree(one: object, another: object) -> None:
     assert str(one) == str(another)
+
+
+def test_limits_of_a_clones_start_fit_into_each_other() -> None:
+    """A clone that fails to start says why before systemd and the driver give it up."""
+    unit = (SOURCES.parents[1] / "templates/etc/systemd/system/microvm@.service.j2").read_text()
+    found = re.search("^TimeoutStartSec=([0-9]+)$", unit, re.MULTILINE)
+    assert found is not None
+    own = template_client.ANSWER_SECONDS + template.LOAD_SECONDS
+    assert own < float(found[1]) < Intervals().start_limit
 
 
 SOURCES = Path(polydev.__file__).parent

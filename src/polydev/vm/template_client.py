@@ -18,7 +18,8 @@ FILES = (MEMORY, STATE, DISK)
 SOCKET = Path("/run/polydev/templates.sock")
 OK, REFUSED = b"ok", b"refused "
 MAX_ANSWER_BYTES = 4096
-# The first answer waits until the template was read from the disk. A VM has a minute to start.
+# The first answer waits until the template was read from the disk. Together with LOAD_SECONDS of
+# polydev.vm.template this is less than the TimeoutStartSec= of a VM's unit.
 ANSWER_SECONDS = 45.0
 
 
