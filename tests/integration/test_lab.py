@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -31,8 +33,8 @@ from polydev.lab import (
     ssh_argv,
     up,
 )
-from polydev.lab.container import cgroup_of, power_off
-from polydev.processes import run, spawn
+from polydev.lab.container import cgroup_of, console_hint, power_off
+from polydev.processes import Completed, run, spawn
 from polydev.progress import Steps
 from polydev.settings import Settings
 from tests.integration.conftest import leftovers
@@ -139,6 +141,8 @@ class TestLogin:
                 key_filename=str(lab.key),
                 look_for_keys=False,
                 allow_agent=False,
+                banner_timeout=PATIENCE_SECONDS,
+                auth_timeout=PATIENCE_SECONDS,
             )
             _, out, _ = client.exec_command("sudo -n id -u")
             assert out.read() == b"0\n"
@@ -210,6 +214,7 @@ class TestInside:
 
     def test_logs_contain_journal_and_console(self, lab: Lab) -> None:
         run_inside(lab, ["logger", "a word for the journal"])
+        run_inside(lab, ["journalctl", "--sync"])  # journald may not have read it yet
         said = logs(lab)
         assert "a word for the journal" in said.journal
         assert "Reached target" in said.console
@@ -340,7 +345,21 @@ class TestEnd:
     ) -> None:
         lab = own("i")
         run_inside(lab, ["systemctl", "mask", "ssh.service"])
-        monkeypatch.setattr(lifecycle, "LOGIN_SECONDS", 2.0)
+        said = [""]
+
+        def attempt(*words: Any, **options: Any) -> Completed:
+            done = run(*words, **options)
+            said.append(done.stderr)
+            return done
+
+        def until_refused() -> float:
+            """The time, which is up once the lab has booted so far, however long that takes."""
+            is_up = "Connection refused" in said[-1] and "Reached target" in console_hint(lab)
+            return time.monotonic() + (lifecycle.LOGIN_SECONDS if is_up else 0)
+
+        monkeypatch.setattr(lifecycle, "run", attempt)
+        clock = SimpleNamespace(monotonic=until_refused, sleep=time.sleep)
+        monkeypatch.setattr(lifecycle, "time", clock)
         with pytest.raises(LabError, match="Connection refused") as caught:
             restart(lab.name, settings)
         assert "Reached target" in (caught.value.hint or "")
