@@ -168,11 +168,11 @@ def test_damaged_image_file_is_the_reported_fault(
     assert fault.message.startswith(f"{damaged} is damaged:" if damaged else "wrong")
 
 
-@pytest.mark.parametrize(("stage", "seconds"), [("services", 5.0), ("ready", 60.0)])
-def test_screen_of_ready_guest_gets_longer_for_its_greeting(
+@pytest.mark.parametrize(("stage", "seconds"), [("init", 5.0), ("services", 60.0), ("ready", 60.0)])
+def test_screen_of_guest_with_vnc_gets_longer_for_its_greeting(
     stage: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each verified image has a screenshot, also one of a machine that was busy."""
+    """Each image that starts its desktop has a screenshot, also on a machine that is busy."""
     kept = []
     monkeypatch.setattr(verify, "_vnc_greets", lambda _, within: within == seconds)
     monkeypatch.setattr(verify, "take_screenshot", lambda _, file: kept.append(file))

@@ -57,9 +57,9 @@ log = logging.getLogger(__name__)
 # On a machine without other work; on a busy one a boot may take up to four times as long.
 DEADLINE_SECONDS = {"kvm": 60.0, "tcg": 240.0}
 SPEC_TIMEOUT_SECONDS = 300.0
-# A guest that never became ready may have no screen.
+# A guest that has not started its VNC server may have no screen.
 VNC_GREETING_SECONDS = 5.0
-READY_VNC_GREETING_SECONDS = 60.0
+STARTED_VNC_GREETING_SECONDS = 60.0
 SERIAL_LOG = "serial.log"
 SCREENSHOT = "screenshot.png"
 
@@ -231,7 +231,8 @@ class _Attempt:
         """Save the text of the serial console and, if there is a screen, a screenshot."""
         (self.evidence / SERIAL_LOG).write_text(machine.serial())
         stage = self.boot.stage if self.boot is not None else "none"
-        seconds = READY_VNC_GREETING_SECONDS if stage == "ready" else VNC_GREETING_SECONDS
+        has_screen = stage in ("services", "ready")
+        seconds = STARTED_VNC_GREETING_SECONDS if has_screen else VNC_GREETING_SECONDS
         has_started = stage not in ("none", "kernel")
         if has_started and machine.alive() and _vnc_greets(machine.config.ports, seconds):
             take_screenshot(machine.config.ports, self.evidence / SCREENSHOT)
