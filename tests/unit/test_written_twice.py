@@ -23,7 +23,12 @@ from polydev.client import template_build as client_templates
 from polydev.controller import credential_encryption
 from polydev.controller import settings as controller_settings
 from polydev.controller.host import network_watch
-from polydev.controller.machines import bridge_status, systemd_hypervisor, template_maker
+from polydev.controller.machines import (
+    agent_client,
+    bridge_status,
+    systemd_hypervisor,
+    template_maker,
+)
 from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.deployment_records import order
 from polydev.deploys import host_files_and_units
@@ -93,6 +98,14 @@ def test_limits_of_a_clones_start_fit_into_each_other() -> None:
     assert found is not None
     own = template_client.ANSWER_SECONDS + template.LOAD_SECONDS
     assert own < float(found[1]) < Intervals().start_limit
+
+
+def test_agent_gives_up_before_the_controller_does() -> None:
+    """The agent's answer says what took too long."""
+    assert AGENT.login_start_timeout_seconds < agent_client.START_SECONDS
+    assert AGENT.credentials_timeout_seconds < agent_client.CREDENTIALS_SECONDS
+    injecting = AGENT.login_start_timeout_seconds + AGENT.login_status_timeout_seconds
+    assert injecting < agent_client.INJECT_SECONDS
 
 
 SOURCES = Path(polydev.__file__).parent

@@ -37,7 +37,7 @@ class AgentSettings:
     # The same for noVNC, which starts processes to answer. Sessions' viewers do not use it.
     novnc_keep_seconds: float = 60.0
     watch_pause_seconds: float = 1.0
-    login_start_timeout_seconds: float = 30.0
+    login_start_timeout_seconds: float = 60.0
     login_status_timeout_seconds: float = 180.0  # claude's takes 10 s of an emulated CPU
     credentials_timeout_seconds: float = 20.0
     # Time for a tool to open a page. On emulated processors, copilot takes three minutes at its
