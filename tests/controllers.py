@@ -20,7 +20,7 @@ from polydev.controller.settings import ControllerSettings
 from tests.api import JWT_SECRET, token_of
 from tests.vms import FakeHost, fake_hosts
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 POLL_SECONDS = 0.05
 Scenario = Callable[[FakeHost], Awaitable[None]]
 

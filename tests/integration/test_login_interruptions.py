@@ -6,6 +6,9 @@ In the VMs, only what shows pages is fake: agent, tool and the programs of login
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -126,6 +129,16 @@ async def begun_by(host: FakeHost, asked: Controller) -> Login:
     return await Login(asked, session, guest, "").again()
 
 
+@contextmanager
+def left_free(login: Login) -> Iterator[None]:
+    """Keep the port that a tool which has ended was called back at: others could be given it."""
+    asks = parse_qs(urlsplit(login.url).query)
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", urlsplit(asks["redirect_uri"][0]).port))
+        yield
+
+
 async def expire(host: FakeHost, session: dict[str, Any]) -> None:
     """Have a session's time be over."""
     database = Database(create_engine(host.settings_values["database_url"]))
@@ -160,12 +173,14 @@ def test_failed_login_can_start_again(oidc_provider: Provider, tmp_path: Path) -
     async def scenario(host: FakeHost) -> None:
         has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
+            ended = ExitStack()
             denied = await begun(host, asked)
             twice = await asyncio.gather(*[denied.ask("POST", denied.link) for _ in range(2)])
             assert [each.json()["url"] for each in twice] == [denied.url] * 2
             assert denied.guest.starts == 1
             await ADA.deny(denied.url)
             await denied.failed("The user denied the login.")
+            ended.enter_context(left_free(denied))
 
             twice = await asyncio.gather(*[denied.ask("POST", denied.link) for _ in range(2)])
             # 200 if the tool has opened its page before that request was answered.
@@ -177,11 +192,13 @@ def test_failed_login_can_start_again(oidc_provider: Provider, tmp_path: Path) -
             link = mistyped.session["links"]["oauthCode"]
             assert (await mistyped.ask("POST", link, json={"code": code})).status_code == 202
             await mistyped.failed("the provider refused: invalid_grant")
+            ended.enter_context(left_free(mistyped))
 
             last = await mistyped.again()
-            for over in (denied, mistyped):
-                with pytest.raises(httpx.ConnectError):  # nobody waits for its callback
-                    await ADA.log_in(over.url)
+            with ended:
+                for over in (denied, mistyped):
+                    with pytest.raises(httpx.ConnectError):  # nobody waits for its callback
+                        await ADA.log_in(over.url)
             assert (await last.ask("GET", last.link)).json()["status"] == "waiting"
             await ADA.log_in(last.url)
             await last.is_of(oidc_provider, "ada")
@@ -203,7 +220,7 @@ def test_expired_session_stores_nothing_and_next_one_logs_in(
             await login.until(state="expired")
             await asked.released(login.session["vmId"])
             assert login.guest.processes() == []
-            with pytest.raises(httpx.ConnectError):  # the user comes back too late
+            with left_free(login), pytest.raises(httpx.ConnectError):  # the user is too late
                 await ADA.log_in(login.url)
             refused = await login.ask("GET", login.link)
             assert (refused.status_code, (await login.credentials()).status_code) == (410, 404)
