@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from stat import S_ISFIFO, S_ISREG
+from time import monotonic, sleep
 
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_state import (
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 NOT_TO_START = ("starting", "waiting", "done")
 MAX_CODE_CHARACTERS = 4096
+# Between two tries to start a login whose unit is still ending.
+PAUSE_SECONDS = 0.2
 # The folder belongs to the desktop's user, who may put anything there: the agent follows no link
 # and waits for nothing.
 WITHOUT_TRUST = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -51,13 +54,23 @@ def start_login(
 
     The unit counts as started once it has written its state, so the state is not that of an older
     login. For systemd, two starts at the same time are one job.
+
+    The program of an earlier login writes its last state a moment before it ends. Until then its
+    unit is active, which a start does not change: so this tries again until the state is a new one.
     """
+    earlier = _state_version(provider, settings)
     before = current_login(provider, settings)
     if before["status"] in NOT_TO_START and not (before["status"] == "done" and is_lost()):
         return before
-    timeout_seconds = settings.login_start_timeout_seconds
+    unit = f"polydev-login@{provider}.service"
+    ends = monotonic() + settings.login_start_timeout_seconds
     try:
-        systemctl("start", f"polydev-login@{provider}.service", timeout_seconds, settings)
+        systemctl("start", unit, settings.login_start_timeout_seconds, settings)
+        while earlier is not None and _state_version(provider, settings) == earlier:
+            if (left := ends - monotonic()) <= 0:
+                break
+            sleep(PAUSE_SECONDS)
+            systemctl("start", unit, left, settings)
     except CheckFailed as failure:
         return login_reply(provider, "failed", None, bounded_detail(str(failure)))
     return current_login(provider, settings)
@@ -94,6 +107,15 @@ def _write_line(fifo: str, line: str) -> None:
         is_written = False
     if not is_written:
         raise RequestRefused(409, "the login does not take a code now")
+
+
+def _state_version(provider: str, settings: AgentSettings) -> tuple[int, int] | None:
+    """Return what changes with each state that is written; None if there is none."""
+    try:
+        found = os.lstat(f"{settings.logins}/{provider}/{STATE_FILE}")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _bytes_of_state(path: str) -> bytes | None:
