@@ -28,7 +28,7 @@ def work(folder: Path, tasks: str, signals: str = "--default-signal=INT") -> Com
     """Run ./inv with these verbs."""
     (folder / "tasks.py").write_text(tasks)
     inv = [sys.executable, "-m", "polydev", "--search-root", str(folder)]
-    return run(["env", signals, *inv, "work"], check=False, timeout_seconds=60)
+    return run(["env", signals, *inv, "work"], check=False, timeout_seconds=300)
 
 
 def test_ctrl_c_while_verbs_load_ends_silently(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ CLIENT = "testtool"
 SCOPE = "openid profile offline_access"
 FILE = Path.home() / ".testtool" / "credentials.json"
 KEPT = ("access_token", "refresh_token", "id_token")
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 120.0
 DONE_COLOUR, FAILED_COLOUR = "#206020", "#602020"
 
 
