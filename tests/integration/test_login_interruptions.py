@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -131,7 +131,10 @@ async def begun_by(host: FakeHost, asked: Controller) -> Login:
 
 @contextmanager
 def left_free(login: Login) -> Iterator[None]:
-    """Keep the port that a tool which has ended was called back at: others could be given it."""
+    """Keep the port at which a tool that has ended waited: another program could be given it.
+
+    Where the browser came back, the kernel keeps it for a minute.
+    """
     asks = parse_qs(urlsplit(login.url).query)
     with socket.socket() as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -173,14 +176,12 @@ def test_failed_login_can_start_again(oidc_provider: Provider, tmp_path: Path) -
     async def scenario(host: FakeHost) -> None:
         has_login_guests(host, oidc_provider.issuer)
         async with controller(host, **SETTINGS) as asked:
-            ended = ExitStack()
             denied = await begun(host, asked)
             twice = await asyncio.gather(*[denied.ask("POST", denied.link) for _ in range(2)])
             assert [each.json()["url"] for each in twice] == [denied.url] * 2
             assert denied.guest.starts == 1
             await ADA.deny(denied.url)
             await denied.failed("The user denied the login.")
-            ended.enter_context(left_free(denied))
 
             twice = await asyncio.gather(*[denied.ask("POST", denied.link) for _ in range(2)])
             # 200 if the tool has opened its page before that request was answered.
@@ -192,10 +193,8 @@ def test_failed_login_can_start_again(oidc_provider: Provider, tmp_path: Path) -
             link = mistyped.session["links"]["oauthCode"]
             assert (await mistyped.ask("POST", link, json={"code": code})).status_code == 202
             await mistyped.failed("the provider refused: invalid_grant")
-            ended.enter_context(left_free(mistyped))
-
-            last = await mistyped.again()
-            with ended:
+            with left_free(mistyped):
+                last = await mistyped.again()
                 for over in (denied, mistyped):
                     with pytest.raises(httpx.ConnectError):  # nobody waits for its callback
                         await ADA.log_in(over.url)
