@@ -35,7 +35,7 @@ from verbs import (
     vms,
     webhooks,
 )
-from verbs.connection import access_fields, controller_url, lab_access, page_fields
+from verbs.api_connection import access_fields, controller_url, lab_access, page_fields
 from verbs.deploy import described_host
 from verbs.golden import open_store, verify
 from verbs.paths_and_help import (

@@ -7,7 +7,7 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
-from verbs.connection import API_HELP, connect
+from verbs.api_connection import API_HELP, connect
 from verbs.paths_and_help import LAB_INVENTORY
 from verbs.text_tables import minute, table_text
 from verbs.users_and_tokens import ON_HOST_HELP, host_controller

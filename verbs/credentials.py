@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
-from verbs.connection import API_HELP, connect
+from verbs.api_connection import API_HELP, connect
 from verbs.deploy import described_host
 from verbs.paths_and_help import JSON_HELP, LAB_INVENTORY
 from verbs.sessions import session_user

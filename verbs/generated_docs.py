@@ -404,7 +404,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def documents(contexts: Iterable[ParserContext], collection: Collection) -> dict[Path, str]:
     """Return the text of each document that is made of code."""
     from polydev.controller.app import create_app
-    from polydev.controller.problems import STATUSES
+    from polydev.controller.problem_details import STATUSES
     from polydev.controller.settings import ControllerSettings
 
     app = create_app(ControllerSettings(release_file=ROOT / "no release"))

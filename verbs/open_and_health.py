@@ -10,7 +10,7 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, stderr, task
-from verbs.connection import API_HELP, connect
+from verbs.api_connection import API_HELP, connect
 from verbs.paths_and_help import LOST_HINT
 from verbs.text_tables import table_text
 

@@ -15,7 +15,7 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, stderr, task
 from polydev.errors import ConfigError
 from polydev.validation import HIGHEST_PORT
-from verbs.connection import API_HELP, connect, lab_demo_user
+from verbs.api_connection import API_HELP, connect, lab_demo_user
 from verbs.paths_and_help import LAB_INVENTORY, LIMIT_HELP, LOST_HINT, MOST_SHOWN
 from verbs.text_tables import minute, more_text, short, table_text
 from verbs.users_and_tokens import USER_HELP, host_controller

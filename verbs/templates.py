@@ -8,7 +8,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, task
 from polydev.errors import ConfigError
-from verbs.connection import API_HELP, connect
+from verbs.api_connection import API_HELP, connect
 from verbs.deploy import described_host
 from verbs.paths_and_help import HOST_HELP, INVENTORY_HELP, JSON_HELP, LAB_INVENTORY
 from verbs.text_tables import minute, table_text

@@ -7,7 +7,7 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
-from verbs.connection import API_HELP, connect
+from verbs.api_connection import API_HELP, connect
 from verbs.sessions import session_user
 from verbs.text_tables import short, table_text
 from verbs.users_and_tokens import USER_HELP

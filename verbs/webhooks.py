@@ -8,7 +8,7 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
-from verbs.connection import API_HELP, connect
+from verbs.api_connection import API_HELP, connect
 from verbs.paths_and_help import LIMIT_HELP, MOST_SHOWN
 from verbs.text_tables import minute, more_text, table_text
 

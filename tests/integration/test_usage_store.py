@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 
 from polydev.controller.entities import Session
-from polydev.controller.quotas import QuotaExceeded
 from polydev.controller.settings import Quotas, SessionLimits
 from polydev.controller.store import tables
 from polydev.controller.store.retention import delete_ended_sessions
@@ -18,6 +17,7 @@ from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.usage import Usage
 from polydev.controller.store.user_removal import remove_user
 from polydev.controller.usage_accounting import CounterReading, Use
+from polydev.controller.usage_quotas import QuotaExceeded
 from tests.stores import DIGEST, Clock, Store, opened, run_async
 
 pytest_plugins = ["tests.databases"]

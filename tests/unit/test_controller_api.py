@@ -29,7 +29,7 @@ from polydev.controller.api.vm_answers import (
     VmAnswer,
 )
 from polydev.controller.entities import Caller, now
-from polydev.controller.problems import Problem
+from polydev.controller.problem_details import Problem
 from polydev.controller.settings import RateLimits, SessionLimits
 from polydev.image_layout import RECORD
 from tests.api import (

@@ -26,7 +26,7 @@ from polydev.controller.auth.jwks import FETCH_PAUSE_SECONDS, IDLE_SECONDS, KEEP
 from polydev.controller.auth.jwt_reader import JwtReader
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Caller, Role, User, now
-from polydev.controller.problems import Unavailable
+from polydev.controller.problem_details import Unavailable
 from polydev.controller.settings import JwtSettings
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.users import Tokens, Users

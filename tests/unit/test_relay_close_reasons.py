@@ -12,7 +12,7 @@ from websockets.frames import Close
 
 from polydev.controller.api.novnc import masked
 from polydev.controller.entities import Session, Vm
-from polydev.controller.problems import Unavailable
+from polydev.controller.problem_details import Unavailable
 from polydev.controller.relay import close_reasons
 from polydev.controller.relay.close_reasons import (
     CloseReason,

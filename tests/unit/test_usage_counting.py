@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydev.controller.entities import Session, Vm
-from polydev.controller.quotas import QuotaExceeded, quota_states, used_up
 from polydev.controller.settings import Quota, Quotas
 from polydev.controller.usage_accounting import (
     CounterReading,
@@ -22,6 +21,7 @@ from polydev.controller.usage_accounting import (
     total,
     use_between,
 )
+from polydev.controller.usage_quotas import QuotaExceeded, quota_states, used_up
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 TODAY = NOON.date()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from polydev.controller.entities import Session, Token, User, Vm
-from polydev.controller.quotas import QuotaState
 from polydev.controller.usage_accounting import USUAL_DAYS, Use
+from polydev.controller.usage_quotas import QuotaState
 from polydev.controller.web.formatting import NOTHING, duration_text, size_text, time_text
 from polydev.controller.web.user_rows import day_bars, quota_bar, token_state, user_row
 from polydev.controller.web.vm_rows import VmEntry, counted, vm_row

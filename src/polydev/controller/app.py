@@ -35,7 +35,7 @@ from polydev.controller.body_limit import BodyLimit
 from polydev.controller.cors import Cors
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.middleware import Failures, Gate, Head, Requests
-from polydev.controller.problems import answer_problem
+from polydev.controller.problem_details import answer_problem
 from polydev.controller.settings import ControllerSettings
 from polydev.controller.web import router
 from polydev.controller.web.assets import Assets

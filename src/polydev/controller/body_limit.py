@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polydev.controller.auth.open_paths import is_open
-from polydev.controller.problems import answer_problem
+from polydev.controller.problem_details import answer_problem
 
 MOST_OPEN_BYTES = 16 * 1024
 

@@ -14,7 +14,6 @@ import structlog
 
 from polydev.controller.auth.client_address import Networks, place_of
 from polydev.controller.metrics import Metrics
-from polydev.controller.pending_connections import PendingConnections
 from polydev.controller.request_limits import (
     MALFORMED,
     MOST_PARSED_BYTES,
@@ -22,7 +21,8 @@ from polydev.controller.request_limits import (
     RequestLimits,
 )
 from polydev.controller.settings import ConnectionLimits
-from polydev.controller.tcp_or_tls import end_writing, unread_bytes, watch_every_byte
+from polydev.controller.transport_operations import end_writing, unread_bytes, watch_every_byte
+from polydev.controller.unfinished_connections import UnfinishedConnections
 from polydev.controller.uvicorn_internals import (
     ASGI3Application,
     HttpToolsProtocol,
@@ -60,7 +60,7 @@ class State(ServerState):
         super().__init__()
         self.limits = limits
         self.trusted_proxies = trusted_proxies
-        self.unfinished = PendingConnections(limits)
+        self.unfinished = UnfinishedConnections(limits)
         self.unread: dict[Protocol, None] = {}
         self.refused = metrics.connections_refused
         metrics.connections_unfinished.set_function(lambda: len(self.unfinished))

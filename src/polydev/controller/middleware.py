@@ -21,7 +21,7 @@ from polydev.controller.auth.page_key_permissions import check_scope
 from polydev.controller.auth.rate_limits import RateLimiter
 from polydev.controller.entities import Caller
 from polydev.controller.metrics import Metrics
-from polydev.controller.problems import answer_problem
+from polydev.controller.problem_details import answer_problem
 from polydev.controller.url_paths import HEALTH_PATH
 from polydev.errors import Error, NotAuthenticated
 

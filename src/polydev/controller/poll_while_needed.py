@@ -9,7 +9,7 @@ from contextvars import Context
 
 import structlog
 
-from polydev.controller.problems import DATABASE_ERRORS
+from polydev.controller.problem_details import DATABASE_ERRORS
 
 log = structlog.stdlib.get_logger(__name__)
 

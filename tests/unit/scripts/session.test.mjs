@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { IDLE } from "../../../src/polydev/controller/web/static/session/connection.js";
+import { IDLE } from "../../../src/polydev/controller/web/static/session/connection_state.js";
 import { clock, countdown } from "../../../src/polydev/controller/web/static/session/countdown.js";
-import { EventReader } from "../../../src/polydev/controller/web/static/session/event_reader.js";
+import { EventReader } from "../../../src/polydev/controller/web/static/session/event_parser.js";
 import {
   NONE,
   afterAnswer,

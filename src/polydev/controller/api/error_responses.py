@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polydev.controller.api.json_route import UNREADABLE_BODY
-from polydev.controller.problems import MEDIA_TYPE, Problem
+from polydev.controller.problem_details import MEDIA_TYPE, Problem
 
 SCHEMA_PATH = "#/components/schemas"
 # Any call but health may be answered with these.

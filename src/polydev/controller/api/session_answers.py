@@ -11,9 +11,9 @@ from pydantic import ConfigDict, Field
 from polydev.controller.api.vm_answers import is_live
 from polydev.controller.api_model import ApiModel
 from polydev.controller.entities import Session, Vm
-from polydev.controller.quotas import QuotaName, QuotaState
 from polydev.controller.session_and_vm_states import Injection, SessionState
 from polydev.controller.url_paths import screen_path, session_path, viewer_page
+from polydev.controller.usage_quotas import QuotaName, QuotaState
 from polydev.vm.boot_stages import Stage
 
 SESSION_EXAMPLE: dict[str, Any] = {

@@ -26,10 +26,10 @@ from polydev.controller.auth.authentication import BEARER, Asking
 from polydev.controller.credential_encryption import checked_recipient
 from polydev.controller.entities import Caller, Session, Vm, now
 from polydev.controller.health import image_store_state
-from polydev.controller.problems import NoCapacity
-from polydev.controller.quotas import QuotaState
+from polydev.controller.problem_details import NoCapacity
 from polydev.controller.store.sessions import NewSession
 from polydev.controller.url_paths import session_path
+from polydev.controller.usage_quotas import QuotaState
 from polydev.errors import CapacityError, ImageError, NotAllowed, SessionExpired, SessionNotFound
 
 MOST_LISTED = 200

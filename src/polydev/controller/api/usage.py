@@ -16,9 +16,9 @@ from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking, AskingOperator
 from polydev.controller.entities import Role, User, now
-from polydev.controller.quotas import QuotaState, month_of
 from polydev.controller.store.usage import Days
 from polydev.controller.usage_accounting import USUAL_DAYS, Use, day_of, first_day, total
+from polydev.controller.usage_quotas import QuotaState, month_of
 
 MOST_DAYS = 400
 

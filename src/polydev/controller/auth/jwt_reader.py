@@ -10,7 +10,7 @@ import jwt
 from pydantic import SecretStr
 
 from polydev.controller.auth.jwks import Jwks, KeysUnavailable
-from polydev.controller.problems import Unavailable
+from polydev.controller.problem_details import Unavailable
 from polydev.controller.settings import JwtSettings
 from polydev.errors import NotAuthenticated
 

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from polydev.controller.auth.revocation_watch import NOT_OPERATOR
 from polydev.controller.entities import Session, Vm
-from polydev.controller.problems import DATABASE_ERRORS, Unavailable
+from polydev.controller.problem_details import DATABASE_ERRORS, Unavailable
 from polydev.errors import (
     Error,
     NotAllowed,

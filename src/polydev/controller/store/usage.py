@@ -12,7 +12,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from polydev.controller.entities import Role, Session, Vm
-from polydev.controller.quotas import QuotaExceeded, QuotaState, month_of, quota_states, used_up
 from polydev.controller.settings import Quotas
 from polydev.controller.store import tables
 from polydev.controller.store.row_mapping import SESSIONS, VMS, session_of, vm_of
@@ -23,6 +22,13 @@ from polydev.controller.usage_accounting import (
     complete,
     first_reading,
     use_between,
+)
+from polydev.controller.usage_quotas import (
+    QuotaExceeded,
+    QuotaState,
+    month_of,
+    quota_states,
+    used_up,
 )
 
 _usage, _readings = tables.usage.c, tables.usage_readings.c

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from polydev.controller.auth.cookies import csrf_token
 from polydev.controller.auth.csrf import BrowserRules, shows_session_by_ticket
 from polydev.controller.entities import Caller
-from polydev.controller.problems import Problem
+from polydev.controller.problem_details import Problem
 from polydev.controller.settings import WebSettings
 from polydev.controller.web.assets import Assets
 from polydev.controller.web.navigation import links_for

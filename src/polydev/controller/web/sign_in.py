@@ -14,7 +14,7 @@ from polydev.controller.auth.client_address import asked_from
 from polydev.controller.auth.cookies import remove_cookie, set_cookie
 from polydev.controller.auth.jwt_reader import HOW_TO_AUTHENTICATE
 from polydev.controller.entities import Caller
-from polydev.controller.problems import problem_of
+from polydev.controller.problem_details import problem_of
 from polydev.controller.web.page_rendering import Pages
 from polydev.controller.web.texts import text
 from polydev.errors import Error, NotAllowed, NotAuthenticated

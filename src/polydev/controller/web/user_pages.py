@@ -12,9 +12,9 @@ from starlette.responses import Response
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import AskingOperator
 from polydev.controller.entities import now
-from polydev.controller.quotas import month_of
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS
 from polydev.controller.usage_accounting import USUAL_DAYS, first_day
+from polydev.controller.usage_quotas import month_of
 from polydev.controller.web.formatting import hours_text, time_text
 from polydev.controller.web.page_rendering import Pages
 from polydev.controller.web.user_rows import day_bars, token_state, user_row

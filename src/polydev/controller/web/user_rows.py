@@ -8,9 +8,9 @@ from datetime import date, datetime
 from typing import Literal
 
 from polydev.controller.entities import Token, User
-from polydev.controller.quotas import NEAR, QuotaState
 from polydev.controller.store.usage import Days
 from polydev.controller.usage_accounting import DAY, USUAL_DAYS, Use, day_of, first_day, total
+from polydev.controller.usage_quotas import NEAR, QuotaState
 from polydev.controller.web.css_classes import Level
 from polydev.controller.web.formatting import hours_text, size_text, time_text
 

@@ -3,10 +3,10 @@
 import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../requests_and_notices.js";
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
-import { SESSION_OVER } from "./connection.js";
+import { SESSION_OVER } from "./connection_state.js";
 import { Cover } from "./screen_cover.js";
 import { Heartbeat } from "./heartbeat.js";
-import { Events } from "./events.js";
+import { Events } from "./event_stream.js";
 import { openKey } from "./page_key.js";
 import { watchKeys } from "./keyboard.js";
 import { Link } from "./reconnect.js";

@@ -1,7 +1,7 @@
 // Keep the screen connected: get a new ticket for each attempt, and schedule attempts.
 
 import { Problem, ask } from "../requests_and_notices.js";
-import { IDLE, next } from "./connection.js";
+import { IDLE, next } from "./connection_state.js";
 
 export class Link {
   /**

@@ -5,7 +5,7 @@
 // actions    names of the buttons: now, again, start, signin, home
 
 import { isComing, isLive, progress } from "./progress.js";
-import { words } from "./connection.js";
+import { words } from "./connection_state.js";
 import { receiptText } from "./login_progress.js";
 
 const OVER_TEXTS = ["failed", "expired", "terminated", "completed"];

@@ -27,7 +27,7 @@ class PendingConnection(Protocol):
         """Close the connection, with an answer if possible."""
 
 
-class PendingConnections:
+class UnfinishedConnections:
     """The connections that wait for a complete request, oldest first."""
 
     def __init__(self, limits: ConnectionLimits) -> None:

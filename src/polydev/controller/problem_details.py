@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from polydev.controller.quotas import QuotaExceeded
 from polydev.controller.store.users import TokenNotFound
+from polydev.controller.usage_quotas import QuotaExceeded
 from polydev.errors import (
     AccessError,
     AgentError,

@@ -11,7 +11,7 @@ import pytest
 
 from polydev.client import controller_api, lab_access, ssh_tunnel
 from polydev.errors import ConfigError
-from verbs import connection, sessions
+from verbs import api_connection, sessions
 from verbs.paths_and_help import LAB_INVENTORY, lab_name
 
 LAB, LAB_TOKEN = "http://192.0.2.1:4000", "lab's"
@@ -60,7 +60,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
     )
     monkeypatch.setattr(controller_api, "ControllerApi", made.api)
     monkeypatch.setattr(ssh_tunnel, "tunnel", made.tunnel)
-    monkeypatch.setattr(connection, "described_host", made.described)
+    monkeypatch.setattr(api_connection, "described_host", made.described)
     monkeypatch.setattr("polydev.lab.find", lambda *_: lab)
     monkeypatch.setattr(lab_access, "stored_access", lambda folder: stored)
     return made
@@ -93,10 +93,10 @@ def test_connect_by_url(
         monkeypatch.setenv(name, value)
     if asked is None:
         with pytest.raises(ConfigError, match=f"no token for {THERE}") as told:
-            connection.connect(url, token).__enter__()
+            api_connection.connect(url, token).__enter__()
         assert "--inventory FILE" in str(told.value.hint)
     else:
-        with connection.connect(url, token) as found:
+        with api_connection.connect(url, token) as found:
             assert str(found) == "api"
     assert reached.asked == ([asked] if asked else [])
     assert reached.hosts == []
@@ -128,9 +128,9 @@ def test_connect_by_host(
     reached.host_name = name
     if sent is None:
         with pytest.raises(ConfigError, match=f"no token for {name}"):
-            connection.connect("", token, inventory, host).__enter__()
+            api_connection.connect("", token, inventory, host).__enter__()
     else:
-        with connection.connect("", token, inventory, host):
+        with api_connection.connect("", token, inventory, host):
             assert reached.tunnels == 1
         assert reached.asked == [("http://127.0.0.1:5000", sent)]
     assert reached.tunnels == 0
@@ -139,11 +139,11 @@ def test_connect_by_host(
 
 def test_url_and_inventory_together_are_refused(reached: Reached) -> None:
     with pytest.raises(ConfigError, match="--url names one controller"):
-        connection.connect(THERE, "mine", "file.py").__enter__()
+        api_connection.connect(THERE, "mine", "file.py").__enter__()
     assert reached.asked == []
 
 
-@pytest.mark.parametrize("find", [connection._lab_operator, connection.lab_demo_user])
+@pytest.mark.parametrize("find", [api_connection._lab_operator, api_connection.lab_demo_user])
 def test_missing_lab_is_reported(
     find: Any, reached: Reached, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,9 +154,9 @@ def test_missing_lab_is_reported(
 
 def test_lab_without_users_is_reported(reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_access, "stored_access", lambda _: None)
-    assert connection._lab_operator() == (LAB, "")
+    assert api_connection._lab_operator() == (LAB, "")
     with pytest.raises(ConfigError, match="has no demo user"):
-        connection.lab_demo_user()
+        api_connection.lab_demo_user()
 
 
 class TestSessionUser:

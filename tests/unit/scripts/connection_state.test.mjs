@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { PAUSES_SECONDS } from "../../../src/polydev/controller/web/static/retry_pauses.js";
-import { IDLE, STABLE_MILLISECONDS, next, words } from "../../../src/polydev/controller/web/static/session/connection.js";
+import { IDLE, STABLE_MILLISECONDS, next, words } from "../../../src/polydev/controller/web/static/session/connection_state.js";
 
 const START = 1_000_000;
 const BROKE_OFF = { code: 1006, reason: "" };

@@ -3,7 +3,7 @@
 
 import { Problem, problemOf } from "../requests_and_notices.js";
 import { pauseSeconds } from "../retry_pauses.js";
-import { EventReader } from "./event_reader.js";
+import { EventReader } from "./event_parser.js";
 
 /**
  * Call `onEvent({ kind, data })` for each event until the session is over. Reconnects after a loss,
