@@ -48,7 +48,7 @@ class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no t
 
     def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
         if self._console is None:
-            self._console = GuestShell(self.path)
+            self._console = GuestShell(self.path, SHELL_TIMEOUT_SECONDS)
             self._console.open_shell(SHELL_TIMEOUT_SECONDS)
         line = self.get_command(command, *args)
         answer = self._console.run(line)
