@@ -28,6 +28,7 @@ from polydev.hosttool import restore, restore_job
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.restore_controller import ControllerRestore
 from polydev.hosttool.restore_job import RestoreJob
+from polydev.hosttool.systemd import UnitStatus
 from polydev.processes import Completed
 from polydev.ssh import SshTarget
 from tests.unit.hosttool_host import FIRST, NEW, SECOND, Host, ToolConnection, deploy
@@ -272,6 +273,24 @@ def test_restore_that_runs_is_not_started_again(host: Host) -> None:
     del host.systemd.active[JOB.unit]
     restore_job.start(host.paths, host.systemd, JOB)
     assert len(host.systemd.started) == 2, "it broke off"
+
+
+def test_restore_that_ends_at_this_moment_is_not_started_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.systemd.starts = lambda unit, argv: None
+    restore_job.start(host.paths, host.systemd, JOB)
+    states = host.systemd.states
+
+    def ends_when_asked(units: Sequence[str]) -> dict[str, UnitStatus]:
+        restore_job.follow(host.paths, JOB, lambda say: {"changes": 3})
+        del host.systemd.active[JOB.unit]
+        return states(units)
+
+    monkeypatch.setattr(host.systemd, "states", ends_when_asked)
+    state = restore_job.start(host.paths, host.systemd, JOB)
+    assert (state["state"], state["answer"]) == (restore_job.DONE, {"changes": 3})
+    assert len(host.systemd.started) == 1
 
 
 def test_restore_state_is_written_to_a_full_disk_with_the_reserve(

@@ -51,8 +51,10 @@ def start(
     """
     require_id(job.by)
     require_id(job.backup)
+    # First the unit: its restore may end at this moment, and notes that before.
+    runs = systemd.states([job.unit])[job.unit].is_running
     state = read_state(paths, job)
-    if state and (state["state"] != RUNNING or systemd.states([job.unit])[job.unit].is_running):
+    if state and (state["state"] != RUNNING or runs):
         return state
     make_folder(paths.restores)
     _remove_states_of_pruned(paths)
