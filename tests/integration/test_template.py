@@ -42,7 +42,7 @@ from tests.clones import (
     template_clones,
 )
 from tests.guest_tools import CREDENTIALS, FILE, provider_data
-from tests.sessions import wait_for
+from tests.sessions import PATIENCE_SECONDS, wait_for
 
 CLOCK_LIMIT_SECONDS = 0.1
 FAIL_ONCE = """
@@ -319,7 +319,7 @@ def test_damaged_template_state_is_refused(
     try:
         machine = begin(descriptor)
         with pytest.raises(VmError, match="QEMU"):
-            asyncio.run(template.load(machine.config.qmp_socket, descriptor))
+            asyncio.run(template.load(machine.config.qmp_socket, descriptor, PATIENCE_SECONDS))
     finally:
         os.close(descriptor)
 
