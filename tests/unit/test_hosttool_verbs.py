@@ -431,7 +431,7 @@ def test_packed_file_is_reproducible(tmp_path: Path) -> None:
 
 
 class TestEndingTheLockHolder:
-    """The signals that the holder of the lock gets, in order."""
+    """The signals that the holder of the lock gets, in order; a stopped one must go on to end."""
 
     def ended_by(
         self, monkeypatch: pytest.MonkeyPatch, *, ends: bool, is_there: bool = True
@@ -446,10 +446,11 @@ class TestEndingTheLockHolder:
         return sent
 
     def test_holder_that_ends_is_not_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.ended_by(monkeypatch, ends=True) == [signal.SIGTERM]
+        assert self.ended_by(monkeypatch, ends=True) == [signal.SIGTERM, signal.SIGCONT]
 
     def test_holder_that_does_not_end_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.ended_by(monkeypatch, ends=False) == [signal.SIGTERM, signal.SIGKILL]
+        sent = self.ended_by(monkeypatch, ends=False)
+        assert sent == [signal.SIGTERM, signal.SIGCONT, signal.SIGKILL, signal.SIGCONT]
 
     def test_other_process_gets_no_signal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.ended_by(monkeypatch, ends=False, is_there=False) == []
