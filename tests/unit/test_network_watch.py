@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from polydev.controller.host.network_watch import (
 )
 from polydev.controller.settings import Sampling
 from polydev.hosttool import network_state
+from polydev.processes import run
 
 NOW = 1000.0
 OPEN = NetworkDifference("slot-2", "slot-2: vm-2 isolated: off instead of on", True)
@@ -125,3 +128,56 @@ class TestAlerts:
         (found,) = seen["vm_network"]
         assert found.raises == "warning"
         assert "90 s old" in found.message
+
+
+class Checks:
+    """A check of the network that takes some time and some CPU time; the watch ends after two."""
+
+    def __init__(self, seconds: float, cpu_seconds: float) -> None:
+        self.seconds, self.cpu_seconds = seconds, cpu_seconds
+        self.now, self.used = 0.0, 0.0
+        self.reported_at: list[float] = []
+
+    def report(self) -> dict[str, object]:
+        self.now += self.seconds
+        self.used += self.cpu_seconds
+        return {"at": self.now}
+
+    def write(self, report: dict[str, Any]) -> None:
+        self.reported_at.append(report["at"])
+        if len(self.reported_at) == 2:
+            raise KeyboardInterrupt
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu_seconds", "between"),
+    [
+        pytest.param(0.4, 0.3, 10, id="usual"),
+        pytest.param(2, 2, 22, id="many slots"),
+        pytest.param(15, 0.3, 18, id="busy host"),
+        pytest.param(20, 20, 50, id="many slots of a busy host"),
+    ],
+)
+def test_report_stays_fresh_however_long_a_check_takes(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, cpu_seconds: float, between: float
+) -> None:
+    checks = Checks(seconds, cpu_seconds)
+    clock = SimpleNamespace(monotonic=lambda: checks.now, sleep=checks.sleep)
+    monkeypatch.setattr(network_state, "time", clock)
+    monkeypatch.setattr(network_state, "_cpu_seconds", lambda: checks.used)
+    monkeypatch.setattr(network_state, "_report", checks.report)
+    monkeypatch.setattr(network_state, "_write", checks.write)
+    with pytest.raises(KeyboardInterrupt):
+        network_state.watch()
+    first, second = checks.reported_at
+    assert second - first == pytest.approx(between)
+    assert second - first < network_state.FRESH_SECONDS
+
+
+def test_cpu_time_of_ended_programs_counts() -> None:
+    before = network_state._cpu_seconds()
+    run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"])
+    assert network_state._cpu_seconds() - before >= 0.15

@@ -29,8 +29,10 @@ TABLE = "inet polydev"
 EVERY_SECONDS = 10.0
 # If the last report is older, the watch hangs or does not run.
 FRESH_SECONDS = 60.0
-# The most that it uses of one core: a host with many slots is read less often.
+# The most that it uses of one core: a host with many slots is read less often, but often enough
+# for a fresh report.
 MOST_LOAD = 0.1
+LONGEST_REST_SECONDS = FRESH_SECONDS / 2
 ANSWER_SECONDS = 30.0
 MARK = "---- polydev ----"
 QUERIES = "address show\nroute show table all\nrule show\nneighbour show nud permanent\n"
@@ -193,10 +195,23 @@ def as_document(found: list[Difference]) -> dict[str, object]:
 def watch(seconds: float = EVERY_SECONDS) -> None:
     """Check again and again, and write the newest result to REPORT, which everybody can read."""
     while True:
-        began = time.monotonic()
+        began, used = time.monotonic(), _cpu_seconds()
         _write(_report())
-        spent = time.monotonic() - began
-        time.sleep(max(seconds - spent, spent / MOST_LOAD))
+        left = seconds - (time.monotonic() - began)
+        time.sleep(rest_seconds(left, _cpu_seconds() - used))
+
+
+def rest_seconds(left: float, cpu_seconds: float) -> float:
+    """Return how long to rest after a check that took so much CPU time.
+
+    `left` is the time to the next check. On a busy host a check takes long without using a CPU.
+    """
+    return max(left, min(cpu_seconds / MOST_LOAD, LONGEST_REST_SECONDS))
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of the programs that it has run."""
+    return sum(os.times()[:4])
 
 
 def _report() -> dict[str, object]:
