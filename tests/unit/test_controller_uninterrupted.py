@@ -130,6 +130,21 @@ def test_health_timeout_does_not_leak_a_connection(
     play(migrated, tmp_path, scenario)
 
 
+def test_database_is_healthy_though_the_process_stood_still(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polydev.controller.health.DATABASE_TIMEOUT_SECONDS", 300)
+
+    async def scenario(database: Database) -> None:
+        loop = asyncio.get_running_loop()
+        time = loop.time
+        # As after a stop of the process: no timer ran meanwhile, and all are due at once.
+        loop.call_soon(setattr, loop, "time", lambda: time() + 301)
+        assert (await Health(database, tmp_path, None, 0.0).database()).status == "healthy"
+
+    play(migrated, tmp_path, scenario)
+
+
 def stores() -> Iterator[type]:
     for module in pkgutil.iter_modules(store.__path__, f"{store.__name__}."):
         for each in vars(importlib.import_module(module.name)).values():
