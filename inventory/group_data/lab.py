@@ -13,7 +13,6 @@ _lab = find(os.environ.get("POLYDEV_LAB", "dev"), Settings.from_environment())
 
 slots = 8
 journal_max_mib = 64
-deadman_seconds = 20
 # Only this machine reaches the lab, without a proxy.
 controller_listen = "0.0.0.0:4000"
 # Each lab has its own key, which is removed with the lab.

@@ -82,6 +82,16 @@ def test_host_tool_gets_arguments_and_document(connection: HostConnection, tool:
         connection.tool("restore")
 
 
+def test_closing_does_not_wait_for_ssh_that_stands_still(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CLOSE_SECONDS", 0.1)
+    made = HostConnection(TARGET)
+    (programs / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+    made.close()
+    assert not Path(made._sockets.name).exists()
+
+
 class TestLock:
     GIVEN = '{"lock": {"id": "1-a", "since": "2026-11-21T10:00:00+00:00"}, "stale": {"id": "0-b"}}'
 
@@ -161,10 +171,22 @@ def test_deadman_confirm_is_retried_until_host_answers(tool: Tool, tmp_path: Pat
     assert tried.read_text() == "deadman confirm\n" * 2
 
 
+def test_deadman_confirm_hears_of_a_revert_that_takes_a_while(tool: Tool, tmp_path: Path) -> None:
+    """The time to confirm is over, and a busy host has yet to let its operator in again."""
+    tried = tmp_path / "tried"
+    tool(f"""echo again >>{tried}
+[ "$(wc -l <{tried})" -gt 2 ] && echo deadman-fired >&2 || echo no route >&2
+exit 1""")
+    with pytest.raises(DeployError, match=r"deadman-fired$"):
+        deadman.confirm_over_new_connection(TARGET, 0)
+    assert tried.read_text() == "again\n" * 3
+
+
 @pytest.mark.parametrize(("said", "seconds"), [("no route", 0), ("deadman-fired", 2)])
 def test_deadman_confirm_reports_why_host_cannot_be_reached(
-    tool: Tool, tmp_path: Path, said: str, seconds: int
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, seconds: int
 ) -> None:
+    monkeypatch.setattr(deadman, "REVERT_SECONDS", 0)
     tried = tmp_path / "tried"
     tool(f"echo again >>{tried}; echo {said} >&2; exit 1")
     with pytest.raises(DeployError, match=rf"cannot reach browsers (.|\n)*{said}$"):

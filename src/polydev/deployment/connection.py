@@ -8,6 +8,7 @@ import logging
 import shlex
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TOOL = str(Paths().tool)
 ANSWER_SECONDS = 60.0
+CLOSE_SECONDS = 10.0
 UNIT_RUNNING = ("active", "activating", "deactivating", "reloading")
 
 
@@ -49,7 +51,8 @@ class HostConnection:
         self._sockets = tempfile.TemporaryDirectory(prefix="polydev-ssh-")
 
     def close(self) -> None:
-        run(self._argv("-O", "exit"), check=False, timeout_seconds=10)
+        with suppress(CommandTimeout):  # it ends by itself, 30 s after the last command
+            run(self._argv("-O", "exit"), check=False, timeout_seconds=CLOSE_SECONDS)
         self._sockets.cleanup()
 
     def _argv(self, *words: str) -> list[str]:

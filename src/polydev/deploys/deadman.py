@@ -30,6 +30,8 @@ from polydev.processes import run
 from polydev.ssh import SshTarget
 
 TIMER = "polydev-deadman.timer"
+# Until a busy host has reverted the change, once its timer has run out.
+REVERT_SECONDS = 60
 
 
 def access_hash(site: HostData) -> str:
@@ -88,8 +90,11 @@ def confirm(reach: str, target: SshTarget, seconds: int) -> Commands:
 
 
 def confirm_over_new_connection(target: SshTarget, seconds: int) -> None:
-    """Confirm over a new connection. Raises DeployError when the host cannot be reached."""
-    deadline = time.monotonic() + seconds
+    """Confirm over a new connection. Raises DeployError when the host cannot be reached.
+
+    After `seconds` the host reverts the change, and says so once that lets us in again.
+    """
+    deadline = time.monotonic() + seconds + REVERT_SECONDS
     argv = target.argv(TOOL, "deadman", "confirm", timeout_seconds=5)
     while (said := _answer(argv)) is not None:
         if time.monotonic() > deadline or "deadman-fired" in said:
