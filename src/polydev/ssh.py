@@ -15,6 +15,8 @@ from typing import Any
 
 # The exit status of ssh where ssh itself failed: see ssh(1).
 SSH_FAILED = 255
+# How long a busy host may take to accept a connection and to greet.
+GREETING_SECONDS = 30
 # Words that ssh and rsync take as they are.
 PLAIN = re.compile(r"[\w/.,:+@=-]+", re.ASCII)
 
@@ -73,11 +75,11 @@ class SshTarget:
     def _at(self, host: str) -> str:
         return f"{self.user}@{host}" if self.user else host
 
-    def options(self, *, timeout_seconds: int = 10) -> list[str]:
+    def options(self, *, timeout_seconds: int = GREETING_SECONDS) -> list[str]:
         """Return the options of every connection: no questions, a known host key, timeouts."""
         words = [*self._address_options(), "-o", "BatchMode=yes"]
         words += ["-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={timeout_seconds}"]
-        words += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+        words += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=6"]
         return words
 
     def _address_options(self) -> list[str]:
@@ -100,11 +102,11 @@ class SshTarget:
         """Return the command line by which an operator reaches the host in the same way."""
         return shlex.join(["ssh", *self._address_options(), self.destination])
 
-    def ssh_argv(self, *options: str, timeout_seconds: int = 10) -> list[str]:
+    def ssh_argv(self, *options: str, timeout_seconds: int = GREETING_SECONDS) -> list[str]:
         """Return ssh with these options and our own; a remote command may follow."""
         return ["ssh", *options, *self.options(timeout_seconds=timeout_seconds), self.destination]
 
-    def argv(self, *command: str, timeout_seconds: int = 10) -> list[str]:
+    def argv(self, *command: str, timeout_seconds: int = GREETING_SECONDS) -> list[str]:
         """Run a command on the host as root; its words arrive unchanged."""
         remote = f"sudo -n {shlex.join(command)}"
         return [*self.ssh_argv(timeout_seconds=timeout_seconds), "--", remote]

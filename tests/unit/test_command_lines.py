@@ -182,8 +182,8 @@ def host_program(tmp_path: Path) -> run_controller_command.ControllerProgram:
 
 TARGET = SshTarget("prod", "prod.example")
 SSH = (
-    "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 "
-    "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 prod.example --"
+    "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=30 "
+    "-o ServerAliveInterval=5 -o ServerAliveCountMax=6 prod.example --"
 )
 REAL = host_systemd.RealSystemd()
 
@@ -356,7 +356,7 @@ LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "health of a host": (
         lambda _: host_probe._health(),
-        ["/opt/polydev-ai/bin/polydev-host health --seconds 0"],
+        ["/opt/polydev-ai/bin/polydev-host health --seconds 10"],
     ),
 }
 

@@ -173,7 +173,7 @@ class TestHost:
         assert host_probe._templates() == templates
         asked = json.dumps({"parts": host_probe.LOOKED_AT, "host": {"slots": [1]}}).encode()
         assert given == [
-            (["health", "--seconds", "0"], b""),
+            (["health", "--seconds", "10"], b""),
             (["look"], asked),
             (["controller", "templates", "report"], b""),
         ]

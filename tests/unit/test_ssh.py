@@ -54,7 +54,7 @@ def test_ssh_never_prompts_and_checks_host_keys(target: SshTarget) -> None:
 
 
 def test_ssh_detects_a_dead_connection(target: SshTarget) -> None:
-    assert {"ServerAliveInterval=5", "ServerAliveCountMax=3"} <= set(target.options())
+    assert {"ServerAliveInterval=5", "ServerAliveCountMax=6"} <= set(target.options())
     assert "ConnectTimeout=3" in target.options(timeout_seconds=3)
 
 

@@ -14,7 +14,7 @@ from polydev.processes import run
 from polydev.ssh import SSH_FAILED, SshTarget
 from polydev.yaml_files import parse_yaml
 
-PROBE_SECONDS = 120.0
+PROBE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ SSHD_SETTINGS = {
     "KbdInteractiveAuthentication": "no",
     "PermitEmptyPasswords": "no",
     "PubkeyAuthentication": "yes",
-    # A deployment holds its lock while its connection lives: a dead one must be noticed.
+    # A deployment holds its lock while its connection lives: a dead one must be noticed, and one
+    # whose side is only busy must stay.
     "ClientAliveInterval": "5",
-    "ClientAliveCountMax": "3",
+    "ClientAliveCountMax": "6",
 }
 SSHD_DROP_IN = "ssh.service.d/polydev.conf"
 JOURNAL_FILE = "/etc/systemd/journald.conf.d/50-polydev.conf"

@@ -21,7 +21,7 @@ from polydev.hosttool.verb import ID, Call, HostVerb
 SLICE = "polydev-deploy.slice"
 # How long a command may take to end before it is killed.
 GRACE_SECONDS = 10
-STOP_SECONDS = GRACE_SECONDS + 20.0
+STOP_SECONDS = GRACE_SECONDS + 40.0
 CONFIGURE_SECONDS = 180.0
 IF_PERMITTED = """\
 [ "$(cat {file} 2>/dev/null)" = {id} ] || \

@@ -12,7 +12,7 @@ from polydev.errors import ConfigError, LabError
 from polydev.lab.container import init_pid
 from polydev.lab.lab_record import Lab
 from polydev.processes import Completed, run
-from polydev.ssh import SshTarget
+from polydev.ssh import GREETING_SECONDS, SshTarget
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -25,7 +25,13 @@ class Logs:
     console: str
 
 
-def ssh_argv(lab: Lab, command: Sequence[str], user: str | None = None) -> list[str]:
+def ssh_argv(
+    lab: Lab,
+    command: Sequence[str],
+    user: str | None = None,
+    *,
+    timeout_seconds: int = GREETING_SECONDS,
+) -> list[str]:
     """Return the SSH command line of a command, with the lab's key and its known host key only."""
     target = SshTarget(
         name=lab.name,
@@ -37,7 +43,7 @@ def ssh_argv(lab: Lab, command: Sequence[str], user: str | None = None) -> list[
         config=Path("none"),
     )
     options = ["-o", "GlobalKnownHostsFile=/dev/null"]
-    return [*target.ssh_argv(*options, timeout_seconds=5), "--", shlex.join(command)]
+    return [*target.ssh_argv(*options, timeout_seconds=timeout_seconds), "--", shlex.join(command)]
 
 
 def run_inside(

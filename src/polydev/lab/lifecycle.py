@@ -212,7 +212,8 @@ def _clear(lab: Lab) -> None:
 
 def _wait_login(lab: Lab) -> None:
     # Should we be killed, the attempt ends with us.
-    attempt = ["setpriv", "--pdeathsig", "KILL", *ssh_argv(lab, ["sudo", "-n", "true"])]
+    login = ssh_argv(lab, ["sudo", "-n", "true"], timeout_seconds=5)
+    attempt = ["setpriv", "--pdeathsig", "KILL", *login]
     deadline = time.monotonic() + LOGIN_SECONDS
     said = ""
     while time.monotonic() < deadline:

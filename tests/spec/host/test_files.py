@@ -37,7 +37,7 @@ SSHD = {
     "permitemptypasswords": "no",
     "pubkeyauthentication": "yes",
     "clientaliveinterval": "5",
-    "clientalivecountmax": "3",
+    "clientalivecountmax": "6",
 }
 DEPLOYMENT_ID = r"\d{8}_\d{6}-[0-9a-f]{4,40}(-dirty)?"
 
