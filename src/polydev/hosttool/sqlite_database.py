@@ -93,7 +93,9 @@ def row_counts(path: Path) -> dict[str, int]:
 def connected(path: Path, access: str) -> Iterator[Connection]:
     import sqlite3
 
-    connection = sqlite3.connect(f"{path.as_uri()}?{access}", uri=True, isolation_level=None)
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?{access}", timeout=LOCK_SECONDS, uri=True, isolation_level=None
+    )
     try:
         yield connection
     finally:
