@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -16,7 +17,13 @@ from polydev.errors import ConfigError
 from polydev.lab import Lab, LabError, debian_base, lifecycle, ssh_argv, up
 from polydev.lab.access import inside_argv
 from polydev.lab.addresses import LINK_PREFIX, POOL, allot, link_of, routed_networks
-from polydev.lab.container import cgroup_of, container_argv, innermost_pid, nspawn_argv
+from polydev.lab.container import (
+    cgroup_of,
+    container_argv,
+    innermost_pid,
+    link_owner,
+    nspawn_argv,
+)
 from polydev.lab.container_files import lay, network_files, share_packages
 from polydev.lab.debian_base import (
     FILES,
@@ -267,6 +274,25 @@ class TestFiles:
             "y_1_all.deb": b"ours",
         }
 
+    def test_share_packages_leaves_out_those_of_a_lab_that_is_being_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, target = tmp_path / "a", tmp_path / "b"
+        source.mkdir()
+        target.mkdir()
+        for name in "xy":
+            (source / f"{name}_1_all.deb").touch()
+        link = Path.hardlink_to
+
+        def link_or_lose(made: Path, file: Path) -> None:
+            if file.name.startswith("x"):
+                file.unlink()
+            link(made, file)
+
+        monkeypatch.setattr(Path, "hardlink_to", link_or_lose)
+        share_packages(source, target)
+        assert [file.name for file in target.iterdir()] == ["y_1_all.deb"]
+
     def test_share_packages_from_a_missing_folder_does_nothing(self, tmp_path: Path) -> None:
         share_packages(tmp_path / "nowhere", tmp_path)
         assert list(tmp_path.iterdir()) == []
@@ -291,6 +317,15 @@ class TestArgv:
         words = inside_argv(7)
         assert words[words.index("--target") + 1] == "7"
         assert words[words.index("env") :][:3] == ["env", "--chdir=/", "-i"]
+
+    def test_link_that_goes_while_it_is_read_has_no_owner(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def gone(_: Path) -> str:
+            raise OSError(errno.ENODEV, "No such device")
+
+        monkeypatch.setattr(Path, "read_text", gone)
+        assert link_owner(lab) is None
 
     def test_machine_without_cgroup2_is_refused(
         self, lab: Lab, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ neither a mount nor a link is left. Its children are systemd-nspawn and slirp4ne
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ UPLINK = "uplink0"
 UPLINK_NETWORK = "198.18.0.0/24"
 DNS_ADDRESS = "198.18.0.3"
 DEVICES = "/run/systemd/nspawn/devices"
-KILL_SECONDS = 20.0
+KILL_SECONDS = 60.0
 POLL_SECONDS = 0.02
 STARTED = b"started\n"
 REBOOTED = 133  # status of nspawn, told to keep its unit, when the container wants to reboot
@@ -205,6 +206,10 @@ def link_owner(lab: Lab) -> str | None:
         return Path(f"/sys/class/net/{lab.veth}/ifalias").read_text().strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # the kernel removed it between open and read
+            return None
+        raise
 
 
 def console_hint(lab: Lab) -> str:

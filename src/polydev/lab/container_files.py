@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from polydev.lab.addresses import LINK_PREFIX
@@ -84,7 +85,8 @@ def share_packages(source: Path, target: Path) -> None:
     have = {file.name for file in target.glob("*.deb")}
     for file in source.glob("*.deb"):
         if file.name not in have and file.is_file():
-            _link_or_copy(file, target / file.name)
+            with suppress(FileNotFoundError):  # its lab was removed meanwhile
+                _link_or_copy(file, target / file.name)
 
 
 def _link_or_copy(file: Path, target: Path) -> None:
