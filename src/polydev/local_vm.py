@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from polydev.vm.qemu_process import Machine, start
 
 VM_ID = "local"
 VM_FILE = "vm.json"
+POLL_SECONDS = 0.5
 
 
 class LocalVm(BaseModel):
@@ -125,22 +126,21 @@ def take_down(settings: Settings) -> bool:
 
 
 def _healthy(vm: LocalVm) -> bool:
-    """Return whether its agent says so; a VM that gets little CPU time has longer to answer."""
+    """Return whether its agent says so; a VM that gets little CPU time has longer for that.
+
+    There the agent may answer late, or that its own checks of the desktop took too long.
+    """
     watch = vm.machine.watch_cpu()
     while verdict(watch.total(), TIMEOUT_SECONDS) == "in time":
-        with suppress(VmTimeout):
-            return _says_ready(vm)
+        try:
+            if agent_health(vm.config.ports)[0] == 200:
+                return True
+        except VmTimeout:
+            continue
+        except VmError:
+            return False
+        time.sleep(POLL_SECONDS)
     return False
-
-
-def _says_ready(vm: LocalVm) -> bool:
-    """Ask the agent once. Raises VmTimeout if it does not answer."""
-    try:
-        return agent_health(vm.config.ports)[0] == 200
-    except VmTimeout:
-        raise
-    except VmError:
-        return False
 
 
 def _vm_file(settings: Settings) -> Path:

@@ -43,6 +43,8 @@ class Replaced(Exception):
         (0, [SILENCE, 200], False),
         (0.7, [SILENCE, SILENCE, 200], True),
         (0.7, [SILENCE, REFUSED], False),
+        (0.7, [503, SILENCE, 200], True),
+        (0.9, [503] * 4, False),
         (0.9, [SILENCE] * 4, False),
     ],
 )
@@ -78,6 +80,7 @@ def test_running_vm_is_kept_unless_it_hangs(
         raise Replaced
 
     monkeypatch.setattr(local_vm, "agent_health", ask)
+    monkeypatch.setattr(local_vm, "POLL_SECONDS", 0)
     monkeypatch.setattr(Machine, "alive", lambda machine: True)
     monkeypatch.setattr(Machine, "cpu_sample", sample)
     monkeypatch.setattr(Machine, "stop", stop)
