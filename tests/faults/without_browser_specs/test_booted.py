@@ -135,7 +135,8 @@ def test_chromium_keeps_its_sandbox(processes: str) -> None:
 def test_renderers_have_their_own_namespaces(host: Host) -> None:
     script = (
         "for p in $(pgrep -f -- '[-]-type=renderer'); do "
-        "[ $(readlink /proc/$p/ns/pid) != $(readlink /proc/1/ns/pid) ] || echo $p; done"
+        "own=$(readlink /proc/$p/ns/pid) || continue; "  # it has ended
+        "[ $own != $(readlink /proc/1/ns/pid) ] || echo $p; done"
     )
     pids = host.run(script).stdout.split()
     assert not pids, f"chromium's renderers share the guest's PID namespace: {', '.join(pids)}"

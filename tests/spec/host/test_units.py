@@ -23,6 +23,8 @@ EXPOSED = {
     "microvm-slot@.service": 4.5,
 }
 SHOWN = ("Id", "ActiveState", "UnitFileState", "LoadState")
+# How often the health gate is asked on a host that is too busy to answer it in time.
+ATTEMPTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +240,7 @@ def test_controller_is_healthy(host: Host, site: Site) -> None:
     address = address.replace("[::]", "[::1]")
     script = (
         "import sys, urllib.request as u; "
-        "a = u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=10); "
+        "a = u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=60); "
         "print(a.status, a.read().decode())"
     )
     url = f"http://{address}:{site.port}/api/auth/health"
@@ -251,8 +253,11 @@ def test_controller_is_healthy(host: Host, site: Site) -> None:
 
 
 def test_health_gate_is_passed(host: Host) -> None:
-    said = host.check_output("/opt/polydev-ai/bin/polydev-host health --seconds 0")
-    wrong = [check for check in json.loads(said)["checks"] if not check["ok"]]
+    for _ in range(ATTEMPTS):
+        said = host.check_output("/opt/polydev-ai/bin/polydev-host health --seconds 0")
+        wrong = [check for check in json.loads(said)["checks"] if not check["ok"]]
+        if not any(check["detail"] == "no answer: timed out" for check in wrong):
+            break
     assert not wrong
 
 
