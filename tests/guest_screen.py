@@ -10,7 +10,9 @@ SESSION_CANVAS = "#screen canvas"
 # A login's terminal has a fifth of the screen, and the bars of the browser a tenth.
 MOST = 0.6
 # Until a guest without KVM and on a busy machine counts as dead.
-PATIENCE_MS = 180_000
+PATIENCE_MS = 600_000
+# Until keys that have no effect there count as lost.
+ATTEMPT_MS = 60_000
 
 Colour = tuple[int, int, int]
 
