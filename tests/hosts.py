@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ PARTS = ("deploy.py", "inventory", "templates", "requirements", "src", "web", "p
 TOOL = "/opt/polydev-ai/bin/polydev-host"
 # SSH lets operators in before all units of the host are up.
 BOOT_SECONDS = 120
+# Until a check of a busy host that gets no answer counts as failed.
+ANSWER_SECONDS = 120.0
 DATABASE = "/var/lib/master-controller/controller.sqlite3"
 TAKE_FILE = 'cp --sparse=always /dev/stdin "$0" && touch --date="@$1" "$0"'
 
@@ -75,9 +78,13 @@ class DeployedHost:
         return self.inside(f"journalctl --sync; journalctl -q --no-pager -o cat {options}")
 
     def gate(self) -> dict[str, Any]:
-        """Return the result of the health gate now, without waiting."""
-        found: dict[str, Any] = json.loads(self.inside(f"{TOOL} health --seconds 0"))
-        return found
+        """Return the result of the health gate now, once every check got its answer in time."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            found: dict[str, Any] = json.loads(self.inside(f"{TOOL} health --seconds 0"))
+            late = [each for each in found["checks"] if each["detail"] == "no answer: timed out"]
+            if not late or time.monotonic() > deadline:
+                return found
 
     def listing(self) -> list[dict[str, Any]]:
         """Path, mode, owner and hash of all that a deployment may change, but records.

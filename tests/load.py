@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 PAUSE_SECONDS = 0.02
+# Less than the controller's drain_keep_alive_seconds.
+IDLE_SECONDS = 1.0
 PATH = "/api/auth/health"
 
 
@@ -42,7 +45,12 @@ def under_load(host: str, port: int, clients: int = 4) -> Iterator[Load]:
 
 def _client(host: str, port: int, keeps_open: bool, load: Load, end: threading.Event) -> None:
     connection = http.client.HTTPConnection(host, port, timeout=60)
+    asked = time.monotonic()
     while not end.wait(PAUSE_SECONDS):
+        # We stood still, and an ending server closes a connection that is idle for so long.
+        if time.monotonic() - asked > IDLE_SECONDS:
+            connection.close()
+        asked = time.monotonic()
         try:
             # A connection whose last answer said that it ends is opened anew by http.client.
             connection.request("GET", PATH)

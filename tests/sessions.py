@@ -25,6 +25,7 @@ CONTROLLER = (
 )
 # Until a VM on a busy machine without KVM counts as dead.
 PATIENCE_SECONDS = 600
+REQUEST_SECONDS = 120
 START_PAGE_COLOUR = (0x16, 0x32, 0x4F)
 # Each look costs the host's two cores something that its VMs then do not have.
 POLL_SECONDS = 0.25
@@ -143,7 +144,8 @@ class Operated:
         counted = {
             "units": "systemctl list-units --all --plain --no-legend 'microvm*' | wc -l",
             "processes": "pgrep -c qemu || true",
-            "files": "find /var/lib/microvm /run/polydev | sort",
+            # Without the report that the watch of the network writes just now.
+            "files": "find /var/lib/microvm /run/polydev ! -name network.new | sort",
             "namespaces": "ip netns list | sort",
             "links": "ls /sys/class/net | sort",
         }
@@ -165,7 +167,7 @@ def caller(host: DeployedHost, http: HttpSession, role: str) -> Api:
 @contextmanager
 def operated(host: DeployedHost) -> Iterator[Operated]:
     base = f"http://{host.lab.address}:4000"
-    with HttpSession(base) as http:
+    with HttpSession(base, REQUEST_SECONDS) as http:
         yield Operated(host, caller(host, http, "admin"), caller(host, http, "user"))
 
 

@@ -44,6 +44,7 @@ def open_websocket(url: str, token: str, tls: ssl.SSLContext | None = None) -> c
         ssl=tls,
         max_size=None,
         open_timeout=60,
+        ping_timeout=None,  # a busy machine takes its time, and tests give up by themselves
     )
 
 

@@ -77,7 +77,7 @@ FOLDER = Edit(
     ("- /etc/polydev: mode 777", "+ /etc/polydev: mode 755"),
 )
 IN_DATABASE = f"""python3 -c "import sqlite3, sys
-connection = sqlite3.connect('{DATABASE}')
+connection = sqlite3.connect('{DATABASE}', timeout=60)
 [connection.execute(each) for each in sys.argv[1:]]
 connection.commit()" """
 # One manual change of each kind of thing that a deployment makes.
@@ -437,6 +437,7 @@ class EditedHost:
 def edited_host(deployed: DeployedHost) -> EditedHost:
     before = without_new(deployed.listing())
     edit(deployed, EVERYTHING)
+    since = deployed.inside('python3 -c "import time; print(time.monotonic())"')
     edited, records = deployed.listing(), len(deployed.records())
     drift, drift_json = verb("drift", "--diff"), verb("drift", "--json")
     plan_json = verb("deploy", "--plan", "--json")
@@ -445,8 +446,7 @@ def edited_host(deployed: DeployedHost) -> EditedHost:
     gate = deployed.gate()
     target = deployed.host.target
     doctor = {each.name: each for each in host_findings(target.name, gather(target))}
-    # By now the watch has compared at least once since the edits.
-    watched = json.loads(deployed.inside("cat /run/polydev/network.json"))
+    watched = json.loads(deployed.inside(f"timeout 600 python3 -c {shlex.quote(WATCHED)} {since}"))
     record, again = deployed.deploy(), deployed.deploy()
     return EditedHost(
         drift=drift,
@@ -461,6 +461,23 @@ def edited_host(deployed: DeployedHost) -> EditedHost:
         again=again,
         is_restored=without_new(deployed.listing()) == before,
     )
+
+
+# Prints a report of the watch whose comparison began after a time: one that follows a report that
+# was made after it.
+WATCHED = """
+import json, sys, time
+def report():
+    with open("/run/polydev/network.json") as file:
+        return json.load(file)
+first = report()
+while first["at"] < float(sys.argv[1]):
+    time.sleep(0.2)
+    first = report()
+while (next := report())["at"] == first["at"]:
+    time.sleep(0.2)
+print(json.dumps(next))
+"""
 
 
 def edit(deployed: DeployedHost, edits: tuple[Edit, ...]) -> None:
@@ -714,7 +731,7 @@ def watched(host: DeployedHost) -> Iterator[Callable[[], str]]:
     pid = host.inside(f"{nobody} python3 -c {program} >{seen} 2>&1 </dev/null & echo $!")
 
     def await_word(word: str) -> None:
-        host.inside(f"timeout 60 sh -c 'until grep -q {word} {seen}; do sleep 0.1; done'")
+        host.inside(f"timeout 600 sh -c 'until grep -q {word} {seen}; do sleep 0.1; done'")
 
     def all_seen() -> str:
         host.inside("touch /tmp/the-last && rm /tmp/the-last")

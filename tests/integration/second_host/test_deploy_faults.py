@@ -19,14 +19,13 @@ from pathlib import Path
 import pytest
 
 from polydev.controller.migrations import HEAD
-from polydev.deployment import timeouts_and_retention
 from polydev.deployment_records import Record
 from polydev.deploys import units
 from polydev.errors import DeployError
 from polydev.processes import Process, end_group, spawn
 from tests.hosts import ROOT, TOOL, DeployedHost, variant
 
-AWAIT_SECONDS = 120.0
+AWAIT_SECONDS = 600.0
 SLOW_UNIT = "polydev-dns.service"
 
 
@@ -148,12 +147,6 @@ class Former:
     listing: list[dict[str, object]]
 
 
-@pytest.fixture(autouse=True)
-def short_gate_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait at most 15 s for health, since the lab runs on this machine."""
-    monkeypatch.setattr(timeouts_and_retention, "GATE_SECONDS", 15)
-
-
 @pytest.fixture
 def former(deployed: DeployedHost) -> Former:
     return Former(deployed.release(), deployed.listing())
@@ -220,7 +213,10 @@ def test_failed_start_shows_log_of_process_that_exits_at_once(
     restart = f"{{ {units._with_journal('restart', 'exits-at-once.service')}; }} 2>&1"
     deployed.inside(EXITS_AT_ONCE)
     for start in range(10):
-        deployed.inside(f"systemctl stop exits-at-once.service; echo {start} >/run/starts")
+        # What journald reads only now would count as logged since the start.
+        deployed.inside(
+            f"systemctl stop exits-at-once.service; journalctl --sync; echo {start} >/run/starts"
+        )
         by_operation = deployed.inside(restart, check=False)
         assert f"start {start}: the reason" in by_operation
         assert f"start {start - 1}:" not in by_operation
@@ -257,7 +253,7 @@ def test_lost_socket_fails_the_gate_and_is_repaired_by_deploy(deployed: Deployed
 def test_deadman_timer_restores_ssh_access(
     deployed: DeployedHost, former: Former, tmp_path: Path
 ) -> None:
-    data = {"deadman_seconds": 10}
+    data = {"deadman_seconds": 30}
     other = replace(variant(deployed, tmp_path, shut_out), data=data)
     with pytest.raises(DeployError, match="new connection"):
         other.deploy()
@@ -361,7 +357,8 @@ def test_deployment_of_killed_operator_is_rolled_back_by_the_next(
         end_group(process)
     assert deployed.inside(f"pgrep --full '{IS_AT_WORK}'"), "it ends with the connection"
 
-    record = deployed.deploy()
+    # The host lets go of the lock when the dead operator's connection has ended, a moment later.
+    record = deployed.deploy(wait_seconds=AWAIT_SECONDS)
 
     require_nothing_at_work(deployed)
     assert record.status == "succeeded"

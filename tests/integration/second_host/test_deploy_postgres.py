@@ -66,7 +66,8 @@ def with_database(host: DeployedHost, server: PostgresServer, file: Path, url: s
 def add_long_user_name_in_sqlite(host: DeployedHost, user: str, name: str) -> None:
     """Name a user in the host's SQLite, which takes longer names than PostgreSQL."""
     change = f"UPDATE users SET name = '{name}' WHERE id = '{user}'"
-    code = f'import sqlite3; c = sqlite3.connect("{DATABASE}"); c.execute("{change}"); c.commit()'
+    connect = f'import sqlite3; c = sqlite3.connect("{DATABASE}", timeout=60)'
+    code = f'{connect}; c.execute("{change}"); c.commit()'
     host.inside(f"python3 -c {quote(code)}")
 
 
@@ -120,7 +121,8 @@ def test_move_to_postgresql_upgrade_and_rollback(
     assert set(server.rows(name, "SELECT id FROM users")) == {(each,) for each in users}
     assert deployed.gate()["ok"]
     sessions = f"http://{deployed.lab.address}:4000/api/auth/sessions"
-    assert httpx.get(sessions, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(sessions, headers=headers, timeout=60).status_code == 200
     assert not other.plan(target=TARGET).changing
     later_user = there.ask("user", "add", "--role", "user")["id"]
     both = {(each,) for each in (*users, later_user)}

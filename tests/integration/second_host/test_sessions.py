@@ -23,6 +23,7 @@ from tests.hosts import DeployedHost
 from tests.quickvm import install_quick_image, make_quick_image
 from tests.sessions import (
     FROM_HERE_ON,
+    PATIENCE_SECONDS,
     Api,
     Operated,
     inside_vm,
@@ -139,7 +140,7 @@ def test_restarted_controller_keeps_vm_and_viewer_reconnects(quick: Operated) ->
             told, _ = await asyncio.gather(client.wait_closed(), restart)
             assert told is None
             code = client.close_code
-        await asyncio.wait_for(reconnected(url, quick.user.token), 60)
+        await asyncio.wait_for(reconnected(url, quick.user.token), PATIENCE_SECONDS)
         return code or 0
 
     assert asyncio.run(watch()) == 1001
