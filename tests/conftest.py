@@ -7,8 +7,10 @@ Images, boots and hosts are expensive: each is made once and shared.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ import structlog
 from xdist.scheduler import LoadScopeScheduling
 
 from polydev.deploys import web_assets
+from polydev.errors import MachineBusy
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.store import ImageStore
@@ -71,6 +74,7 @@ HOST_OF = {file: "up" if lane == "up" else "second" for file, lane in LANE_OF.it
 LONG = ("integration/test_faults.py", "integration/test_template.py")
 # Unit tests run beside `up`, whose image the other lanes take from the cache.
 ORDER = (*HOST_LANES["up"], "unit", *HOST_LANES["second"], *HOST_LANES["third"], *LONG)
+UP_ATTEMPTS = 5
 # Characters of one value in the name of a test.
 LONGEST_ID = 32
 FAILED_IN = pytest.StashKey[dict[str, str]]()
@@ -250,9 +254,22 @@ def up(main_inv: Inv) -> Iterator[dict[str, Any]]:
     It is done once, for all tests that need any of these.
     """
     try:
-        yield main_inv.answer("up")
+        yield first_up(main_inv)
     finally:
         main_inv("down")
+
+
+def first_up(inv: Inv) -> dict[str, Any]:
+    """Return the answer of `./inv up`, tried anew while the machine is too busy for a verdict."""
+    for _ in range(UP_ATTEMPTS):
+        done = inv("up", "--json")
+        if done.status == 0 or json.loads(done.stdout)["error"] != MachineBusy.code:
+            break
+        inv("down")
+        shutil.rmtree(inv.settings.store)
+    assert done.status == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 @pytest.fixture(scope="session")
