@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polydev.image.apt import package_sources
-from polydev.image.layers import guest_files, write_staging
+from polydev.image.layer_plans import guest_files, write_staging
 from polydev.image.recipe import Layer, Recipe
 from polydev.npm import npm_argv
 from polydev.processes import run

@@ -20,8 +20,8 @@ from polydev.errors import BuildError, Error
 from polydev.image import file_listing, layer_cache
 from polydev.image.apt import Archive, Deb
 from polydev.image.layer_cache import META, BuiltLayer, LayerCache
+from polydev.image.layer_plans import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.layer_stack import stack
-from polydev.image.layers import KERNEL_LAYER, LayerPlan, guest_files
 from polydev.image.recipe import Layer, Recipe
 from polydev.image.rootfs import make_rootfs
 from polydev.image_layout import TREE

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from polydev.controller.entities import Session
 from polydev.controller.settings import Quotas, SessionLimits
 from polydev.controller.store import tables
-from polydev.controller.store.retention import delete_ended_sessions
+from polydev.controller.store.ended_sessions import delete_ended_sessions
 from polydev.controller.store.sessions import NewSession, Sessions
 from polydev.controller.store.sign_ins import SignIns
 from polydev.controller.store.usage import Usage

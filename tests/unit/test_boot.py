@@ -24,7 +24,7 @@ from polydev.image.diagnosis import (
 from polydev.vm.boot_stages import Stage
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_wait_time import CpuSample, CpuWait, ThreadTimes
-from polydev.vm.qemu import kernel_command_line, qemu_argv
+from polydev.vm.qemu_command_line import kernel_command_line, qemu_argv
 from polydev.vm.qemu_process import Machine
 
 pytestmark = pytest.mark.unit

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.events import stream
 from polydev.controller.api.providers import EXAMPLE
 from polydev.controller.api.session_answers import SESSION_EXAMPLE, SessionAnswer

@@ -16,7 +16,7 @@ from polydev.controller.entities import Session
 from polydev.controller.migrate import migrate
 from polydev.controller.session_and_vm_states import LIVE_VM_STATES
 from polydev.controller.settings import SessionLimits
-from polydev.controller.store import retention, tables
+from polydev.controller.store import ended_sessions, tables
 from polydev.controller.store.postgres_backup import libpq_url, secrets_of
 from polydev.controller.store.session_expiry import expiry_reason, idle_end
 from polydev.controller.store.tables import UtcDateTime
@@ -276,9 +276,11 @@ def test_sessions_are_deleted_by_their_end_time(url: str) -> None:
             store.clock.pass_seconds(30)
             await store.sessions.apply(made.id, "terminate")
             await store.vms.released(made.vm_id)
-            assert await retention.delete_ended_sessions(store.database, between, 10) == 0
+            assert await ended_sessions.delete_ended_sessions(store.database, between, 10) == 0
             assert (await store.sessions.get(made.id)).id == made.id
             store.clock.pass_seconds(1)
-            assert await retention.delete_ended_sessions(store.database, store.clock(), 10) == 1
+            assert (
+                await ended_sessions.delete_ended_sessions(store.database, store.clock(), 10) == 1
+            )
 
     asyncio.run(story())

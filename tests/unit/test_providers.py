@@ -12,7 +12,7 @@ from invoke.context import Context
 
 from polydev.errors import ConfigError
 from polydev.image import provider_tools
-from polydev.image.layers import LayerPlan, guest_files, providers_in
+from polydev.image.layer_plans import LayerPlan, guest_files, providers_in
 from polydev.image.provider_tools import tools_of
 from polydev.image.recipe import load_recipe
 from polydev.providers import GUEST_FOLDER, by_any_name, guest_json, load_providers

@@ -41,7 +41,7 @@ from polydev.hosttool import (
     units,
 )
 from polydev.hosttool import paths as hosttool_paths
-from polydev.vm import config, launch, qemu, template, template_client, template_holder
+from polydev.vm import config, launch, qemu_command_line, template, template_client, template_holder
 
 AGENT = AgentSettings()
 PATHS = hosttool_paths.Paths()
@@ -76,7 +76,7 @@ BRIDGE = host_files_and_units.BRIDGE
             ("configuration", host_probe.CONFIG, host_files_and_units.CONFIG_FILE),
             ("host tool", host_probe.TOOL, str(PATHS.tool)),
             ("action of polkit", host_probe.START_UNIT, polkit.ACTION),
-            ("QEMU", host_probe.QEMU, qemu.QEMU),
+            ("QEMU", host_probe.QEMU, qemu_command_line.QEMU),
             ("QEMU's log", systemd_hypervisor.QEMU_LOG, launch.QEMU_LOG),
             (
                 "variables",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from threading import Lock
 
-from polydev.agent.client_connection import Stream
 from polydev.agent.credentials_file import check
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_control import current_login, systemctl
+from polydev.agent.outgoing_connection import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ Each returns a short detail if all is well, and raises CheckFailed with the caus
 
 from __future__ import annotations
 
-from polydev.agent.client_connection import Stream
 from polydev.agent.errors import CheckFailed
+from polydev.agent.outgoing_connection import Stream
 from polydev.agent.rfb import open_rfb
 from polydev.agent.websocket import WebSocketStream
 

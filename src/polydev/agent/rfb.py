@@ -13,7 +13,7 @@ from polydev.agent.errors import CheckFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.client_connection import ByteStream
+    from polydev.agent.outgoing_connection import ByteStream
 
 GREETING_BYTES = 12
 MAX_REASON_BYTES = 300

@@ -6,7 +6,7 @@ from polydev.agent.errors import CheckFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from polydev.agent.client_connection import Stream
+    from polydev.agent.outgoing_connection import Stream
 
 # The example of RFC 6455 for a key and its answer. A fresh key would need SHA-1 and prove no more:
 # it protects from caching proxies, and there is none in the guest.

@@ -24,7 +24,7 @@ from polydev.processes import Orphan, orphans, run
 from polydev.settings import Settings
 from polydev.vm.accelerator import KVM_DEVICE, choose_accelerator
 from polydev.vm.config import Accelerator
-from polydev.vm.qemu import QEMU
+from polydev.vm.qemu_command_line import QEMU
 from polydev.vm.temp_folders import abandoned_temp_folders
 
 WHERE = "this machine"

@@ -29,7 +29,7 @@ from polydev.controller.api import (
     usage,
     vms,
 )
-from polydev.controller.api.error_responses import problem_schemas
+from polydev.controller.api.documented_errors import problem_schemas
 from polydev.controller.app_services import Services, build_services
 from polydev.controller.body_limit import BodyLimit
 from polydev.controller.cors import Cors

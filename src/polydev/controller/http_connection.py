@@ -21,7 +21,7 @@ from polydev.controller.request_limits import (
     RequestLimits,
 )
 from polydev.controller.settings import ConnectionLimits
-from polydev.controller.transport_operations import end_writing, unread_bytes, watch_every_byte
+from polydev.controller.tcp_or_tls_transport import end_writing, unread_bytes, watch_every_byte
 from polydev.controller.unfinished_connections import UnfinishedConnections
 from polydev.controller.uvicorn_internals import (
     ASGI3Application,

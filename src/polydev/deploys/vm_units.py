@@ -27,7 +27,7 @@ from polydev.deploys.secret_files import SECRETS
 from polydev.deploys.units import reload_units, unit, unit_file
 from polydev.host_layout import CONTROLLER_HOME
 from polydev.hosttool.units import TEMPLATE_HOLDER, TEMPLATE_MAKER
-from polydev.vm.qemu import QEMU
+from polydev.vm.qemu_command_line import QEMU
 
 POLKIT_FILE = "/etc/polkit-1/rules.d/50-polydev.rules"
 # Memory of QEMU itself, without the guest's memory and the cache of translated code.

@@ -25,9 +25,9 @@ from polydev.file_checksum import file_sha256
 from polydev.image import file_listing
 from polydev.image.apt import ESSENTIAL, Archive, UnknownPackages, recipe_archive
 from polydev.image.layer_cache import BuiltLayer, LayerCache
+from polydev.image.layer_plans import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers, providers_in
 from polydev.image.layer_pruning import remember_store
 from polydev.image.layer_stack import stack
-from polydev.image.layers import FORMAT, KERNEL_LAYER, LayerPlan, plan_layers, providers_in
 from polydev.image.recipe import Recipe
 from polydev.image.rootfs import make_rootfs
 from polydev.image.store import ImageStore

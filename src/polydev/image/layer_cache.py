@@ -19,7 +19,13 @@ from polydev.image import guest_npm, kernel, reproducible
 from polydev.image.apt import Archive, Deb
 from polydev.image.file_listing import list_tree, read_listing, write_listing
 from polydev.image.guest_paths import LayerConflict, in_tree
-from polydev.image.layers import KERNEL_LAYER, LayerPlan, chroot_script, drop_matches, write_staging
+from polydev.image.layer_plans import (
+    KERNEL_LAYER,
+    LayerPlan,
+    chroot_script,
+    drop_matches,
+    write_staging,
+)
 from polydev.image.recipe import Recipe
 from polydev.image.sandbox import Overlay, build_environment, contained_argv, in_overlay_argv
 from polydev.image.sandbox_program import REFUSED

@@ -15,7 +15,7 @@ from polydev.errors import MachineBusy
 from polydev.image_layout import GOLDEN_LINK, KERNEL, STORE
 from polydev.processes import end_group, run, spawn
 from polydev.vm.config import Accelerator
-from polydev.vm.qemu import QEMU
+from polydev.vm.qemu_command_line import QEMU
 
 KVM_DEVICE = Path("/dev/kvm")
 # On a host: the image whose kernel is booted, and the file for the result.

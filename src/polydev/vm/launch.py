@@ -28,7 +28,7 @@ from polydev.processes import become, leave_behind, run
 from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import Accelerator, MemoryFile, VmConfig
 from polydev.vm.launch_file import CURRENT, LAUNCH_FILE, LaunchFile, read_launch_file
-from polydev.vm.qemu import overlay_argv, qemu_argv
+from polydev.vm.qemu_command_line import overlay_argv, qemu_argv
 from polydev.vm.template_client import clone_files
 from polydev.vm.untrusted_files import descriptor_path, last_bytes
 

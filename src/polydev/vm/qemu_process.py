@@ -21,7 +21,7 @@ from polydev.processes import KILLED_SECONDS, run, spawn
 from polydev.vm.config import Ports, VmConfig
 from polydev.vm.cpu_time import CpuWatch, cpu_sample
 from polydev.vm.cpu_wait_time import CpuSample
-from polydev.vm.qemu import overlay_argv, qemu_argv
+from polydev.vm.qemu_command_line import overlay_argv, qemu_argv
 
 START_ATTEMPTS = 3
 POLL_SECONDS = 0.05

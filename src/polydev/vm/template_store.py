@@ -23,7 +23,7 @@ from typing import Any
 from polydev.durable_files import sync
 from polydev.file_checksum import file_sha256
 from polydev.vm.config import MemoryFile, VmConfig
-from polydev.vm.qemu import qemu_argv
+from polydev.vm.qemu_command_line import qemu_argv
 from polydev.vm.template_client import FILES
 
 RECORD = "record.json"

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from polydev.controller.api.deployments import add_deployments
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.history import Hours, add_history
 from polydev.controller.api.images import add_images
 from polydev.controller.api.overview import add_overview

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import BeforeId, page_of
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.providers import (
     ProviderName,

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.auth.authentication import BEARER
 
 METHODS = ("get", "post", "put", "patch", "delete")

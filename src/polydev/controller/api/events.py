@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import MAX_ID
 from polydev.controller.api.sessions import SessionId, session_for
 from polydev.controller.app_services import Services

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import polydev
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, AskingOperator
 from polydev.controller.health import HealthReport

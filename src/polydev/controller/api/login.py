@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.request_bodies import SecretBody
 from polydev.controller.api.session_answers import SessionAnswer

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.request_bodies import RequestBody
 from polydev.controller.api.sessions import SessionId, session_for

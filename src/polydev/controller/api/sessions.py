@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import AfterValidator, ConfigDict, Field
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.json_route import JsonRoute
 from polydev.controller.api.pagination import BeforeUuid, page_of
 from polydev.controller.api.providers import ProviderName, known_name

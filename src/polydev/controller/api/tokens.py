@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, AskingAdmin

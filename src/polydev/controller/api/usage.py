@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.session_answers import QuotaAnswer, quota_answer
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from polydev.controller.api.error_responses import error_responses
+from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import BeforeUuid, page_of
 from polydev.controller.api.vm_answers import ConsoleAnswer, VmAnswer, VmList, vm_answer
 from polydev.controller.app_services import Services

@@ -22,10 +22,9 @@ from polydev.controller.host.vm_usage import VmUsage, measure_vm
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.machines.leader_lock import shared_folder
 from polydev.controller.settings import ControllerSettings
-from polydev.controller.store.alerts import Alerts
+from polydev.controller.store.alerts import KEPT_ALERTS, Alerts
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.host_samples import HostSamples
-from polydev.controller.store.retention import KEPT_ALERTS
 from polydev.controller.store.sessions import MOST_LIVE_SESSIONS, Sessions
 from polydev.controller.store.transactions import Database
 from polydev.controller.store.usage import Usage

@@ -11,7 +11,7 @@ import structlog
 
 from polydev.controller.entities import Vm
 from polydev.controller.machines.vm_driver_dependencies import Dependencies
-from polydev.controller.store.retention import KEPT_SESSION_EVENTS
+from polydev.controller.store.sessions import KEPT_SESSION_EVENTS
 from polydev.errors import VmError
 
 log = structlog.stdlib.get_logger(__name__)

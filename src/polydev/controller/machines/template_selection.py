@@ -31,7 +31,7 @@ from polydev.vm.accelerator import known_accelerator
 from polydev.vm.config import VmConfig
 from polydev.vm.launch import vm_config
 from polydev.vm.launch_file import LaunchFile
-from polydev.vm.qemu import QEMU
+from polydev.vm.qemu_command_line import QEMU
 from polydev.vm.template_store import Build, Template, TemplateStore, template_key
 
 

@@ -1,4 +1,4 @@
-"""Intervals and timeouts of the driver, in seconds."""
+"""Intervals and timeouts of the driver, in seconds; a boot's deadlines are in `settings.vms`."""
 
 from __future__ import annotations
 

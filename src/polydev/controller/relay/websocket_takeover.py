@@ -28,7 +28,7 @@ from polydev.controller.request_limits import (
     MOST_HEADER_BYTES,
     MOST_HEADERS,
 )
-from polydev.controller.transport_operations import is_tls, watch_every_byte
+from polydev.controller.tcp_or_tls_transport import is_tls, watch_every_byte
 from polydev.controller.uvicorn_internals import (
     ServerState,
     UvicornConfig,

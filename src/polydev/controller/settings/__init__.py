@@ -1,7 +1,7 @@
 """The settings of the controller: a YAML file, overridden by the environment and by secrets.
 
-`controller_settings` has the top level, and the other modules a section each. `loading` reads the
-file, the variables and the secrets.
+`controller_settings` has the top level, `shared_types` the base of all sections, and the other
+modules a section each. `loading` reads the file, the variables and the secrets.
 """
 
 from polydev.controller.settings.alert_thresholds import WARM_PERCENT, AlertSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
+from polydev.controller.settings.shared_types import MOST_SECONDS, Seconds, Section
 
 # Of the critical value that a temperature sensor names: a warning is due above it.
 WARM_PERCENT = 80.0

@@ -15,8 +15,8 @@ from polydev.controller.settings.alert_thresholds import AlertSettings
 from polydev.controller.settings.jwt_and_web_pages import JwtSettings, WebSettings, checked_origins
 from polydev.controller.settings.limits import ConnectionLimits, Quotas, RateLimits
 from polydev.controller.settings.sampling import Sampling
-from polydev.controller.settings.section import MOST_DAYS, MOST_SECONDS, Network
 from polydev.controller.settings.sessions import LoginSettings, SessionLimits
+from polydev.controller.settings.shared_types import MOST_DAYS, MOST_SECONDS, Network
 from polydev.controller.settings.sources import (
     ENVIRONMENT_PREFIX,
     SECRETS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from polydev.controller.cors import checked_origin
-from polydev.controller.settings.section import Seconds, Section
+from polydev.controller.settings.shared_types import Seconds, Section
 from polydev.validation import is_one_url
 
 # A token that is off by more was not made for now.

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field, field_validator
 
 from polydev.controller.entities import Role
-from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
+from polydev.controller.settings.shared_types import MOST_SECONDS, Seconds, Section
 
 
 class Quota(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydev.controller.settings.section import Seconds, Section
+from polydev.controller.settings.shared_types import Seconds, Section
 
 
 class Sampling(Section):

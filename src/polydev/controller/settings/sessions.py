@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
+from polydev.controller.settings.shared_types import MOST_SECONDS, Seconds, Section
 
 # The longest pause between two heartbeats of a session that has a viewer.
 WATCHED_SECONDS = 10.0

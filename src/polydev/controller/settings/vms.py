@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from polydev.controller.settings.section import MOST_SECONDS, Seconds, Section
 from polydev.controller.settings.sessions import WATCHED_SECONDS
+from polydev.controller.settings.shared_types import MOST_SECONDS, Seconds, Section
 
 MOST_VM_MIB = 1024 * 1024
 LEAST_PAUSE_SECONDS = 3 * WATCHED_SECONDS

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from polydev.controller.settings.section import MOST_DAYS, Seconds, Section
+from polydev.controller.settings.shared_types import MOST_DAYS, Seconds, Section
 from polydev.controller.webhook_events import EVENT_TYPES, EventType
 from polydev.controller.webhook_urls import checked_url
 

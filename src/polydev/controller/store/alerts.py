@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from polydev.controller.entities import Alert, Severity, now
 from polydev.controller.store.tables import alerts
 from polydev.controller.store.transactions import Database, uninterrupted
+
+KEPT_ALERTS = timedelta(days=30)  # after they were cleared
 
 
 @uninterrupted

@@ -21,8 +21,8 @@ from polydev.controller.session_and_vm_states import (
 from polydev.controller.settings import WATCHED_SECONDS, Quotas, SessionLimits
 from polydev.controller.store import session_errors, tables
 from polydev.controller.store.credential_holders import hold_credentials
+from polydev.controller.store.ended_sessions import delete_ended_sessions
 from polydev.controller.store.pagination import paginated
-from polydev.controller.store.retention import delete_ended_sessions
 from polydev.controller.store.row_mapping import LIVE_SESSIONS, NEWS, SESSIONS, news_of, session_of
 from polydev.controller.store.session_changes import (
     add_news,
@@ -47,6 +47,7 @@ LIVE = _sessions.ended_at.is_(None)
 # More than any host has slots: the limit for lists of all live sessions.
 MOST_LIVE_SESSIONS = 1000
 MOST_LOGIN_NEWS = 100
+KEPT_SESSION_EVENTS = timedelta(days=7)  # after the end of their session
 
 
 @dataclass(frozen=True)

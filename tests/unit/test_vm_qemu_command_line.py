@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polydev.vm.config import Ports, VmConfig
-from polydev.vm.qemu import kernel_command_line, overlay_argv, qemu_argv
+from polydev.vm.qemu_command_line import kernel_command_line, overlay_argv, qemu_argv
 
 CONFIG = VmConfig(
     vm_id="seven",

@@ -1,21 +1,18 @@
-"""Retention: how long rows are kept where no setting says so, and deletion of ended sessions.
+"""Deletion of sessions that ended long ago.
 
-Sessions that ended long ago go with their VMs and news, in one transaction, and so do VMs of the
-pool that never had a session. A session stays while its VM holds a slot. By their foreign keys,
-rows that refer to a session are deleted with it or, as a user's credentials, lose the reference.
+They go with their VMs and news, in one transaction, and so do VMs of the pool that never had a
+session. A session stays while its VM holds a slot. By their foreign keys, rows that refer to a
+session are deleted with it or, as a user's credentials, lose the reference.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from polydev.controller.store import tables
 from polydev.controller.store.transactions import Database
-
-KEPT_SESSION_EVENTS = timedelta(days=7)  # after the end of their session
-KEPT_ALERTS = timedelta(days=30)  # after they were cleared
 
 _sessions, _vms = tables.sessions.c, tables.vms.c
 

@@ -13,7 +13,7 @@ import yaml
 from polydev.errors import ConfigError
 from polydev.image.apt import Archive, Deb
 from polydev.image.layer_cache import remove_layer
-from polydev.image.layers import (
+from polydev.image.layer_plans import (
     GuestFile,
     LayerPlan,
     chroot_script,

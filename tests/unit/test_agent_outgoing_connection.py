@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.agent.client_connection import Stream
 from polydev.agent.errors import CheckFailed
+from polydev.agent.outgoing_connection import Stream
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Client connections of the checks, with one deadline for all and errors in words.
+"""Connections that the agent opens for its checks, with one deadline for all and errors in words.
 
 They use `_socket`, the C part of the standard library's `socket`. The Python part imports
 `selectors`, `enum` and 24 other modules, which takes a tenth of a second in an emulated guest.
