@@ -83,9 +83,14 @@ FAILED_IN = pytest.StashKey[dict[str, str]]()
 def pytest_configure() -> None:
     # Labs of tests make no template, unless a test switches that on.
     os.environ["POLYDEV_LAB_TEMPLATES"] = "false"
-    # Beside VMs that boot, an example may take as long as it likes.
-    slow = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("lanes", deadline=None, suppress_health_check=slow)
+    # Beside VMs that boot, an example and its data may take as long as they like. Each run tries
+    # the same examples: `--hypothesis-seed=random` looks for new ones.
+    hypothesis.settings.register_profile(
+        "lanes",
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
     hypothesis.settings.load_profile("lanes")
 
 

@@ -18,7 +18,7 @@ import pytest
 import uvloop
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
@@ -694,12 +694,7 @@ def test_forwarded_headers_of_trusted_proxy_are_used(run: Run) -> None:
         ).map(b"".join),
     )
 )  # fmt: skip
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    database=None,
-)
+@settings(max_examples=60)
 def test_service_stays_healthy_after_arbitrary_bytes(
     fuzzed: Callable[[bytes], int], data: bytes
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.controller.entities import Session
@@ -55,9 +55,7 @@ WHATS = (
 STEPS = st.lists(st.builds(Step, what=st.sampled_from(WHATS), which=st.integers(0, 2)), max_size=25)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(STEPS)
 def test_session_vm_and_slot_agree_after_any_steps(url: str, steps: list[Step]) -> None:
     async def story() -> None:

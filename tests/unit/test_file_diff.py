@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from polydev.errors import ImageError
@@ -201,7 +201,6 @@ def test_damaged_listing_is_refused_with_its_file(tmp_path: Path, damage: str) -
 TREES = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.integers(0, 2))
 
 
-@settings(max_examples=100, deadline=None)
 @given(TREES, TREES)
 def test_tree_diff_agrees_with_sets(old: dict[str, int], new: dict[str, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:

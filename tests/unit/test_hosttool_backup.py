@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydev.durable_files import read_json
@@ -313,7 +313,7 @@ messes = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(before=messes, after=messes)
 def test_restore_undoes_any_changes_of_a_tree(
     tmp_path_factory: pytest.TempPathFactory, before: list[Mess], after: list[Mess]

@@ -157,7 +157,8 @@ class TestRsync:
 
     @given(st.lists(st.text("ab '\"\\%$-ü", min_size=1), min_size=2, max_size=2))
     @settings(
-        max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=30,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
     def test_rsync_uses_the_same_ssh_options(self, asked: Path, names: list[str]) -> None:
         key, known = (f"/{name}/x" for name in names)

@@ -611,7 +611,7 @@ def test_unwritable_store_is_refused(tmp_path: Path) -> None:
         ImageStore(tmp_path / "file").prune()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(["a", "b", "c", "rollback", "prune"]), max_size=12))
 def test_golden_follows_any_promotions_and_rollbacks(steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
