@@ -475,8 +475,9 @@ class ToolConnection:
         pass
 
     def restore_state(self, job: RestoreJob) -> dict[str, Any] | None:
-        state = read_state(self.host.paths, job)
+        # In this order, as in a real connection: the state of a unit that has ended is its last.
         is_dead = job.unit not in self.host.systemd.active
+        state = read_state(self.host.paths, job)
         return None if state and state["state"] == "running" and is_dead else state
 
     def wait_until_back(self, seconds: float) -> None:
