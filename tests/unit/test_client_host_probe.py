@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from polydev.client import host_probe
+from polydev.controller.health import DATABASE_TIMEOUT_SECONDS
 from polydev.controller.tls import server_context
 from tests.certificates import make_tls
 from tests.loopback import as_json, served
@@ -45,3 +46,7 @@ def test_controller_is_asked_over_http_or_tls(tmp_path: Path, *, with_tls: bool)
             "controllerCertificate": str(tls.certificate) if with_tls else None,
         }
         assert host_probe._controller(host) == {"status": "healthy"}
+
+
+def test_controller_has_time_to_say_that_its_database_does_not_answer() -> None:
+    assert host_probe.ANSWER_SECONDS > DATABASE_TIMEOUT_SECONDS
