@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from polydev.controller import health
 from polydev.hosttool.paths import Paths
 from tests.stores import copy_migrated_database
 from tests.unit.command_line import CommandLine
 from tests.unit.hosttool_host import Host, bare_host, deploy
+
+
+@pytest.fixture(autouse=True)
+def _database_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine this process itself may stand still for longer than a database may."""
+    monkeypatch.setattr(health, "DATABASE_TIMEOUT_SECONDS", 600)
 
 
 @pytest.fixture(scope="session")

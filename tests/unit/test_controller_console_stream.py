@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from polydev.controller.machines import console_stream as console
-from polydev.controller.machines.console_stream import Consoles, tail
+from polydev.controller.machines.console_stream import Consoles, Feed, tail
 from polydev.controller.machines.vm_logs import added_since
 from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
@@ -101,11 +102,28 @@ def test_all_followers_share_one_poll(file: Path, monkeypatch: pytest.MonkeyPatc
         reads.append(path)
         return added_since(path, offset, most)
 
+    class Followed(SomeVms):
+        """VMs that write nothing before all of their followers are there."""
+
+        has_all = asyncio.Event()
+
+        async def over_of(self, ids: Collection[str]) -> set[str]:
+            await self.has_all.wait()
+            return await super().over_of(ids)
+
+    class Counted(Consoles):
+        @contextmanager
+        def _feed(self, vm_id: str, file: Path, end: int) -> Iterator[Feed]:
+            with super()._feed(vm_id, file, end) as feed:
+                if sum(each.followers for each in self._feeds.values()) == 80:
+                    vms.has_all.set()
+                yield feed
+
     monkeypatch.setattr(console, "added_since", counted)
-    vms = SomeVms(file, *[b"a line\n"] * 20)
+    vms = Followed(file, *[b"a line\n"] * 20)
 
     async def scenario() -> None:
-        consoles = consoles_of(vms)
+        consoles = Counted(cast(Vms, vms), every_seconds=0)
         others = file.parent / "other"
         said = await asyncio.gather(
             *(all_of(consoles, file) for _ in range(40)),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,6 +226,13 @@ def test_history_cache_reads_only_new_samples(host: ApiHost) -> None:
     host.run(scenario)
 
 
+@pytest.fixture
+def kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that viewers share are not made again, however slowly a test goes on."""
+    for name in ("FRESH_SECONDS", "CHARTS_FRESH_SECONDS"):
+        monkeypatch.setattr(dashboard, name, inf)
+
+
 class TestPages:
     def test_page_has_live_parts_and_charts(self, host: ApiHost) -> None:
         async def scenario(asked: Served) -> None:
@@ -241,6 +249,7 @@ class TestPages:
 
         host.run(scenario)
 
+    @pytest.mark.usefixtures("kept_for_ever")
     @pytest.mark.parametrize("path", ["/admin/live", "/admin/charts.json"])
     def test_shared_answers_are_gzipped_if_accepted(self, host: ApiHost, path: str) -> None:
         async def scenario(asked: Served) -> None:
@@ -255,6 +264,7 @@ class TestPages:
 
         host.run(scenario)
 
+    @pytest.mark.usefixtures("kept_for_ever")
     def test_live_parts_are_rendered_once_for_all_viewers(
         self, host: ApiHost, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,6 +11,14 @@ import pytest
 from polydev.errors import VmError
 from polydev.vm.template import CLOCK_TRIES, set_clock
 
+NOW = 1000.0
+
+
+@pytest.fixture(autouse=True)
+def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is long on its way would count as a clock that is behind."""
+    monkeypatch.setattr(time, "time", lambda: NOW)
+
 
 def set_with_answers(folder: Path, late_answers: int) -> int:
     """Return how often the clock was set on a guest whose clock stays behind at first."""
@@ -21,14 +29,14 @@ def set_with_answers(folder: Path, late_answers: int) -> int:
         while await reader.readline():
             asked += 1
             behind = 1.0 if asked <= late_answers else 0.0
-            writer.write(f"clock time={time.time() - behind:.6f}\n".encode())
+            writer.write(f"clock time={NOW - behind:.6f}\n".encode())
         writer.close()
 
     async def story() -> None:
         place = folder / "identity.sock"
         server = await asyncio.start_unix_server(guest, place)
         async with server:
-            await set_clock(place)
+            await set_clock(place, seconds=600)
 
     asyncio.run(story())
     return asked

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,8 +227,10 @@ def test_silent_network_watch_is_reported(
 ) -> None:
     """The process may exist and hang, for example after SIGSTOP."""
     monkeypatch.setattr(network_state, "REPORT", host.root / "network.json")
+    now = 1000.0
+    monkeypatch.setattr(network_state, "time", SimpleNamespace(monotonic=lambda: now))
     if age is not None:
-        at = time.monotonic() - age if isinstance(age, float) else age
+        at = now - age if isinstance(age, float) else age
         network_state.REPORT.write_text(json.dumps({"at": at}))
     assert host.look() == {}, "there is no watch on this host"
     host.known["units"] = [*UNITS, "polydev-network-watch.service"]

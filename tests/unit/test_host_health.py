@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections import namedtuple
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,19 +309,22 @@ class TestSystem:
         assert {each.mount: each.status for each in told.disk}["/data"] == "critical"
 
     def test_hanging_disk_does_not_block_the_others(self, machine: dict[str, Any]) -> None:
-        let_go, asked = threading.Event(), []
+        let_go, hangs, asked = threading.Event(), threading.Event(), []
 
         def usage(mount: str) -> Any:
             if mount == "/data":
                 asked.append(mount)
+                hangs.set()
                 let_go.wait()
             return SimpleNamespace(total=100, used=10, free=90)
 
         machine["disk_usage"] = usage
 
         async def ask() -> list[Any]:
-            host = SystemMonitor(LIMITS, timeout_seconds=0.05)
+            host = SystemMonitor(LIMITS, timeout_seconds=60)
+            host._disks["/data"] = BlockingCall(partial(psutil.disk_usage, "/data"), 0.05)
             found = [await host.disk() for _ in range(3)]
+            assert hangs.wait(60)
             assert len(asked) == 1
             let_go.set()
             return found

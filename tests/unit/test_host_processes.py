@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from math import inf
 from pathlib import Path
 
 import pytest
 
-from polydev.controller.host import processes
+from polydev.controller.host import host_state, processes
 from polydev.controller.host.blocking_call import NoAnswer
 from polydev.controller.host.processes import (
     Processes,
@@ -224,7 +225,11 @@ class TestEndpoint:
         host.run(scenario)
 
 
-def test_overview_shows_a_failed_deployment(migrated: Path, tmp_path: Path) -> None:
+def test_overview_shows_a_failed_deployment(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_state, "FRESH_SECONDS", inf)  # however slowly the test goes on
+
     async def scenario(asked: Served) -> None:
         await asked.services.alerts.raise_("deploy_failed", "7", "critical", "it broke", None)
         told = (await asked.ask("GET", "/api/admin/overview", "operator")).json()

@@ -122,9 +122,10 @@ class TestGate:
         assert f"pid {os.getpid()}" in check.detail
 
     def test_socket_check_reports_that_no_process_listens(self) -> None:
-        with closing(socket.create_server(("127.0.0.1", 0))) as server:
-            place = server.getsockname()
-        check = health_gate.socket_check(SystemdThatForgot(False, place))  # type: ignore[arg-type]
+        with closing(socket.socket()) as bound:  # so that no other process can listen there
+            bound.bind(("127.0.0.1", 0))
+            systemd = SystemdThatForgot(False, bound.getsockname())
+            check = health_gate.socket_check(systemd)  # type: ignore[arg-type]
         assert "no process listens there" in check.detail
 
 

@@ -10,13 +10,15 @@ import pytest
 
 from polydev.controller.auth.cookies import CSRF_HEADER, PLAIN_NAME, SECURE_NAME, csrf_token
 from polydev.controller.entities import Caller, now
-from polydev.controller.settings import ControllerSettings, WebSettings
+from polydev.controller.settings import ControllerSettings, RateLimits, WebSettings
 from polydev.controller.web.sign_in import local_path
 from tests.api import IMAGE_DIGEST, ApiHost, Served, api_host, problem, token_of
 from tests.pages import BROWSER, PAGES, VIEWERS, Browser, browser
 
 FOREIGN = "https://evil.example"
 OWN = "http://controller.test"
+# After the burst no attempt is allowed again, however slowly a test goes on.
+NO_MORE_ATTEMPTS = RateLimits(failures_per_minute=0.01)
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_sign_in_attempts_are_rate_limited(host: ApiHost) -> None:
         assert statuses[-1] == 429
 
     proxies = ControllerSettings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
-    host.run(scenario, trusted_proxies=proxies)
+    host.run(scenario, trusted_proxies=proxies, rate=NO_MORE_ATTEMPTS)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +316,7 @@ def test_made_up_cookie_counts_as_a_guess(host: ApiHost) -> None:
         assert answers[-1].status_code == 429
 
     proxies = ControllerSettings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
-    host.run(scenario, trusted_proxies=proxies)
+    host.run(scenario, trusted_proxies=proxies, rate=NO_MORE_ATTEMPTS)
 
 
 def test_sign_in_link_works_once(host: ApiHost) -> None:
