@@ -22,6 +22,9 @@ from tests.vms import FakeHost, fake_hosts
 
 DEADLINE_SECONDS = 300
 POLL_SECONDS = 0.05
+# Well below the server's `keep_alive_seconds`: else, after this process has stood still, the client
+# would take a connection at the moment at which the server closes it.
+REUSE = httpx.Limits(keepalive_expiry=1)
 Scenario = Callable[[FakeHost], Awaitable[None]]
 
 
@@ -124,7 +127,9 @@ async def controller(
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         serving = asyncio.create_task(server.serve([listening]))
         try:
-            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
+            async with httpx.AsyncClient(
+                base_url=url, trust_env=False, timeout=60, limits=REUSE
+            ) as http:
                 yield Controller(
                     server,
                     http,
