@@ -13,11 +13,12 @@ import atexit
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from playwright.async_api import Browser, Playwright, async_playwright
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = Path(__file__).with_name("chromium_on_a_steady_network.py")
 # As root Chromium has no sandbox; /dev/shm is small in containers.
 OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 
