@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,6 +14,7 @@ from typing import IO
 from polydev.processes import spawn
 from tests.certificates import Tls
 from tests.driving import until
+from tests.ports import reserved_port
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "controller.md"
 HOST = "127.0.0.1"
@@ -156,16 +156,3 @@ async def _listens(port: int, status: int | None, said: IO[bytes]) -> bool:
         writer.close()
         return True
     return False
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """Reserve a port for the block, on which a program that the test starts may listen.
-
-    While a socket is bound to it, the kernel chooses it for nobody. Servers may listen on it all
-    the same: they set SO_REUSEADDR as well, and this socket does not listen.
-    """
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("", 0))
-        yield int(reserved.getsockname()[1])

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from tests.ports import reserved_port
 from tests.relays import HOST
 from tests.xscreen import first_of, pumped
 
@@ -13,9 +14,9 @@ from tests.xscreen import first_of, pumped
 class Wire:
     """A connection from browser to service that a test can cut or direct to another service."""
 
-    def __init__(self, to_port: int) -> None:
+    def __init__(self, port: int, to_port: int) -> None:
+        self.port = port
         self.to_port = to_port
-        self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -25,7 +26,6 @@ class Wire:
 
     async def mend(self) -> None:
         self._server = await asyncio.start_server(self._carry, HOST, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
         """Stop listening, and break all open connections."""
@@ -35,23 +35,25 @@ class Wire:
             writer.transport.abort()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         with suppress(ConnectionError):
             to_reader, to_writer = await asyncio.open_connection(HOST, self.to_port)
-            both = {writer, to_writer}
-            self._writers |= both
+            self._writers.add(to_writer)
             try:
                 await first_of(pumped(reader, to_writer), pumped(to_reader, writer))
             finally:
-                self._writers -= both
+                self._writers.discard(to_writer)
                 to_writer.close()
+        self._writers.discard(writer)
         writer.close()
 
 
 @asynccontextmanager
 async def wires(to_port: int) -> AsyncIterator[Wire]:
-    wire = Wire(to_port)
-    await wire.mend()
-    try:
-        yield wire
-    finally:
-        wire.cut()
+    with reserved_port() as port:
+        wire = Wire(port, to_port)
+        await wire.mend()
+        try:
+            yield wire
+        finally:
+            wire.cut()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +23,9 @@ from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
 from polydev.processes import spawn, wait_or_end
 from tests.databases import sqlite_url
+from tests.ports import reserved_port
 from tests.stores import copy_migrated_database, opened, run_async
-from tests.webhooks import until_states
+from tests.webhooks import ENOUGH_SECONDS, until_states
 
 DOCUMENT = Path(__file__).parents[2] / "docs/webhooks.md"
 SECRET = "whsec_" + "front" * 8
@@ -48,31 +48,30 @@ def receiving(folder: Path) -> Iterator[Receiver]:
     (code,) = re.findall(r"^```python\n(\"\"\"Receives.*?)^```", DOCUMENT.read_text(), re.M | re.S)
     program, log = folder / "receiver.py", folder / "said"
     program.write_text(code)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {
-        "PORT": str(port),
-        "WEBHOOK_SECRET": SECRET,
-        "WEBHOOK_DATABASE": str(folder / "messages.sqlite3"),
-        "PATH": os.environ["PATH"],
-    }
-    with log.open("wb") as said:
-        process = spawn([sys.executable, program], env=environment, stdout=said, stderr=PIPE)
-    try:
-        url = f"http://127.0.0.1:{port}/"
-        while True:
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            with suppress(httpx.ConnectError):
-                asyncio.run(asked(url, {}))
-                break
-        yield Receiver(url, log)
-    finally:
-        process.terminate()
-        wait_or_end(process, 10)
+    with reserved_port() as port:
+        environment = {
+            "PORT": str(port),
+            "WEBHOOK_SECRET": SECRET,
+            "WEBHOOK_DATABASE": str(folder / "messages.sqlite3"),
+            "PATH": os.environ["PATH"],
+        }
+        with log.open("wb") as said:
+            process = spawn([sys.executable, program], env=environment, stdout=said, stderr=PIPE)
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            while True:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                with suppress(httpx.ConnectError):
+                    asyncio.run(asked(url, {}))
+                    break
+            yield Receiver(url, log)
+        finally:
+            process.terminate()
+            wait_or_end(process, 10)
 
 
 async def asked(url: str, headers: dict[str, str], body: str = BODY) -> int:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=ENOUGH_SECONDS) as client:
         return (await client.post(url, headers=headers, content=body)).status_code
 
 
