@@ -39,32 +39,69 @@ PATIENCE_MS = 60_000
 CANVAS = "#screen canvas"
 # Chromium ends its requests when an interface of the machine comes or goes, as labs make them.
 NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
+# htmx reports these beside its own errors, or where an answer takes 15 s. The page asks again.
+OF_HTMX = ("htmx:afterRequest", "htmx:timeout")
 # A browser's console messages about refused requests and broken connections.
 NETWORK = re.compile(
     r"Failed to load resource|WebSocket connection to .* failed|net::ERR_|frame-ancestors"
 )
 
 # Pauses of scripts are over after a fiftieth of their time. After `holdPauses()` long ones wait for
-# `releasePauses()`, so that a state between two attempts stays.
+# `endPauses()`, which holds the next ones, or `releasePauses()`: a state between two attempts stays
+# until the test has seen it.
 QUICK_TIMERS = """
 const wait = window.setTimeout;
+const cancel = window.clearTimeout;
 let held = null;
+let due = new Map();
+let lastHeld = 1_000_000;
 window.setTimeout = (work, pause, ...rest) => {
     if (held === null || !(pause >= 500)) return wait(work, pause / 50, ...rest);
-    held.push(() => work(...rest));
+    lastHeld += 1;
+    held.set(lastHeld, () => work(...rest));
+    return lastHeld;
 };
-window.holdPauses = () => { held = []; };
-window.releasePauses = () => {
-    const works = held;
-    held = null;
-    for (const work of works) work();
+window.clearTimeout = (id) => {
+    held?.delete(id);
+    due.delete(id);
+    cancel(id);
 };
+const end = (next) => {
+    due = held;
+    held = next;
+    for (const work of due.values()) work();
+};
+window.holdPauses = () => { held = new Map(); };
+window.endPauses = () => end(new Map());
+window.releasePauses = () => end(null);
+"""
+
+# Keeps all messages of a session's page, which are gone after some seconds.
+KEEP_MESSAGES = """
+window.messages = [];
+document.addEventListener("DOMContentLoaded", () => {
+    const place = document.getElementById("status-text");
+    if (place === null) return;
+    const keep = () => window.messages.push(place.textContent);
+    new MutationObserver(keep).observe(place, {childList: true, characterData: true});
+});
 """
 
 PIXELS = """selector => {
     const canvas = document.querySelector(selector);
     if (!canvas || !canvas.width) return '';
     return canvas.toDataURL();
+}"""
+
+# While axe looks, which takes many turns of the page, lists that update themselves stay.
+AXE = """async () => {
+    const stay = event => { event.detail.shouldSwap = false; };
+    document.addEventListener("htmx:beforeSwap", stay);
+    try {
+        return await axe.run(document, {resultTypes: ["violations"]});
+    } finally {
+        document.removeEventListener("htmx:beforeSwap", stay);
+    }
 }"""
 
 Play = Callable[..., None]
@@ -87,16 +124,21 @@ class PageErrors:
             return
         if self.expects_network_errors and NETWORK.search(message.text):
             return
-        if NETWORK_CHANGED in message.text:
+        if is_of_the_machine(message.text):
             return
         self.errors.append(f"{message.text} ({message.location.get('url')})")
 
     def _request_failed(self, request: Request) -> None:
         failure = request.failure or ""
         # A page that is left, and a stream that it ends, are no failures.
-        if self.expects_network_errors or "ERR_ABORTED" in failure or NETWORK_CHANGED in failure:
+        if self.expects_network_errors or "ERR_ABORTED" in failure or is_of_the_machine(failure):
             return
         self.errors.append(f"{request.method} {request.url}: {failure}")
+
+
+def is_of_the_machine(error: str) -> bool:
+    """Whether a console error is none of the page: its machine is busy, or changes its network."""
+    return NETWORK_CHANGED in error or error.startswith(OF_HTMX)
 
 
 @asynccontextmanager
@@ -112,6 +154,7 @@ async def page_of(
     given = {"viewport": {"width": 1280, "height": 800}, **context}
     made: BrowserContext = await browser.new_context(**given)
     made.set_default_timeout(PATIENCE_MS)
+    await made.add_init_script(KEEP_MESSAGES)
     told = PageErrors(expects_network_errors)
     try:
         page = await made.new_page()
@@ -190,8 +233,7 @@ async def until_shown(page: Page) -> None:
 async def until_covered(page: Page, kind: str, *texts: str) -> None:
     """Wait until a session's page shows a card of this kind that says all of these texts.
 
-    The page itself looks for them at each of its frames, so that a card which is there for a second
-    only is seen on a busy machine too.
+    Playwright looks twice a second at most, so the card has to stay: see `QUICK_TIMERS`.
     """
     said = "".join(f":has-text({text!r})" for text in texts)
     await page.wait_for_selector(f"#cover[data-kind={kind}]:not([hidden]) article{said}")
@@ -200,6 +242,12 @@ async def until_covered(page: Page, kind: str, *texts: str) -> None:
 async def until_text(page: Page, text: str) -> None:
     """Wait until the card of a session's page says that."""
     await page.wait_for_selector(f"#cover article:has-text({text!r})")
+
+
+async def until_message(page: Page, text: str) -> None:
+    """Wait until a session's page has said that in place of its status, be it gone by now."""
+    said = "text => window.messages.some(each => each.includes(text))"
+    await page.wait_for_function(said, arg=text)
 
 
 async def picture(page: Page) -> str:
@@ -218,7 +266,7 @@ async def violations(page: Page, node_modules: Path, *, ignored: Sequence[str] =
     # A page's policy forbids scripts of others; a debugger's are none of the page.
     source = (node_modules / "axe-core/axe.min.js").read_text()
     await page.evaluate(source)
-    found = await page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    found = await page.evaluate(AXE)
     return [
         f"{each['id']}: {node['html']} {node['failureSummary']}"
         for each in found["violations"]

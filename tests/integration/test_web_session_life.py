@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from datetime import timedelta
 
-from polydev.controller.entities import now
+import pytest
+import sqlalchemy as sa
+
+from polydev.controller.entities import Session, now
+from polydev.controller.store import tables
 from polydev.vm.boot_stages import Stage
 from tests.driving import until
 from tests.web import (
@@ -24,6 +28,18 @@ BOOT: dict[Stage, str] = {
     "init": "operating system is starting",
     "services": "The browser is starting",
 }
+
+
+async def end_in(site: Site, session: Session, seconds: float) -> None:
+    """Let the session end then, unless somebody uses it."""
+    services = site.made.services
+    ends = {"expires_at": now() + timedelta(seconds=seconds)}
+    whose = tables.sessions.c.id == session.id
+    async with services.database.writing() as connection:
+        await connection.execute(sa.update(tables.sessions).where(whose).values(**ends))
+    # With any event the page reads the session again.
+    await services.sessions.add_news(session.id, "healthy", {})
+    site.notify_followers()
 
 
 def test_page_follows_boot_until_screen_is_shown(play: Play) -> None:
@@ -64,8 +80,11 @@ def test_failed_vm_shows_reason_and_start_button(play: Play) -> None:
     async def scenario(site: Site) -> None:
         session = await site.session()
         async with page_of(site.browser) as page:
+            await page.add_init_script(QUICK_TIMERS)
             await open_session(page, site, session)
             await until_shown(page)
+            # The page hears of the end before it connects again, which would be refused.
+            await page.evaluate("holdPauses()")
             site.made.vms[session.id].die()
             await site.made.services.vms.fail(session.vm_id, DIED)
             site.notify_followers()
@@ -120,12 +139,16 @@ def test_idle_session_shows_countdown_and_stay_button(play: Play) -> None:
             await until_shown(page)
             site.made.vms[session.id].hang_up()
             await until_covered(page, "given-up")
+            assert await page.is_hidden("#countdown")
+            await end_in(site, session, 302)  # the countdown begins at 300
             await page.click("#stay-button")
             await page.wait_for_selector("#countdown", state="hidden")
             kept = await sessions.get(session.id)
             assert kept.heartbeat_at is not None
-            assert (kept.expires_at - kept.heartbeat_at).total_seconds() == 8
+            assert (kept.expires_at - kept.heartbeat_at).total_seconds() == 600
+            await end_in(site, session, 302)
             await page.wait_for_selector("#countdown:has-text('seems unused')")
+            await end_in(site, session, 0)
 
             async def has_expired() -> bool:
                 return bool(await sessions.expire_due())
@@ -133,10 +156,10 @@ def test_idle_session_shows_countdown_and_stay_button(play: Play) -> None:
             await until(has_expired, "the end")
             site.notify_followers()
             await until_covered(
-                page, "over", "The session has expired", "No viewer and no heartbeat for 8 s."
+                page, "over", "The session has expired", "No viewer and no heartbeat for 600 s."
             )
 
-    play(scenario, session={"per_user": 9, "idle_seconds": 8})
+    play(scenario, session={"per_user": 9, "idle_seconds": 600})
 
 
 def test_maximum_length_shows_countdown_without_stay_button(play: Play) -> None:

@@ -21,6 +21,7 @@ from tests.web import (
     open_session,
     page_of,
     until_covered,
+    until_message,
     until_shown,
 )
 
@@ -102,14 +103,17 @@ def test_device_code_is_shown_and_pasted_code_reaches_tool(play: Play) -> None:
         vm = site.made.vms[session.id]
         vm.login = cast(LoginReply, {**vm.login, "device_code": "WXYZ-1234"})
         async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.add_init_script(QUICK_TIMERS)
             await open_session(page, site, session)
             await page.wait_for_selector("#login-device:not([hidden])")
+            # Else the page may hear that no code is wanted any more, and takes its field away.
+            await page.evaluate("holdPauses()")
             assert await page.input_value("#device-code") == "WXYZ-1234"
             assert await page.get_attribute("#device-page", "href") == LOGIN_URL
             assert "Any other browser" in await page.inner_text("#login-text")
             await page.fill("#login-code", " 4/0AbCD#Zm9v ")
             await page.keyboard.press("Enter")
-            await page.wait_for_selector("#status-text:has-text('has received the code')")
+            await until_message(page, "has received the code")
             assert vm.typed == ["4/0AbCD#Zm9v"]
             assert await page.input_value("#login-code") == ""
             vm.login = login_reply("claude", "starting")
@@ -190,7 +194,7 @@ def test_texts_of_guests_and_tools_are_escaped(play: Play) -> None:
             await page.wait_for_selector("#login-problem:not([hidden])")
             assert MARKUP in await page.inner_text("#login-problem")
             await site.screen.copy(MARKUP)
-            await page.wait_for_selector("#status-text:has-text('copied in the VM')")
+            await until_message(page, "copied in the VM")
             await site.made.services.vms.fail(session.vm_id, MARKUP)
             site.notify_followers()
             await until_covered(page, "over", MARKUP)

@@ -50,12 +50,16 @@ def test_page_reconnects_after_network_cut(play: Play) -> None:
             wires(site.made.port) as wire,
             page_of(site.browser, expects_network_errors=True) as page,
         ):
+            await page.add_init_script(QUICK_TIMERS)
             await open_session(page, site, session, wire.url)
             await until_shown(page)
+            await page.evaluate("holdPauses()")
             wire.cut()
-            await until_covered(page, "lost", "Check your network", "Next attempt in")
+            await until_covered(page, "lost", "Check your network", "Next attempt in", "(1 of 5)")
+            await page.evaluate("endPauses()")
             await until_text(page, "(2 of 5)")
             await wire.mend()
+            await page.evaluate("releasePauses()")
             await until_shown(page)
 
     play(scenario)
@@ -124,13 +128,18 @@ def test_try_now_reconnects_at_once(play: Play) -> None:
             wires(site.made.port) as wire,
             page_of(site.browser, expects_network_errors=True) as page,
         ):
+            await page.add_init_script(QUICK_TIMERS)
             await open_session(page, site, session, wire.url)
             await until_shown(page)
+            await page.evaluate("holdPauses()")
             wire.cut()
-            await until_text(page, "(4 of 5)")
+            await until_text(page, "(1 of 5)")
+            await page.evaluate("endPauses()")
+            await until_text(page, "(2 of 5)")
             await page.click("text=Try now")
             await until_text(page, "(1 of 5)")  # the attempt was made, and counts anew
             await wire.mend()
+            await page.click("text=Try now")
             await until_shown(page)
 
     play(scenario)
@@ -143,14 +152,19 @@ def test_page_reconnects_at_once_when_browser_is_online(play: Play) -> None:
             wires(site.made.port) as wire,
             page_of(site.browser, expects_network_errors=True) as page,
         ):
+            await page.add_init_script(QUICK_TIMERS)
             await open_session(page, site, session, wire.url)
             await until_shown(page)
+            await page.evaluate("holdPauses()")
             await page.context.set_offline(True)
             wire.cut()
-            await until_text(page, "(3 of 5)")
+            await until_text(page, "(1 of 5)")
+            await page.evaluate("endPauses()")
+            await until_text(page, "(2 of 5)")
             await page.context.set_offline(False)
             await until_text(page, "(1 of 5)")
             await wire.mend()
+            await page.evaluate("releasePauses()")
             await until_shown(page)
 
     play(scenario)
@@ -169,9 +183,12 @@ def test_page_reconnects_at_once_after_sleep(play: Play) -> None:
             async def is_new() -> bool:
                 return len(sockets) == 2
 
+            async def has_left() -> bool:
+                return sockets[0].is_closed()
+
             await until(is_new, "another connection")
             await until_shown(page)
-            assert sockets[0].is_closed()
+            await until(has_left, "the end of the first connection")
 
     play(scenario)
 
@@ -184,13 +201,16 @@ def test_page_reconnects_after_controller_restart(play: Play, packed_assets: Pat
             page = await stack.enter_async_context(
                 page_of(site.browser, expects_network_errors=True)
             )
+            await page.add_init_script(QUICK_TIMERS)
             await open_session(page, site, session, wire.url)
             await until_shown(page)
+            await page.evaluate("holdPauses()")
             await site.made.stop()
             await until_covered(page, "lost", "The service restarts; connect again.")
             made = site.made
             app = create_app(made.services.settings, made.host.hypervisor, packed_assets)
             _, wire.to_port = await stack.enter_async_context(serving(app))
+            await page.evaluate("releasePauses()")
             await until_shown(page)
             await page.close()
 
