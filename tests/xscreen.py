@@ -18,20 +18,26 @@ from polydev.processes import Process, end_group, run, spawn
 from tests.driving import until
 
 WIDTH, HEIGHT = 1024, 640
+# The title of the terminal's window.
+TERMINAL = "terminal"
 OPTIONS = "-rfbport=-1 -SecurityTypes None -AlwaysShared -depth 24 -nolisten tcp -ac -noreset"
 
 
 class Typed:
     """The lines that were typed on a terminal."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, screen: XScreen, file: Path) -> None:
+        self.screen = screen
         self.file = file
 
     async def began(self) -> None:
-        """Wait until the terminal is there and reads."""
+        """Wait until the terminal is on the screen, where it gets the keys, and reads."""
 
         async def is_there() -> bool:
-            return self.file.exists()
+            if not self.file.exists():
+                return False
+            window = await self.screen.run("xwininfo", "-name", TERMINAL, check=False)
+            return "IsViewable" in window
 
         await until(is_there, "the terminal")
 
@@ -65,11 +71,12 @@ class XScreen:
         self._ended.callback(end_group, process)
         return process
 
-    async def run(self, *argv: str, text: str | None = None) -> str:
-        """Run a program with `text` as its input; return its output."""
+    async def run(self, *argv: str, text: str | None = None, check: bool = True) -> str:
+        """Run a program with `text` as its input; return its output, unless it fails."""
         env = {"DISPLAY": self.display}
-        ran = await asyncio.to_thread(run, argv, env=env, input=text, timeout_seconds=60)
-        return ran.stdout
+        words: dict[str, Any] = {"env": env, "input": text, "check": check, "timeout_seconds": 60}
+        ran = await asyncio.to_thread(run, argv, **words)
+        return ran.stdout if ran.status == 0 else ""
 
     async def copy(self, text: str) -> None:
         """Copy `text` as a program in the VM does; it keeps it until another program copies."""
@@ -79,18 +86,19 @@ class XScreen:
         self.start("xclip", "-quiet", "-selection", "clipboard", "-i", str(file))
 
     async def pasted(self) -> str:
-        """Return the text that a program in the VM would paste."""
-        return await self.run("xclip", "-selection", "clipboard", "-o")
+        """Return the text that a program in the VM would paste; "" before any was copied."""
+        return await self.run("xclip", "-selection", "clipboard", "-o", check=False)
 
     def terminal(self) -> Typed:
         """A terminal as large as the screen, in which Ctrl+V pastes as in most programs.
 
         What is typed is there at once, also before the end of its line.
         """
-        typed = Typed(self.folder / "typed")
+        typed = Typed(self, self.folder / "typed")
         pastes = "XTerm*VT100.Translations: #override Ctrl<Key>V: insert-selection(CLIPBOARD)"
         looks = ["-geometry", "200x80+0+0", "-fa", "Mono", "-bg", "white", "-fg", "black"]
-        self.start("xterm", *looks, "-xrm", pastes, "-e", f"stty -icanon; cat > {typed.file}")
+        looks += ["-T", TERMINAL, "-xrm", pastes]
+        self.start("xterm", *looks, "-e", f"stty -icanon; cat > {typed.file}")
         return typed
 
     def said(self, program: str) -> str:
