@@ -19,6 +19,7 @@ from polydev.controller.settings import WebSettings
 from polydev.controller.store.sign_ins import Purpose
 from tests.browser import chromium, run_in_browser
 from tests.relays import HOST, Screens, screens
+from tests.web import PATIENCE_MS
 
 Run = Callable[[Callable[[Screens, Page, "ForeignSite"], Awaitable[None]]], None]
 
@@ -58,6 +59,7 @@ async def both_sites(
         async with screens(root, packed_assets=packed_assets, web=web) as made:
             # Console errors are allowed, since these tests cause refusals.
             page = await browser.new_page()
+            page.set_default_timeout(PATIENCE_MS)
             await page.goto(f"{own(made)}/login")
             await page.fill("#token", made.tokens["user"])
             await page.click("button[type=submit]")

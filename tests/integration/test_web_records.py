@@ -49,7 +49,7 @@ def opened(
             await page.goto(f"{host.url}/login?next=/admin/images")
             await page.fill("#token", host.made.tokens["operator"])
             await page.click("button[type=submit]")
-            await page.wait_for_url("**/admin/images")
+            await page.wait_for_url(f"{host.url}/admin/images")
             yield host, page
 
     return open_page
