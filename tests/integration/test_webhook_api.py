@@ -41,7 +41,7 @@ def test_operators_list_resend_and_test_webhook_deliveries(tmp_path: Path) -> No
 
         async def was_tried() -> bool:
             found = (await got("deliveries"))["deliveries"]
-            return bool(found) and found[0]["attempts"] == 1
+            return bool(found) and found[0]["attempts"] >= 1
 
         await until(was_tried)
         (delivery,) = (await got("deliveries"))["deliveries"]

@@ -51,7 +51,9 @@ AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 def sender(store: Store, **urls: str) -> Deliveries:
     """Return the sender of a store to endpoints."""
     endpoints = tuple(WebhookEndpoint(name=name, url=url) for name, url in urls.items())
-    settings = WebhookSettings(endpoints=endpoints, timeout_seconds=20, at_once=3)
+    settings = WebhookSettings(endpoints=endpoints, at_once=3)
+    # Longer than settings allow: an attempt that timed out would be made again.
+    settings = settings.model_copy(update={"timeout_seconds": ENOUGH_SECONDS})
     webhooks = WebhookQueue(store.database, store.clock)
     return Deliveries(settings, SECRETS, webhooks, leads=lambda: True, clock=store.clock, pace=PACE)
 
