@@ -15,10 +15,14 @@ from polydev.controller.store.credential_handovers import CredentialHandovers
 from polydev.controller.store.sessions import NewSession
 from tests.browser import run_in_browser
 from tests.vms import IMAGE_DIGEST
-from tests.web import Play, Site, page_of, sign_in, sites, until_covered
+from tests.web import QUICK_TIMERS, Play, Site, page_of, sign_in, sites, until_covered
 
 # Bytes of compressed files, without noVNC's.
 MOST_BYTES = 120_000
+# The time until the list of sessions has had another answer.
+NEXT_UPDATE = """() => new Promise(done => {
+    document.getElementById("sessions").addEventListener("htmx:afterOnLoad", () => done());
+})"""
 Scenario = Callable[[Site, Page], Awaitable[None]]
 
 
@@ -137,6 +141,23 @@ def test_session_list_updates_itself(play: Play) -> None:
         await page.wait_for_selector("#sessions .row:has-text('its VM is starting')")
         await site.made.services.vms.ready(session.vm_id)
         await page.wait_for_selector("#sessions .row:has-text('ready')")
+
+    play(scenario)
+
+
+def test_button_that_is_pressed_stays_in_a_list_that_updates_itself(play: Play) -> None:
+    async def scenario(site: Site, page: Page) -> None:
+        live = await site.session()
+        await page.add_init_script(QUICK_TIMERS)
+        await sign_in(page, site)
+        await page.hover(f"#end-{live.id}")
+        await page.mouse.down()
+        await page.evaluate(NEXT_UPDATE)
+        await page.mouse.up()
+        await page.locator("dialog >> text=Back").click()
+        seen = await page.query_selector(f"#end-{live.id}")
+        assert seen is not None
+        await seen.wait_for_element_state("hidden")  # the list updates itself again
 
     play(scenario)
 

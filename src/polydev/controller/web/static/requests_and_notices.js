@@ -96,6 +96,19 @@ document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers["X-CSRF-Token"] = csrf;
 });
 
+// A list that asks for itself every few seconds is not replaced between press and release of a
+// pointer: they would be on two elements, which makes no click. Its next answer comes soon.
+let isPressed = false;
+for (const kind of ["pointerdown", "pointerup", "pointercancel", "pointermove"]) {
+  const note = ({ buttons }) => (isPressed = kind !== "pointercancel" && buttons > 0);
+  document.addEventListener(kind, note, { capture: true, passive: true });
+}
+
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const trigger = event.detail.requestConfig.elt.getAttribute("hx-trigger") ?? "";
+  if (isPressed && trigger.includes("every")) event.detail.shouldSwap = false;
+});
+
 document.addEventListener("htmx:responseError", (event) => {
   const { status, statusText, responseText } = event.detail.xhr;
   let body = {};
