@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from playwright.async_api import Request, Route
 
 from polydev.controller.entities import Session, now
 from polydev.controller.store import tables
 from polydev.vm.boot_stages import Stage
 from tests.driving import until
 from tests.web import (
+    PATIENCE_MS,
     QUICK_TIMERS,
     Play,
     Site,
@@ -109,6 +112,37 @@ def test_visible_page_sends_heartbeats(play: Play) -> None:
             assert (await told.value).status == 200
 
     play(scenario, session={"idle_seconds": 8})
+
+
+def test_late_answer_does_not_revive_a_session_that_has_ended(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def answer_late(route: Route) -> None:
+            answer = await route.fetch()
+            is_asked.set()
+            await may_answer.wait()
+            await route.fulfill(response=answer)
+
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.route("**/heartbeat", answer_late)
+            await open_session(page, site, session)
+            await until_shown(page)
+            await asyncio.wait_for(is_asked.wait(), PATIENCE_MS / 1000)
+            await site.made.services.vms.fail(session.vm_id, DIED)
+            site.notify_followers()
+            await until_covered(page, "over", "The VM failed")
+            async with page.expect_event("requestfinished", is_heartbeat):
+                may_answer.set()
+            await page.evaluate("() => new Promise(requestAnimationFrame)")
+            await until_covered(page, "over", "The VM failed")
+
+    play(scenario, session={"idle_seconds": 8})
+
+
+def is_heartbeat(request: Request) -> bool:
+    return request.url.endswith("/heartbeat")
 
 
 def test_session_ends_after_confirmation(play: Play) -> None:

@@ -133,6 +133,8 @@ class Page {
   }
 
   take(session) {
+    // The answer to an earlier request may come last: a session that has ended does not live again.
+    if (this.session && !isLive(this.session) && isLive(session)) return;
     const wasComing = !this.session || isComing(this.session);
     this.session = session;
     this.login.sessionChanged(session);
