@@ -9,12 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.async_api import ConsoleMessage
+from playwright.async_api import ConsoleMessage, Route
 
 from polydev.controller.entities import Session
 from tests.browser import run_in_browser
 from tests.web import (
     CANVAS,
+    QUICK_TIMERS,
     Play,
     Site,
     open_session,
@@ -68,6 +69,26 @@ async def link_to(site: Site, session: Session) -> str:
             headers={"Authorization": f"Bearer {site.made.tokens['user']}"},
         )
     return site.url + str(answer.json()["url"])
+
+
+def test_link_whose_first_requests_got_no_answer_opens_the_page(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        failing = iter(range(2))
+
+        async def fail_at_first(route: Route) -> None:
+            if next(failing, None) is None:
+                await route.continue_()
+            else:
+                await route.abort("connectionreset")
+
+        async with page_of(site.browser, expects_network_errors=True) as page:
+            await page.add_init_script(QUICK_TIMERS)
+            await page.route("**/api/auth/redeem", fail_at_first)
+            await page.goto(await link_to(site, await site.session()))
+            await until_shown(page)
+        assert next(failing, None) is None
+
+    play(scenario)
 
 
 @asynccontextmanager
