@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 BACKLOG = 128
 MAX_BODY_BYTES = 128 * 1024
 MAX_HEAD_BYTES = 16 * 1024
-LINGER_SECONDS = 1.0
 LINGER_BYTES = 2 * MAX_BODY_BYTES
 NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
@@ -97,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.note(self.connection, waits=True)
         super().finish()
         self.connection.shutdown(socket.SHUT_WR)
-        rest = LimitedReader(self.connection, LINGER_BYTES, LINGER_SECONDS)
+        seconds = self.server.settings.reply_timeout_seconds
+        rest = LimitedReader(self.connection, LINGER_BYTES, seconds)
         while rest.readinto(bytearray(4096)):
             pass
 
