@@ -330,10 +330,10 @@ def test_server_shutdown_ends_open_streams(tmp_path: Path) -> None:
                     asked.http.get(session["links"]["events"], headers=asked.operator)
                 ),
             ]
+            vm.say("something\n")
             async with asked.events(session) as events:
                 await events.until(state="vm_starting")
-            vm.say("something\n")
-            await until_in_flight(asked, lambda count: count > 2)
+                await until_in_flight(asked, lambda count: count > 3)
             asked.end()
             for answer in await asyncio.gather(*following):
                 assert answer.status_code == 200

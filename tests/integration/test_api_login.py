@@ -125,7 +125,9 @@ def test_documented_login_commands_lead_to_credentials(tmp_path: Path) -> None:
     (lines,) = [each for each in blocks if "/oauth-url" in each]
 
     async def scenario(host: FakeHost) -> None:
-        async with controller(host, **SETTINGS) as asked:
+        # The user logs in before the next command has begun; the session must last for it.
+        lasts = {"complete_after_seconds": 3600}
+        async with controller(host, **{**SETTINGS, "login": lasts}) as asked:
             host.hypervisor.next.append(PromptVm)
             given = {
                 "url": str(asked.http.base_url).rstrip("/"),

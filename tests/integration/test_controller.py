@@ -56,6 +56,10 @@ class Host:
         keys = {
             "database_url": f"sqlite+aiosqlite:///{self.database}",
             "image_store": str(self.folder / "store"),
+            # A client that stands still meanwhile would send its request to a closed connection.
+            "keep_alive_seconds": 600,
+            "drain_keep_alive_seconds": 59,
+            "drain_seconds": 59,
             **more,
         }
         self.config.write_text(json.dumps(keys))
@@ -243,9 +247,13 @@ class Load:
 
     async def _one_connection(self, most_pause_seconds: float) -> None:
         client = None
-        while True:
-            client = await self._ask(client, last=False)
-            await asyncio.sleep(random.uniform(0, most_pause_seconds))
+        try:
+            while True:
+                client = await self._ask(client, last=False)
+                await asyncio.sleep(random.uniform(0, most_pause_seconds))
+        finally:
+            if client is not None:
+                client.writer.transport.abort()
 
     async def _ask(self, client: Client | None, *, last: bool) -> Client | None:
         """Send one request, on a new connection if there is none; return the connection if kept."""
@@ -308,8 +316,7 @@ def test_next_process_serves_new_certificate(host: Host) -> None:
 
     async def scenario() -> None:
         first = host.tls = make_tls(host.folder / "first")
-        patient = {"POLYDEV_CONTROLLER_KEEP_ALIVE_SECONDS": "600"}
-        async with service(host, name="first", env=patient) as old:
+        async with service(host, name="first") as old:
             await old.tells("READY=1")
             kept = await Client.connect(host.port, first.client())
             assert not (await kept.get()).closes
