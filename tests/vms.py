@@ -81,7 +81,7 @@ __all__ = [
 IMAGE_DIGEST = "4f1d" * 16
 BOOT_FILES = ("rootfs.ext4", "vmlinux", "initrd.img", "cmdline")
 CLAIM_PORT = 4000
-FIRST_PID = 4240
+FIRST_PID = 1 << 22  # above all that the kernel gives to processes
 LOG_FILES = ("serial.log", "qemu.log")
 
 
