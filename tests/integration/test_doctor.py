@@ -23,6 +23,8 @@ from polydev.processes import run
 from polydev.settings import Settings
 from tests.hosts import DeployedHost
 
+TRIES = 5
+
 
 def findings(host: DeployedHost) -> dict[str, DoctorFinding]:
     target = host.host.target
@@ -53,9 +55,13 @@ def test_machine_facts_with_a_kernel_to_boot(
 
 
 def test_deployed_host_has_no_problem(deployed: DeployedHost) -> None:
-    # The host cannot help it if internet names are not resolved here.
-    found = {name: each for name, each in findings(deployed).items() if "resolvers" not in name}
-    assert [each for each in found.values() if each.state == "problem"] == []
+    for _ in range(TRIES):  # a busy host may answer one of the checks late
+        # The host cannot help it if internet names are not resolved here.
+        found = {name: each for name, each in findings(deployed).items() if "resolvers" not in name}
+        problems = [each for each in found.values() if each.state == "problem"]
+        if not problems:
+            break
+    assert problems == []
     assert found["polkit"].state == "ok"
     assert found["clock"].state == "ok"
     assert "not tried" not in found["KVM"].found
