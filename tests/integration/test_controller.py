@@ -60,6 +60,7 @@ class Host:
             "keep_alive_seconds": 600,
             "drain_keep_alive_seconds": 59,
             "drain_seconds": 59,
+            "connections": {"header_seconds": 600},
             **more,
         }
         self.config.write_text(json.dumps(keys))
