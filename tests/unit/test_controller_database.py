@@ -83,7 +83,7 @@ def test_connections_use_wal_and_foreign_keys(url: str) -> None:
     assert asyncio.run(pragmas()) == {
         "journal_mode": "wal",
         "foreign_keys": 1,
-        "busy_timeout": 5000,
+        "busy_timeout": 20_000,
         "synchronous": 1,
     }
 

@@ -20,7 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from polydev.errors import Error
 from polydev.validation import HIGHEST_PORT
 
+# How long a writer waits for others. SQLite has no queue of them: each tries again now and then,
+# and among many writers on a busy host one may come too late for a while.
 BUSY_TIMEOUT_MS = 5000
+SQLITE_BUSY_TIMEOUT_MS = 20_000
 SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 CONNECT_TIMEOUT_SECONDS = 10
 # The name of our connections in PostgreSQL's pg_stat_activity.
@@ -28,7 +31,7 @@ APPLICATION_NAME = "polydev-controller"
 # With WAL, readers and backups do not wait for the writer. NORMAL is durable enough: a power
 # failure may lose the last commits, but damages nothing.
 SQLITE_PRAGMAS = (
-    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
+    f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
 )

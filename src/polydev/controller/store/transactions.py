@@ -89,7 +89,7 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction for writing; an exception rolls it back.
 
-        Raises OperationalError after waiting longer than BUSY_TIMEOUT_MS for another writer.
+        Raises OperationalError after waiting too long for another writer: see `database`.
         """
         async with self._writing.begin() as connection:
             if connection.dialect.name == "postgresql":
