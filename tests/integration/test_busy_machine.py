@@ -84,9 +84,10 @@ def test_vm_with_part_of_a_cpu_becomes_ready(
     quick = make_quick_image(store.path(image.digest), tmp_path)
     with busy_cpu(0) as cpu:
         _, alone = boot(quick, tmp_path / "alone", cpu, 60)
-    # By the clock it takes three times as long with two others, and so far over the deadline.
-    deadline_seconds = 1.8 * alone.undisturbed_seconds
-    with busy_cpu(2) as cpu:
+    # By the clock it takes four times as long with three others, and so far over the deadline; a
+    # CPU that shares its core with a busy one takes longer for the same, too.
+    deadline_seconds = 2.4 * alone.undisturbed_seconds
+    with busy_cpu(3) as cpu:
         booted, wait = boot(quick, tmp_path / "busy", cpu, deadline_seconds)
     assert booted.stage == "ready"
     assert wait.seconds > deadline_seconds
