@@ -25,6 +25,23 @@ API_HELP = {
     "host": HOST_HELP,
     "json": JSON_HELP,
 }
+LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
+
+
+def session_id_of(api: ControllerApi, session: str) -> str:
+    """Return the id of a session, given it or the start of it. Raises ConfigError."""
+    from polydev.client.controller_api import one_with_prefix
+
+    ids = [each["id"] for each in api.sessions(all_of_them=True)]
+    return one_with_prefix(ids, session, "session", LOST_HINT)
+
+
+def vm_id_of(api: ControllerApi, vm: str, *, all_of_them: bool) -> str:
+    """Return the id of a VM, given it or the start of it. Raises ConfigError."""
+    from polydev.client.controller_api import one_with_prefix
+
+    ids = [each["vmId"] for each in api.vms(all_of_them=all_of_them)]
+    return one_with_prefix(ids, vm, "VM", LOST_HINT)
 
 
 def controller_url(address: str) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 from invoke.context import Context
 
 from polydev.cli import answer, edge, stderr, task
-from verbs.api_connection import API_HELP, connect
-from verbs.paths_and_help import LOST_HINT
+from verbs.api_connection import API_HELP, connect, session_id_of
 from verbs.text_tables import table_text
 
 UNWELL = 2
@@ -41,14 +40,12 @@ def open_pages(
 
     With --inventory or --host the SSH tunnel stays open until Ctrl-C.
     """
-    from polydev.client.controller_api import one_with_prefix
     from polydev.client.open_in_browser import DASHBOARD, show_in_browser, sign_in_link
 
     with connect(url, token, inventory, host) as api:
         path = DASHBOARD
         if session:
-            ids = [each["id"] for each in api.sessions(all_of_them=True)]
-            path = f"/session/{one_with_prefix(ids, session, 'session', LOST_HINT)}"
+            path = f"/session/{session_id_of(api, session)}"
         link = sign_in_link(api, path)
         is_shown = browser and not json and show_in_browser(link.url)
         words = "opened in your browser" if is_shown else "open it in your browser"

@@ -19,7 +19,6 @@ INVENTORY_HELP = f"inventory file (default: {LAB_INVENTORY})"
 HOST_HELP = "one host of an inventory that has several"
 MOST_SHOWN = 50
 LIMIT_HELP = f"how many of the newest (default: {MOST_SHOWN})"
-LOST_HINT = "see ./inv sessions --all, ./inv vms --all"
 
 
 def lab_name() -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 from getpass import getpass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from invoke.context import Context
@@ -15,13 +15,10 @@ from invoke.context import Context
 from polydev.cli import answer, edge, require_at_least, stderr, task
 from polydev.errors import ConfigError
 from polydev.validation import HIGHEST_PORT
-from verbs.api_connection import API_HELP, connect, lab_demo_user
-from verbs.paths_and_help import LAB_INVENTORY, LIMIT_HELP, LOST_HINT, MOST_SHOWN
-from verbs.text_tables import minute, more_text, short, table_text
+from verbs.api_connection import API_HELP, connect, lab_demo_user, session_id_of
+from verbs.paths_and_help import LAB_INVENTORY, LIMIT_HELP, MOST_SHOWN
+from verbs.text_tables import minute, newest_text, short
 from verbs.users_and_tokens import USER_HELP, host_controller
-
-if TYPE_CHECKING:
-    from polydev.client.controller_api import ControllerApi
 
 
 @task(help={"all": "those that are over too", "limit": LIMIT_HELP, **API_HELP})
@@ -40,10 +37,9 @@ def sessions(
     require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.sessions(all_of_them=all, limit=limit + 1)
-    shown = found[:limit]
     columns = ("session", "user", "provider", "status", "stage", "VM", "since", "until", "reason")
-    text = table_text(columns, map(_session_row, shown)) if shown else "no sessions"
-    answer(shown, as_json=json, text=text + more_text(len(found) > limit, limit, all_of_them=all))
+    text = newest_text(columns, map(_session_row, found), limit, "no sessions", all_of_them=all)
+    answer(found[:limit], as_json=json, text=text)
 
 
 def _session_row(session: dict[str, Any]) -> list[object]:
@@ -96,7 +92,7 @@ def viewer(
             f"--port {port} is not a port", f"use 1 to {HIGHEST_PORT}, or 0 for a free one"
         )
     with connect(url, token, inventory, host) as api:
-        session_id = _session_id(api, session)
+        session_id = session_id_of(api, session)
         try:
             with suppress(KeyboardInterrupt):  # the usual way to end it
                 ended = asyncio.run(VncProxy(api, session_id, stderr.print).serve(port, tell))
@@ -130,7 +126,7 @@ def login(
     from polydev.client.session_login import wait_for_url
 
     with connect(url, token, inventory, host) as api:
-        found = wait_for_url(api, _session_id(api, session), stderr.print, again=again)
+        found = wait_for_url(api, session_id_of(api, session), stderr.print, again=again)
     answer(found, as_json=json, text=_login_text(found))
 
 
@@ -159,7 +155,7 @@ def give_code(
     if not code:
         code = getpass("code: ") if sys.stdin.isatty() else sys.stdin.readline()
     with connect(url, token, inventory, host) as api:
-        session_id = _session_id(api, session)
+        session_id = session_id_of(api, session)
         api.post(f"/api/auth/session/{session_id}/oauth-code", {"code": code.strip()})
     text = (
         f"the tool got the code; ./inv session.login {session_id[:8]} shows the state of the login"
@@ -233,13 +229,6 @@ def session_user(user: str, url: str, inventory: str, host: str) -> str:
     return str(found["id"])
 
 
-def _session_id(api: ControllerApi, session: str) -> str:
-    from polydev.client.controller_api import one_with_prefix
-
-    ids = [each["id"] for each in api.sessions(all_of_them=True)]
-    return one_with_prefix(ids, session, "session", LOST_HINT)
-
-
 @task(
     name="end", positional=["session"], help={"session": "its id, or the start of it", **API_HELP}
 )
@@ -255,5 +244,5 @@ def end_session(
 ) -> None:
     """End a session and its VM."""
     with connect(url, token, inventory, host) as api:
-        ended = api.delete(f"/api/auth/session/{_session_id(api, session)}")
+        ended = api.delete(f"/api/auth/session/{session_id_of(api, session)}")
     answer(ended, as_json=json, text=f"session {ended['id']} is {ended['status']}")

@@ -37,6 +37,20 @@ def more_text(is_cut: bool, limit: int, *, all_of_them: bool) -> str:
     return "".join(f"\n({hint})" for hint in hints)
 
 
+def newest_text(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    limit: int,
+    if_none: str,
+    *,
+    all_of_them: bool,
+) -> str:
+    """Return a table of so many of the newest, given one more, which tells that there are more."""
+    found = list(rows)
+    text = table_text(columns, found[:limit]) if found else if_none
+    return text + more_text(len(found) > limit, limit, all_of_them=all_of_them)
+
+
 def minute(time: str | None) -> str:
     """Return a time of an answer as `YYYY-MM-DD HH:MM`."""
     return (time or "")[:16].replace("T", " ")

@@ -10,9 +10,9 @@ from invoke.context import Context
 
 from polydev.cli import answer, edge, require_at_least, task
 from polydev.errors import ConfigError
-from verbs.api_connection import API_HELP, connect
-from verbs.paths_and_help import LIMIT_HELP, LOST_HINT, MOST_SHOWN
-from verbs.text_tables import minute, more_text, short, table_text
+from verbs.api_connection import API_HELP, connect, vm_id_of
+from verbs.paths_and_help import LIMIT_HELP, MOST_SHOWN
+from verbs.text_tables import minute, newest_text, short
 
 
 @task(help={"all": "those that are gone too", "limit": LIMIT_HELP, **API_HELP})
@@ -31,10 +31,9 @@ def vms(
     require_at_least(1, "limit", limit)
     with connect(url, token, inventory, host) as api:
         found = api.vms(all_of_them=all, limit=limit + 1)
-    shown = found[:limit]
     columns = ("VM", "slot", "address", "status", "stage", "image", "since")
-    text = table_text(columns, map(_vm_row, shown)) if shown else "no VMs"
-    answer(shown, as_json=json, text=text + more_text(len(found) > limit, limit, all_of_them=all))
+    text = newest_text(columns, map(_vm_row, found), limit, "no VMs", all_of_them=all)
+    answer(found[:limit], as_json=json, text=text)
 
 
 def _vm_row(vm: dict[str, Any]) -> list[object]:
@@ -76,14 +75,13 @@ def console(
     json: bool = False,
 ) -> None:
     """Show a VM's serial console."""
-    from polydev.client.controller_api import one_with_prefix, plain_lines
+    from polydev.client.controller_api import plain_lines
 
     if follow and json:
         raise ConfigError("--follow and --json exclude each other", "remove one of them")
     require_at_least(0, "lines", lines)
     with connect(url, token, inventory, host) as api:
-        ids = [each["vmId"] for each in api.vms(all_of_them=True)]
-        path = f"/api/vm/{one_with_prefix(ids, vm, 'VM', LOST_HINT)}/console"
+        path = f"/api/vm/{vm_id_of(api, vm, all_of_them=True)}/console"
         if follow:
             with suppress(KeyboardInterrupt):  # the usual way to end it
                 for line in plain_lines(api.text_parts(path, tail=lines, follow="true")):
@@ -117,11 +115,8 @@ def screenshot(
     json: bool = False,
 ) -> None:
     """Save a VM's screen as PNG. A paused VM stays paused."""
-    from polydev.client.controller_api import one_with_prefix
-
     with connect(url, token, inventory, host) as api:
-        ids = [each["vmId"] for each in api.vms(all_of_them=False)]
-        vm_id = one_with_prefix(ids, vm, "VM", LOST_HINT)
+        vm_id = vm_id_of(api, vm, all_of_them=False)
         picture = api.content(f"/api/vm/{vm_id}/screenshot")
     file = Path(output or f"{vm_id}.png")
     try:
