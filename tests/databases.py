@@ -33,10 +33,9 @@ from tests.stores import copy_migrated_database
 
 KINDS = ("sqlite", "postgresql")
 START_PATIENCE_SECONDS = 60
-# Its folder is removed then, which fails while its processes still write there.
-END_PATIENCE_SECONDS = 120
-LOCK_PATIENCE_SECONDS = 60
+# A server's folder is removed then, which fails while its processes still write there.
 END_PATIENCE_SECONDS = 60
+LOCK_PATIENCE_SECONDS = 60
 # Nothing here has to survive a power cut.
 SERVER_OPTIONS = ("fsync=off", "shared_buffers=32MB", "max_connections=60")
 # Access over TCP: `guest` with a password, `tls` over TLS, which this server does not speak.

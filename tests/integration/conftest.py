@@ -79,8 +79,8 @@ def nothing_left(
 ) -> Iterator[None]:
     """Give temporary files a folder of their own; fail the test if anything of it is left.
 
-    What other tests keep running on purpose does not count, nor do other people's VMs. Killed
-    processes take a moment to disappear.
+    Processes of other tests and other people's VMs do not count. Killed processes take a moment
+    to disappear.
     """
     everything = tmp_path_factory.getbasetemp()
     before = set(leftovers(everything))

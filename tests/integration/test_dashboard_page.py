@@ -249,7 +249,7 @@ def test_charts_draw_a_day_of_samples(tmp_path: Path, packed_assets: Path) -> No
             for chart in await page.locator(".chart").all():
                 canvas = chart.locator("canvas")
                 assert await canvas.evaluate(INK) > 100, await chart.inner_text()
-                # What is said of a chart is said after it is drawn.
+                # The script draws a chart, then describes it.
                 plot = chart.locator(".plot")
                 await expect(plot).to_have_attribute("aria-label", re.compile("lowest"))
             plot = page.locator("#chart-cpu .plot")

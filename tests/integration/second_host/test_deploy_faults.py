@@ -213,7 +213,7 @@ def test_failed_start_shows_log_of_process_that_exits_at_once(
     restart = f"{{ {units._with_journal('restart', 'exits-at-once.service')}; }} 2>&1"
     deployed.inside(EXITS_AT_ONCE)
     for start in range(10):
-        # What journald reads only now would count as logged since the start.
+        # Else journald might read the end of the former run after this start.
         deployed.inside(
             f"systemctl stop exits-at-once.service; journalctl --sync; echo {start} >/run/starts"
         )
