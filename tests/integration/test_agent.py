@@ -804,11 +804,12 @@ def test_invalid_login_state_files_are_ignored(start_agent: StartAgent, desktop:
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
         (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 411),
         (b"PUT / HTTP/1.1\r\nContent-Length: 131073\r\n\r\n" + b"x" * 131073, 413),
+        (b"PUT / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413),
         (b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx", 400),
     ],
     ids=[
         *("tls", "long-target", "long-header", "many-headers", "http2", "unknown-method"),
-        *("chunked", "no-length", "too-much", "cut-off"),
+        *("chunked", "no-length", "too-much", "digits", "cut-off"),
     ],
 )
 def test_malformed_requests_are_refused(start_agent: StartAgent, data: bytes, status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -145,6 +146,28 @@ class TestParseGuestState:
     def test_incomplete_guest_state_is_refused(self) -> None:
         with pytest.raises(VmError, match="is incomplete"):
             parse_guest_state("starting")
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"free": "Avail\n²"},
+            {"free": "Avail\n" + "9" * 5000},
+            {"links": "{}" * 2},
+            {"links": '[{"addr_info": [{}]}]'},
+            {"links": "[1]"},
+            {"links": "[" * 100_000},
+            {"failed": "a.service\n \nb.service"},
+        ],
+        ids=lambda odd: f"{odd}"[:30],
+    )
+    def test_unreadable_guest_state_is_no_crash(self, odd: dict[str, str]) -> None:
+        """Verification says what it can when a broken guest answers with nonsense."""
+        with contextlib.suppress(VmError):
+            parse_guest_state(answers(shown(AGENT), **odd))
+
+    def test_odd_count_of_restarts_is_refused(self) -> None:
+        with pytest.raises(VmError, match="cannot be read"):
+            parse_guest_state(answers(shown(AGENT, NRestarts="many")))
 
 
 class TestExplain:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import sqlalchemy as sa
@@ -484,6 +485,26 @@ def test_omitted_validation_errors_are_counted(host: ApiHost) -> None:
         body = {f"key-{number}": "" for number in range(50)}
         told = problem(await asked.ask("POST", "/api/auth/start", "operator", json=body), 422)
         assert "52 errors" in told["detail"]
+
+    host.run(scenario)
+
+
+def test_numbers_in_queries_have_only_digits(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        for path, name in (
+            ("/api/auth/sessions", "limit"),
+            ("/api/vm", "limit"),
+            ("/api/admin/usage", "days"),
+            ("/api/admin/webhooks/deliveries", "before"),
+            ("/api/admin/health/history", "points"),
+        ):
+            for number in ("1_0", "+5", " 5", "5.0", "0x5", "5e0", "\u0665", ""):
+                answer = await asked.ask("GET", f"{path}?{urlencode({name: number})}", "operator")
+                (told,) = problem(answer, 422)["errors"]
+                assert told["pointer"] == f"query/{name}", number
+        for hours, status in (("1.5", 200), ("2", 200), ("1_0", 422), ("1e1", 422), ("-1", 422)):
+            answer = await asked.ask("GET", f"/api/admin/health/history?hours={hours}", "operator")
+            assert answer.status_code == status, hours
 
     host.run(scenario)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 128
 MAX_BODY_BYTES = 128 * 1024
+MOST_LENGTH_DIGITS = 20
 MAX_HEAD_BYTES = 16 * 1024
 LINGER_BYTES = 2 * MAX_BODY_BYTES
 NO_ROOM = (
@@ -135,7 +136,9 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "0")
         if self.headers.get("Transfer-Encoding") or not length.isdecimal():
             raise RequestRefused(411, "a body needs a Content-Length in bytes")
-        if self._received.is_too_much or int(length) > MAX_BODY_BYTES:
+        # int() raises ValueError for thousands of digits.
+        is_too_long = len(length) > MOST_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES
+        if self._received.is_too_much or is_too_long:
             raise RequestRefused(413, f"a body may have {MAX_BODY_BYTES} bytes")
         body = self.rfile.read(int(length))
         if len(body) < int(length):

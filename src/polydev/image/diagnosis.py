@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from polydev.errors import VmError
@@ -148,11 +148,18 @@ def read_guest_state(machine: Machine, timeout_seconds: float) -> GuestState | N
 def parse_guest_state(text: str) -> GuestState:
     """Parse the output of the commands, one after the other.
 
-    Raises VmError if it is incomplete.
+    Raises VmError if it is incomplete, or not as these commands write it.
     """
     answers = [answer.strip() for answer in text.split(_MARK)]
     if len(answers) != len(_GUEST_STATE):
         raise VmError("the guest's answer over the test console is incomplete")
+    try:
+        return _parsed(answers)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise VmError("the guest's answer over the test console cannot be read") from error
+
+
+def _parsed(answers: Sequence[str]) -> GuestState:
     system, jobs, units, failed, links, free, words = answers
     said: dict[str, list[str]] = {}
     for line in words.splitlines():

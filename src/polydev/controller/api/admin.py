@@ -15,6 +15,7 @@ from polydev.controller.api.overview import add_overview
 from polydev.controller.api.pool import add_pool
 from polydev.controller.api.processes import add_processes
 from polydev.controller.api.templates import add_templates
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api.webhooks import add_webhooks
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, operator_of
@@ -116,7 +117,7 @@ def _add_alerts(router: APIRouter, services: Services) -> None:
     )
     async def get_alerts(
         hours: Hours = 24,
-        limit: Annotated[int, Query(ge=1, le=MOST_ALERTS)] = 100,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_ALERTS)] = 100,
     ) -> AlertsReport:
         standing = await services.alerts.standing()
         past = await services.alerts.history(now() - timedelta(hours=hours), limit)

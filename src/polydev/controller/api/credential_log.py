@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import BeforeId, page_of
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
@@ -71,7 +72,7 @@ def routes(services: Services) -> APIRouter:
         user_id: Annotated[
             UUID | None, Query(alias="userId", description="The owner of the credentials")
         ] = None,
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_LISTED)] = 50,
         before: BeforeId = None,
     ) -> CredentialEventList:
         owner = caller.user_id if user_id is None else str(user_id)

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import BEFORE, page_of
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api_model import ApiModel
 from polydev.controller.host import deployments as records
 from polydev.controller.host.deployments import (
@@ -132,7 +133,7 @@ def _add_list(router: APIRouter) -> None:
         responses=error_responses(422, own={404: NO_DEPLOYMENT}),
     )
     async def list_deployments(
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_LISTED)] = 50,
         before: Annotated[str | None, Query(pattern=ID_PATTERN, description=BEFORE)] = None,
     ) -> DeploymentList:
         return await deployment_list(limit, before)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from polydev.controller.api.documented_errors import error_responses
+from polydev.controller.api.url_numbers import DecimalNumber, WholeNumber
 from polydev.controller.app_services import Services
 from polydev.controller.entities import now
 from polydev.controller.host.history import History, timed_samples
@@ -22,7 +23,7 @@ EXAMPLES: dict[Format, str] = {
     "json": '[\n{"at": "2026-11-21T10:15:00Z", "cpu_percent": 12.5, "disk_percent[/]": 41.0}\n]\n',
 }
 
-Hours = Annotated[float, Query(gt=0, le=MOST_HOURS, allow_inf_nan=False)]
+Hours = Annotated[DecimalNumber, Query(gt=0, le=MOST_HOURS, allow_inf_nan=False)]
 
 
 def add_history(router: APIRouter, services: Services) -> None:
@@ -37,7 +38,7 @@ def add_history(router: APIRouter, services: Services) -> None:
     )
     async def get_history(
         hours: Hours = 24,
-        points: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 300,
+        points: Annotated[WholeNumber, Query(ge=1, le=MOST_POINTS)] = 300,
     ) -> History:
         end = now()
         start = end - timedelta(hours=hours)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import BEFORE, page_of
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.host.images import (
@@ -145,7 +146,7 @@ def _add_list(router: APIRouter, services: Services) -> None:
         responses=error_responses(422, own={404: NO_IMAGE}),
     )
     async def list_images(
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_LISTED)] = 50,
         before: Annotated[str | None, Query(pattern=f"^{DIGEST}$", description=BEFORE)] = None,
     ) -> ImageList:
         return await image_list(services, limit, before)

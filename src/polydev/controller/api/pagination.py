@@ -8,13 +8,15 @@ from uuid import UUID
 
 from fastapi import Query
 
+from polydev.controller.api.url_numbers import WholeNumber
+
 T = TypeVar("T")
 K = TypeVar("K")
 
 MAX_ID = 2**31 - 1  # of PostgreSQL's type integer
 BEFORE = "The `next` of the previous page"
 
-BeforeId = Annotated[int | None, Query(ge=1, le=MAX_ID, description=BEFORE)]
+BeforeId = Annotated[WholeNumber | None, Query(ge=1, le=MAX_ID, description=BEFORE)]
 BeforeUuid = Annotated[UUID | None, Query(description=BEFORE)]
 
 

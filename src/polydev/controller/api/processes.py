@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field
 
 from polydev.controller.api.documented_errors import error_responses
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.host.blocking_call import NoAnswer
@@ -72,7 +73,7 @@ def add_processes(router: APIRouter, services: Services) -> None:
         responses=error_responses(422),
     )
     async def get_processes(
-        by: By = "cpu", limit: Annotated[int, Query(ge=1, le=MOST_PROCESSES)] = 10
+        by: By = "cpu", limit: Annotated[WholeNumber, Query(ge=1, le=MOST_PROCESSES)] = 10
     ) -> ProcessesAnswer:
         return await processes_answer(services, by, limit)
 

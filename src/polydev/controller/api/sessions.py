@@ -20,6 +20,7 @@ from polydev.controller.api.session_answers import (
     seen_by_spectator,
     session_answer,
 )
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api.vm_answers import SessionVmAnswer, is_live, session_vm_answer
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
@@ -241,7 +242,7 @@ def _add_list(router: APIRouter, services: Services) -> None:
     async def list_sessions(
         caller: Asking,
         live: Annotated[bool, Query(description="Only live sessions")] = False,
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_LISTED)] = 50,
         before: BeforeUuid = None,
     ) -> SessionList:
         last = await session_for(services, caller, before) if before else None

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query
 
 from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.session_answers import QuotaAnswer, quota_answer
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking, AskingOperator
@@ -23,7 +24,8 @@ from polydev.controller.usage_quotas import QuotaState, month_of
 MOST_DAYS = 400
 
 DaysBack = Annotated[
-    int, Query(alias="days", ge=1, le=MOST_DAYS, description="How many days, today included")
+    WholeNumber,
+    Query(alias="days", ge=1, le=MOST_DAYS, description="How many days, today included"),
 ]
 
 

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import BeforeUuid, page_of
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api.vm_answers import ConsoleAnswer, VmAnswer, VmList, vm_answer
 from polydev.controller.app_services import Services
 from polydev.controller.auth.authentication import BEARER, Asking
@@ -54,7 +55,7 @@ NO_SCREEN = (
 
 VmId = Annotated[UUID, Path(description="The VM's id")]
 Tail = Annotated[
-    int, Query(alias="tail", ge=0, le=MOST_LINES, description="How many of the last lines")
+    WholeNumber, Query(alias="tail", ge=0, le=MOST_LINES, description="How many of the last lines")
 ]
 
 
@@ -98,7 +99,7 @@ def _add_list(router: APIRouter, services: Services) -> None:
     async def list_vms(
         caller: Asking,
         past: Annotated[bool, Query(alias="all", description="Also VMs that have ended")] = False,
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_LISTED)] = 100,
         before: BeforeUuid = None,
     ) -> VmList:
         last = await vm_for(services, caller, before) if before else None

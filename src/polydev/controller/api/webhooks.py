@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from polydev.controller.api.documented_errors import error_responses
 from polydev.controller.api.pagination import MAX_ID, BeforeId, page_of
+from polydev.controller.api.url_numbers import WholeNumber
 from polydev.controller.api_model import ApiModel
 from polydev.controller.app_services import Services
 from polydev.controller.entities import now
@@ -64,7 +65,7 @@ NO_ENDPOINT = (
     },
 )
 
-DeliveryId = Annotated[int, Path(ge=1, le=MAX_ID, description="The delivery's id")]
+DeliveryId = Annotated[WholeNumber, Path(ge=1, le=MAX_ID, description="The delivery's id")]
 EndpointName = Annotated[str, Path(max_length=64, description="The endpoint's name")]
 
 
@@ -196,7 +197,7 @@ def _add_deliveries(router: APIRouter, services: Services) -> None:
     async def list_deliveries(
         state: DeliveryState | None = None,
         endpoint: Annotated[str | None, Query(max_length=64)] = None,
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+        limit: Annotated[WholeNumber, Query(ge=1, le=MOST_LISTED)] = 100,
         before: BeforeId = None,
     ) -> DeliveryList:
         found = await services.webhook_log.list(state, endpoint, limit + 1, before)
