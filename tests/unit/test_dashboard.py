@@ -36,10 +36,10 @@ from polydev.controller.host.system_status import (
 )
 from polydev.controller.settings import AlertSettings, Sampling
 from polydev.controller.store.session_start_times import SessionStart
-from polydev.controller.web import dashboard
+from polydev.controller.web import dashboard_page
 from polydev.controller.web.dashboard_bars import bars_of
 from polydev.controller.web.dashboard_rows import process_rows
-from polydev.controller.web.dashboard_view import banner, headline, view_of
+from polydev.controller.web.dashboard_values import banner, headline, view_of
 from polydev.controller.web.formatting import exact_percent_text, rate_text
 from tests.api import ApiHost, Served, api_host
 from tests.pages import browser
@@ -230,7 +230,7 @@ def test_history_cache_reads_only_new_samples(host: ApiHost) -> None:
 def kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that viewers share are not made again, however slowly a test goes on."""
     for name in ("FRESH_SECONDS", "CHARTS_FRESH_SECONDS"):
-        monkeypatch.setattr(dashboard, name, inf)
+        monkeypatch.setattr(dashboard_page, name, inf)
 
 
 class TestPages:
@@ -274,7 +274,7 @@ class TestPages:
             made.append(words)
             return view_of(*words)
 
-        monkeypatch.setattr(dashboard, "view_of", noted)
+        monkeypatch.setattr(dashboard_page, "view_of", noted)
 
         async def scenario(asked: Served) -> None:
             looks = [await browser(asked, caller) for caller in ("operator", "admin")]

@@ -12,8 +12,15 @@ from typing import Any
 
 import pytest
 
-from polydev.controller.host import network_watch
-from polydev.hosttool import golden_link, health_gate, network_state, slot_network, sshd
+from polydev.controller.host import network_watch_report
+from polydev.hosttool import (
+    golden_link,
+    health_gate,
+    network_state,
+    network_watch,
+    slot_network,
+    sshd,
+)
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.health_gate import question
 from polydev.hosttool.network_facts import Difference
@@ -226,12 +233,12 @@ def test_silent_network_watch_is_reported(
     host: Host, monkeypatch: pytest.MonkeyPatch, age: float | str | None, found: str | None
 ) -> None:
     """The process may exist and hang, for example after SIGSTOP."""
-    monkeypatch.setattr(network_state, "REPORT", host.root / "network.json")
+    monkeypatch.setattr(network_watch, "REPORT", host.root / "network.json")
     now = 1000.0
-    monkeypatch.setattr(network_state, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(network_watch, "time", SimpleNamespace(monotonic=lambda: now))
     if age is not None:
         at = now - age if isinstance(age, float) else age
-        network_state.REPORT.write_text(json.dumps({"at": at}))
+        network_watch.REPORT.write_text(json.dumps({"at": at}))
     assert host.look() == {}, "there is no watch on this host"
     host.known["units"] = [*UNITS, "polydev-network-watch.service"]
     host.write()
@@ -240,10 +247,10 @@ def test_silent_network_watch_is_reported(
     if found:
         assert found in said["watch"]
         assert "polydev-network-watch.service does not run, or hangs" in said["watch"]
-        assert network_state.watch_differences()[1] == (
+        assert network_watch.watch_differences()[1] == (
             "+ report of the watch: no more than 60 s old"
         )
-    assert network_state.FRESH_SECONDS == network_watch.FRESH_SECONDS
+    assert network_watch.FRESH_SECONDS == network_watch_report.FRESH_SECONDS
 
 
 @pytest.mark.parametrize(

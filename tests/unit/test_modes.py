@@ -14,7 +14,7 @@ import pytest
 
 from polydev import durable_files
 from polydev.client import lab_access
-from polydev.hosttool import deployment_records, deployment_slice, network_state, verb_lock
+from polydev.hosttool import deployment_records, deployment_slice, network_watch, verb_lock
 from polydev.hosttool.disk_reserve import keep_reserve
 from polydev.hosttool.paths import Paths
 from polydev.image.image_folder import hold
@@ -155,8 +155,8 @@ def test_modes_of_created_parent_folders(tmp_path: Path) -> None:
 
 def test_network_report_is_world_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.umask(0o077)
-    monkeypatch.setattr(network_state, "REPORT", tmp_path / "run/network.json")
-    network_state._write({"ok": True})
+    monkeypatch.setattr(network_watch, "REPORT", tmp_path / "run/network.json")
+    network_watch._write({"ok": True})
     assert mode(tmp_path / "run/network.json") == 0o644
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["network.json"]
 

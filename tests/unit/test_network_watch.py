@@ -16,7 +16,7 @@ from polydev.controller.host.alert_rules import (
     observe_network,
     observe_no_network_report,
 )
-from polydev.controller.host.network_watch import (
+from polydev.controller.host.network_watch_report import (
     NetworkDifference,
     NoWatchReport,
     declared_check,
@@ -24,7 +24,7 @@ from polydev.controller.host.network_watch import (
     unread_check,
 )
 from polydev.controller.settings import Sampling
-from polydev.hosttool import network_state
+from polydev.hosttool import network_watch
 from polydev.processes import run
 
 NOW = 1000.0
@@ -116,7 +116,7 @@ class TestAlerts:
         """The network is compared, then sampled; the alert does not need to last."""
         assert "vm_isolation" not in LASTING
         # The other 10 s are for the comparison and the message.
-        assert network_state.EVERY_SECONDS + Sampling().every_seconds <= 20
+        assert network_watch.EVERY_SECONDS + Sampling().every_seconds <= 20
 
     def test_no_differences_clear_standing_alerts(self) -> None:
         assert observe_network(()) == {"vm_isolation": [], "vm_network": []}
@@ -166,18 +166,18 @@ def test_report_stays_fresh_however_long_a_check_takes(
 ) -> None:
     checks = Checks(seconds, cpu_seconds)
     clock = SimpleNamespace(monotonic=lambda: checks.now, sleep=checks.sleep)
-    monkeypatch.setattr(network_state, "time", clock)
-    monkeypatch.setattr(network_state, "_cpu_seconds", lambda: checks.used)
-    monkeypatch.setattr(network_state, "_report", checks.report)
-    monkeypatch.setattr(network_state, "_write", checks.write)
+    monkeypatch.setattr(network_watch, "time", clock)
+    monkeypatch.setattr(network_watch, "_cpu_seconds", lambda: checks.used)
+    monkeypatch.setattr(network_watch, "_report", checks.report)
+    monkeypatch.setattr(network_watch, "_write", checks.write)
     with pytest.raises(KeyboardInterrupt):
-        network_state.watch()
+        network_watch.watch()
     first, second = checks.reported_at
     assert second - first == pytest.approx(between)
-    assert second - first < network_state.FRESH_SECONDS
+    assert second - first < network_watch.FRESH_SECONDS
 
 
 def test_cpu_time_of_ended_programs_counts() -> None:
-    before = network_state._cpu_seconds()
+    before = network_watch._cpu_seconds()
     run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"])
-    assert network_state._cpu_seconds() - before >= 0.15
+    assert network_watch._cpu_seconds() - before >= 0.15

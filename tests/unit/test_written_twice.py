@@ -22,7 +22,7 @@ from polydev.client import credentials_key, host_probe
 from polydev.client import template_build as client_templates
 from polydev.controller import credential_encryption
 from polydev.controller import settings as controller_settings
-from polydev.controller.host import network_watch
+from polydev.controller.host import network_watch_report
 from polydev.controller.machines import (
     agent_client,
     bridge_status,
@@ -34,7 +34,7 @@ from polydev.deployment_records import order
 from polydev.deploys import host_files_and_units
 from polydev.hosttool import (
     deployment_counter,
-    network_state,
+    network_watch,
     polkit,
     run_controller_command,
     slot_network,
@@ -70,8 +70,8 @@ BRIDGE = host_files_and_units.BRIDGE
             ("templates, for verbs", client_templates.FOLDER, str(template_holder.FOLDER)),
             ("service", host_probe.UNITS[0], units.MAIN),
             ("maker of templates", systemd_hypervisor.TEMPLATE_MAKER, units.TEMPLATE_MAKER),
-            ("watch of the network", network_watch.WATCH_UNIT, units.WATCH),
-            ("report of the watch", network_watch.FILE, network_state.REPORT),
+            ("watch of the network", network_watch_report.WATCH_UNIT, units.WATCH),
+            ("report of the watch", network_watch_report.FILE, network_watch.REPORT),
             ("host's values", host_probe.HOST, str(slot_network.HOST_FILE)),
             ("configuration", host_probe.CONFIG, host_files_and_units.CONFIG_FILE),
             ("host tool", host_probe.TOOL, str(PATHS.tool)),

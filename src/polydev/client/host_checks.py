@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 
-from polydev import clock
+from polydev import clock_difference
 from polydev.client import host_probe
 from polydev.client.doctor_findings import (
     GIB,
@@ -129,17 +129,17 @@ def python_finding(where: str, facts: HostFacts) -> DoctorFinding:
 def clock_finding(where: str, facts: HostFacts) -> DoctorFinding:
     """Compare the host's clock with ours, within the accuracy that the call's duration allows."""
     said = facts.said
-    offset = clock.offset_seconds(
+    offset = clock_difference.offset_seconds(
         facts.before, facts.after, float(said["startedAt"]), float(said["endedAt"])
     )
-    if abs(offset) < clock.WARNING_SECONDS:
+    if abs(offset) < clock_difference.WARNING_SECONDS:
         return DoctorFinding(where, "clock", "ok", "agrees with this machine's")
     state: State = "problem" if abs(offset) >= CLOCK_PROBLEM_SECONDS else "warning"
     return DoctorFinding(
         where,
         "clock",
         state,
-        clock.offset_text(offset),
+        clock_difference.offset_text(offset),
         "run timedatectl on both, set the wrong clock, and install systemd-timesyncd",
     )
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
-from polydev.clock import offset_seconds
+from polydev.clock_difference import offset_seconds
 from polydev.deployment.connection import ANSWER_SECONDS, TOOL, Unreachable, tool_error
 from polydev.errors import LockHeld
 from polydev.processes import LineProcess

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
-from polydev.clock import WARNING_SECONDS, offset_text
+from polydev.clock_difference import WARNING_SECONDS, offset_text
 from polydev.deployment import timeouts_and_retention
 from polydev.deployment.connection import (
     TOOL,

@@ -37,7 +37,7 @@ from polydev.deploys.pyinfra_types import concern, warn
 from polydev.deploys.render import render_unit
 from polydev.deploys.units import stop_other_units, unit, unit_file
 from polydev.host_layout import GATEWAY_MAC, GUEST_ADDRESS, GUEST_GATEWAY, GUEST_PORTS
-from polydev.hosttool import network_facts, network_state
+from polydev.hosttool import network_facts, network_state, network_watch
 from polydev.hosttool import slot_network as host_slots
 from polydev.hosttool.bridge_facts import WORST_METRIC
 from polydev.hosttool.network_facts import BRIDGE_PART
@@ -146,9 +146,11 @@ def slots(site: HostData, live: NetworkDifferences) -> None:
 
 
 @concern("Watch of the network")
-def network_watch(site: HostData, differences: list[str]) -> None:
+def network_watch_unit(site: HostData, differences: list[str]) -> None:
     """Deploy the watch after all that it watches, so that it starts with the present host tool."""
-    code = [source_of(module) for module in (network_facts, network_state, host_slots)]
+    code = [
+        source_of(module) for module in (network_facts, network_state, network_watch, host_slots)
+    ]
     code += guest_network()
     config = unit_file(WATCH, network_values(site), *code)
     unit(

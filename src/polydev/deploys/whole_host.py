@@ -20,7 +20,7 @@ from polydev.deploys.network import (
     bridge,
     firewall,
     names,
-    network_watch,
+    network_watch_unit,
     require_free_networks,
     slots,
     warn_of_open_api,
@@ -74,7 +74,7 @@ def browser_host() -> None:
         firewall(site)
         slots(site, live.network)
         names(site)
-        network_watch(site, live.watch)
+        network_watch_unit(site, live.watch)
         confirm_deadman(site, target)
         vms(site, live.polkit)
     if site.concerns("master-controller"):

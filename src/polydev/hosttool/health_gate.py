@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from polydev.host_layout import CONTROLLER_ROOT
-from polydev.hosttool import network_state, slot_network, sshd
+from polydev.hosttool import network_state, network_watch, slot_network, sshd
 from polydev.hosttool.controller_socket import describe_listener, listeners_at
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.golden_link import golden_digest, golden_leads_to
@@ -67,7 +67,7 @@ def run_checks(systemd: Systemd) -> list[HealthCheck]:
     checks.append(sshd_check(host))
     checks += _network_checks(host)
     if WATCH in known:
-        checks.append(watch_check(network_state.watch_differences()))
+        checks.append(watch_check(network_watch.watch_differences()))
     if "polydev-dns.service" in known:
         checks.append(_guarded("names", lambda: names_check(host)))
     checks.append(image_check())

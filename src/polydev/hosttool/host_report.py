@@ -17,6 +17,7 @@ from polydev.hosttool import (
     disk_reserve,
     images,
     network_state,
+    network_watch,
     permissions,
     polkit,
     release_files,
@@ -102,6 +103,6 @@ PARTS: dict[str, Part] = {
     ),
     "permissions": lambda call, _: permissions.find(permissions.trees(call.paths)),
     "reserve": lambda call, _: disk_reserve.differences(call.paths),
-    "watch": lambda *_: network_state.watch_differences(),
+    "watch": lambda *_: network_watch.watch_differences(),
     "images": lambda call, _: images.listing(call.paths.images),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polydev.hosttool import network_state, slot_network
+from polydev.hosttool import network_repair, network_state, network_watch, slot_network
 from polydev.hosttool.verb import Call, HostVerb, argument
 from polydev.hosttool.verb_lock import lock_slot
 
@@ -36,7 +36,7 @@ def slot_list(call: Call) -> object:
 def slot_mend(call: Call) -> object:
     number = call.arguments.number
     with lock_slot(call.paths, number, f"slot mend {number}"):
-        return network_state.mend_slot(number)
+        return network_repair.mend_slot(number)
 
 
 def network_check(call: Call) -> object:
@@ -44,13 +44,13 @@ def network_check(call: Call) -> object:
     return network_state.as_document(network_state.check(host))
 
 
-def network_watch(call: Call) -> object:
-    network_state.watch(call.arguments.seconds)
+def watch_network(call: Call) -> object:
+    network_watch.watch(call.arguments.seconds)
     return None
 
 
 def network_mend(call: Call) -> object:
-    return network_state.mend_bridge()
+    return network_repair.mend_bridge()
 
 
 VERBS = (
@@ -66,14 +66,14 @@ VERBS = (
     ),
     HostVerb(
         "network watch",
-        f"Check again and again, and write the result to {network_state.REPORT}",
-        network_watch,
+        f"Check again and again, and write the result to {network_watch.REPORT}",
+        watch_network,
         (
             argument(
                 "--seconds",
                 type=float,
-                default=network_state.EVERY_SECONDS,
-                help=f"from one check to the next ({network_state.EVERY_SECONDS:g})",
+                default=network_watch.EVERY_SECONDS,
+                help=f"from one check to the next ({network_watch.EVERY_SECONDS:g})",
             ),
         ),
     ),

@@ -13,7 +13,7 @@ import {
   receiptText,
   textOf,
 } from "../../../src/polydev/controller/web/static/session/login_progress.js";
-import { progress } from "../../../src/polydev/controller/web/static/session/progress.js";
+import { progress } from "../../../src/polydev/controller/web/static/session/boot_progress.js";
 import { edits } from "../../../src/polydev/controller/web/static/session/input_diff.js";
 import { viewOf } from "../../../src/polydev/controller/web/static/session/screen_cover_view.js";
 

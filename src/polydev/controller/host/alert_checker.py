@@ -23,7 +23,7 @@ from polydev.controller.host.alert_outbox import AlertMessage, MessageKind
 from polydev.controller.host.alert_rules import Observed, Unknown
 from polydev.controller.host.blocking_call import BlockingCall, NoAnswer
 from polydev.controller.host.deployments import newest_failed
-from polydev.controller.host.network_watch import read_report
+from polydev.controller.host.network_watch_report import read_report
 from polydev.controller.host.sample import Sample, Workload
 from polydev.controller.machines.hypervisor import Hypervisor
 from polydev.controller.settings import ControllerSettings

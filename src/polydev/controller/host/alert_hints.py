@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from polydev.controller.host.network_watch import REPAIR_HINT
+from polydev.controller.host.network_watch_report import REPAIR_HINT
 
 NO_HINT = "see the controller's log: journalctl -u master-controller"
 # By the name of a part, which is an alert's rule where there is one.

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from polydev.controller.entities import Severity
-from polydev.controller.host.network_watch import NetworkDifference
+from polydev.controller.host.network_watch_report import NetworkDifference
 from polydev.controller.host.sample import Sample, Workload, disk_key
 from polydev.controller.host.system_status import (
     Status,

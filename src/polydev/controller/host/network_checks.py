@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-from polydev.controller.host import network_watch
+from polydev.controller.host import network_watch_report
 from polydev.controller.host.blocking_call import TIMEOUT_SECONDS, BlockingCall, NoAnswer
-from polydev.controller.host.network_watch import declared_check, read_report, unread_check
+from polydev.controller.host.network_watch_report import declared_check, read_report, unread_check
 from polydev.controller.host.system_status import NetworkCheck, NetworkHealth, worst
 from polydev.controller.machines.bridge_status import BRIDGE
 
@@ -147,7 +147,7 @@ class NetworkChecks:
         network: IPv4Network,
         slots: Sequence[int],
         timeout_seconds: float = TIMEOUT_SECONDS,
-        report_file: Path = network_watch.FILE,
+        report_file: Path = network_watch_report.FILE,
     ) -> None:
         self._network = network
         self._slots = slots

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from polydev.controller.entities import Alert, Vm, now
-from polydev.controller.host import deployments, network_watch
+from polydev.controller.host import deployments, network_watch_report
 from polydev.controller.host.alert_checker import AlertChecker
 from polydev.controller.host.alert_outbox import Outbox
 from polydev.controller.host.alert_sender import AlertSender, SendResult
@@ -56,7 +56,7 @@ class SampleLoop:
         *,
         leads: Callable[[], bool] = lambda: True,
         deployments_folder: Path = deployments.FOLDER,
-        network_file: Path = network_watch.FILE,
+        network_file: Path = network_watch_report.FILE,
         sender: AlertSender | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:

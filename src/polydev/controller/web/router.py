@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 from polydev.controller.app_services import Services
 from polydev.controller.web import (
     alert_pages,
-    dashboard,
+    dashboard_page,
     deployment_pages,
     image_pages,
     session_page,
@@ -35,7 +35,7 @@ def routes(services: Services, pages: Pages) -> APIRouter:
         sign_in,
         start_page,
         session_page,
-        dashboard,
+        dashboard_page,
         vm_pages,
         user_pages,
         image_pages,

@@ -13,7 +13,7 @@ import { Link } from "./reconnect.js";
 import { ToolLogin } from "./tool_login.js";
 import { pauseSeconds } from "../retry_pauses.js";
 import { Screen } from "./screen.js";
-import { isComing, isLive } from "./progress.js";
+import { isComing, isLive } from "./boot_progress.js";
 import { onWake } from "./wake_detection.js";
 import { viewOf } from "./screen_cover_view.js";
 

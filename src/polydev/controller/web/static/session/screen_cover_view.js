@@ -4,7 +4,7 @@
 // title, text, detail    names of texts with their values, or { said } by the controller
 // actions    names of the buttons: now, again, start, signin, home
 
-import { isComing, isLive, progress } from "./progress.js";
+import { isComing, isLive, progress } from "./boot_progress.js";
 import { words } from "./connection_state.js";
 import { receiptText } from "./login_progress.js";
 

@@ -3,7 +3,7 @@
 import { Problem } from "../requests_and_notices.js";
 import { NONE, afterAnswer, afterSession, asksAgainSeconds } from "./login_progress.js";
 import { LoginPanel } from "./login_panel.js";
-import { isComing } from "./progress.js";
+import { isComing } from "./boot_progress.js";
 
 // In these states the user needs the panel: the screen does not show what to do.
 const OPENS_PANEL = ["failed", "handed_over", "injected"];

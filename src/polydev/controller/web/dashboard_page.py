@@ -20,7 +20,7 @@ from polydev.controller.host.history_cache import LastDay
 from polydev.controller.host.processes import why_unavailable
 from polydev.controller.web.compressed_content import Content
 from polydev.controller.web.dashboard_rows import process_rows
-from polydev.controller.web.dashboard_view import view_of
+from polydev.controller.web.dashboard_values import view_of
 from polydev.controller.web.page_rendering import Pages
 
 PARTS = ("status", "findings", "bars", "sessions", "network", "alerts")
