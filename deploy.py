@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyinfra.context import config, host
 
-from polydev.deploys.whole_host import browser_host
+from polydev.host_setup.whole_host import browser_host
 
 config.SUDO = True
 

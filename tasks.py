@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
@@ -251,13 +253,14 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
             f"no such tests: {', '.join(unknown)}",
             f"one of {', '.join(TEST_KINDS)}, spec, or a word of a test file's name",
         )
+    # Write bytecode: hundreds of processes import the same modules.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""
     if not parts:
-        check(context)
+        with _tests_compiled_meanwhile():
+            check(context)
         files = {kind: tests_of(kind) for kind in TEST_KINDS}
     if "spec" in parts:
         verify(context, "latest")
-    # Write bytecode: hundreds of processes import the same modules.
-    os.environ["PYTHONDONTWRITEBYTECODE"] = ""
     pytest = [sys.executable, "-m", "pytest", *(["-k", k] if k else [])]
     wanted = sorted({file for found in files.values() for file in found})
     benches = [file for file in wanted if file.startswith("tests/bench")]
@@ -271,6 +274,20 @@ def test(context: Context, only: str = "", k: str = "") -> None:  # noqa: PT028 
     some_ran = any(status != NO_TESTS for status in statuses)
     failed = [status for status in statuses if status and not (some_ran and status == NO_TESTS)]
     raise SystemExit(failed[0] if failed else 0)
+
+
+@contextmanager
+def _tests_compiled_meanwhile() -> Iterator[None]:
+    """Collect all tests in the background: otherwise each lane compiles all of them by itself."""
+    from polydev.processes import end_group, spawn
+
+    words = ["-m", "pytest", "--collect-only", "-qq", "tests"]
+    process = spawn([sys.executable, *words], cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL)
+    try:
+        yield
+        process.wait()  # the lanes tell what cannot be collected
+    finally:
+        end_group(process)
 
 
 def tests_of(part: str) -> list[str]:

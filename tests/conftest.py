@@ -21,8 +21,8 @@ import pytest
 import structlog
 from xdist.scheduler import LoadScopeScheduling
 
-from polydev.deploys import web_assets
 from polydev.errors import MachineBusy
+from polydev.host_setup import web_assets
 from polydev.image.build import BuildOptions, build
 from polydev.image.recipe import load_recipe
 from polydev.image.store import ImageStore

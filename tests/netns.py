@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydev.deploys.accounts import host_json
-from polydev.deploys.host_tool import tool_bytes
-from polydev.deploys.inventory_values import HostData
-from polydev.deploys.network import network_values
-from polydev.deploys.render import render
+from polydev.host_setup.accounts import host_json
+from polydev.host_setup.host_tool import tool_bytes
+from polydev.host_setup.inventory_values import HostData
+from polydev.host_setup.network import network_values
+from polydev.host_setup.render import render
 from polydev.processes import run
 from tests.hosts import ROOT
 

@@ -26,9 +26,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from polydev import __version__
-from polydev.deploys.host_files_and_units import STORE
-from polydev.deploys.images import rsync_argv
 from polydev.file_checksum import file_sha256
+from polydev.host_setup.host_files_and_units import STORE
+from polydev.host_setup.images import rsync_argv
 from polydev.image.file_listing import allocated_bytes
 from polydev.image.image_folder import read_record, record_text
 from polydev.image.kernel import load_order, parse_modules_dep

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys import web_assets
-from polydev.deploys.controller_wheels import LOCK, PACKAGE, Bundle, make_bundle, source_digest
 from polydev.errors import BuildError
+from polydev.host_setup import web_assets
+from polydev.host_setup.controller_wheels import LOCK, PACKAGE, Bundle, make_bundle, source_digest
 from polydev.processes import run, spawn
 from polydev.progress import Steps
 from polydev.settings import Settings

@@ -14,8 +14,8 @@ from polydev.deployment import history as histories
 from polydev.deployment import lock
 from polydev.deployment.connection import HostConnection, HostRefused, Unreachable
 from polydev.deployment.lock import HostLock
-from polydev.deploys import deadman
 from polydev.errors import DeployError, LockHeld
+from polydev.host_setup import deadman
 from polydev.processes import LineProcess
 from polydev.ssh import SshTarget
 

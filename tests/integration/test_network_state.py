@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from polydev.deploys.inventory_values import HostData
+from polydev.host_setup.inventory_values import HostData
 from tests.netns import SmallHost, small_host
 
 SITE = HostData(slots=12)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys import facts
-from polydev.deploys.facts import UnitFact
+from polydev.host_setup import facts
+from polydev.host_setup.facts import UnitFact
 from polydev.processes import run
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from polydev.deploys.inventory_values import HostData
 from polydev.host_layout import GATEWAY_MAC
+from polydev.host_setup.inventory_values import HostData
 from tests.netns import SmallHost, small_host
 
 GUEST, VM, OTHER_VM = "172.16.0.2", "192.168.100.2", "192.168.100.3"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydev.deploys.atomic_folder import atomic_folder
+from polydev.host_setup.atomic_folder import atomic_folder
 from polydev.http_client import HttpSession
 from polydev.npm import LOCK, clean_install, npm_argv
 from polydev.processes import LineProcess

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from polydev import durable_files
-from polydev.deploys import atomic_folder
 from polydev.errors import ImageError, VmError
 from polydev.file_checksum import file_sha256
+from polydev.host_setup import atomic_folder
 from polydev.hosttool import verb_lock
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths

@@ -20,8 +20,8 @@ import pytest
 import polydev.npm
 from polydev.client import host_facts as client_host
 from polydev.client import host_probe, operator_machine_checks
-from polydev.deploys import controller_wheels, images, rsync
-from polydev.deploys.rsync import remote_options
+from polydev.host_setup import controller_wheels, images, rsync
+from polydev.host_setup.rsync import remote_options
 from polydev.hosttool import (
     accounts,
     deployment_slice,

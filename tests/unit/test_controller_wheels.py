@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys import web_assets
-from polydev.deploys.controller_wheels import (
+from polydev.errors import ConfigError
+from polydev.host_setup import web_assets
+from polydev.host_setup.controller_wheels import (
     LOCK,
     PACKAGE,
     PYTHON_VERSIONS,
@@ -23,7 +24,6 @@ from polydev.deploys.controller_wheels import (
     source_digest,
     vm_digest,
 )
-from polydev.errors import ConfigError
 from polydev.progress import Steps
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -184,7 +184,7 @@ class TestPlanned:
         assert process.has_ended
         assert json.loads(log.getvalue()) == self.PLAN
         words = process.argv
-        assert words[:4] == [sys.executable, "-m", "polydev.deploys", "apply"]
+        assert words[:4] == [sys.executable, "-m", "polydev.host_setup", "apply"]
         assert words[words.index("--data") + 1] == '{"slots": 3}'
         assert words[words.index("--host") + 1] == "x"
         assert words[-1] == "--plan"

@@ -47,7 +47,7 @@ NOT_IN_A_CHECKOUT = (
     "…",
 )
 FOLDERS = (
-    "src|tests|verbs|golden|docs|deploy|inventory|templates|web|requirements|deploys|controller"
+    "src|tests|verbs|golden|docs|deploy|inventory|templates|web|requirements|host_setup|controller"
 )
 
 

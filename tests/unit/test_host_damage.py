@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys import controller, images
-from polydev.deploys.inventory_values import HostData
+from polydev.host_setup import controller, images
+from polydev.host_setup.inventory_values import HostData
 from polydev.hosttool import golden_link
 from polydev.hosttool import images as store_of
 from polydev.hosttool.file_metadata import file_sha256

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.accounts import declared_accounts, mend_accounts
-from polydev.deploys.inventory_values import HostData
+from polydev.host_setup.accounts import declared_accounts, mend_accounts
+from polydev.host_setup.inventory_values import HostData
 from polydev.hosttool import accounts
 from polydev.hosttool import sudoers as host_sudoers
 from polydev.hosttool.accounts import (

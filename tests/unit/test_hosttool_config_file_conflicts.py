@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.accounts import host_json
-from polydev.deploys.inventory_values import HostData
+from polydev.host_setup.accounts import host_json
+from polydev.host_setup.inventory_values import HostData
 from polydev.hosttool.config_file_conflicts import OUT, differences, find, mend
 from polydev.hosttool.errors import HostError
 

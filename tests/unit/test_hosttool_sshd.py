@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polydev.deploys.host_files_and_units import SSHD_FILE
-from polydev.deploys.system_services import effective_sshd
+from polydev.host_setup.host_files_and_units import SSHD_FILE
+from polydev.host_setup.system_services import effective_sshd
 from polydev.hosttool import sshd
 from polydev.hosttool.errors import HostError
 

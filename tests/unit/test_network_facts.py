@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from polydev.deploys.accounts import host_json
-from polydev.deploys.inventory_values import HostData
+from polydev.host_setup.accounts import host_json
+from polydev.host_setup.inventory_values import HostData
 from polydev.hosttool import bridge_facts, ip_output, network_facts, slot_facts
 from polydev.hosttool.network_facts import Difference, KernelState
 from polydev.hosttool.slot_network import PORT_FLAGS, settings_of, slot_of

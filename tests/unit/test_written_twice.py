@@ -31,7 +31,7 @@ from polydev.controller.machines import (
 )
 from polydev.controller.machines.vm_driver_timing import Intervals
 from polydev.deployment_records import order
-from polydev.deploys import host_files_and_units
+from polydev.host_setup import host_files_and_units
 from polydev.hosttool import (
     deployment_counter,
     network_watch,

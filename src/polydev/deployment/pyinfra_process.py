@@ -67,7 +67,7 @@ class Project:
 
     def argv(self, verb: str, *words: str) -> list[str]:
         inventory = ["--inventory", str(self.inventory), "--deploy", str(self.root / "deploy.py")]
-        return [sys.executable, "-m", "polydev.deploys", verb, *inventory, *words]
+        return [sys.executable, "-m", "polydev.host_setup", verb, *inventory, *words]
 
 
 def describe(project: Project) -> list[DescribedHost]:

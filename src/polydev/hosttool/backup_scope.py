@@ -1,6 +1,6 @@
 """The scope of a deployment: what it may change, and so what each backup contains.
 
-The operator's side decides it (`deploys.host_files_and_units`) and sends it as JSON.
+The operator's side decides it (`host_setup.host_files_and_units`) and sends it as JSON.
 """
 
 from __future__ import annotations

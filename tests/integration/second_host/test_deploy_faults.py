@@ -20,8 +20,8 @@ import pytest
 
 from polydev.controller.migrations import HEAD
 from polydev.deployment_records import Record
-from polydev.deploys import units
 from polydev.errors import DeployError
+from polydev.host_setup import units
 from polydev.processes import Process, end_group, spawn
 from tests.hosts import ROOT, TOOL, DeployedHost, variant
 
