@@ -38,11 +38,11 @@ async def send_test_alerts(settings: ControllerSettings, _arguments: argparse.Na
 
 
 async def build_template(settings: ControllerSettings, arguments: argparse.Namespace) -> object:
-    from polydev.controller.machines.template_maker import make_template
-    from polydev.processes import hand_over
-
+    # Before the imports: each deployment starts this verb, also where templates are switched off.
     if not settings.templates:
         return {"made": False, "enabled": False}
+    from polydev.controller.machines.template_maker import make_template
+    from polydev.processes import hand_over
 
     def say(words: str) -> None:
         sys.stderr.write(f"{words}\n")
