@@ -35,6 +35,7 @@ PASSWORD = "correct horse"
 PROGRAM = f"""#!/bin/sh
 # Log the arguments, which other users can see, to check that they have no secret.
 tr '\\0' '\\n' </proc/self/cmdline >>{{log}}
+echo "core dumps: $(ulimit -H -c)" >>{{log}}
 exec {sys.executable} -m polydev.controller "$@"
 """
 
@@ -121,8 +122,10 @@ def test_migration_uses_database_of_the_secret(databases: Databases) -> None:
     databases.use(databases.url(1))
     migrate(databases)
     assert databases.users(1) == 0
-    assert PASSWORD not in databases.seen.read_text()
-    assert "%20horse" not in databases.seen.read_text()
+    seen = databases.seen.read_text()
+    assert PASSWORD not in seen
+    assert "%20horse" not in seen
+    assert {line for line in seen.splitlines() if "core dumps" in line} == {"core dumps: 0"}
 
 
 def test_restore_uses_database_of_the_backup(databases: Databases) -> None:

@@ -186,6 +186,7 @@ class TestWholeHost:
             path for path, text in files.items() if "the word of all words, and some more" in text
         ] == ["/etc/master-controller/secrets/jwt-secret"]
         for name in ("master-controller.service", "master-controller-next@.service"):
+            assert "\nLimitCORE=0\n" in files[UNITS + name]
             line = "LoadCredential=jwt-secret:/etc/master-controller/secrets/jwt-secret\n"
             assert line in files[UNITS + name]
 

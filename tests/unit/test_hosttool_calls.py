@@ -181,7 +181,7 @@ def test_verb_calls_its_function_with_its_options(
     monkeypatch.setattr("polydev.hosttool.accounts.accounts_of", lambda host: ("accounts of", host))
     monkeypatch.setattr("polydev.hosttool.backup_verbs.scope_from", lambda _: "scope")
     monkeypatch.setattr("polydev.hosttool.backup_verbs.require_intact", lambda _: None)
-    monkeypatch.setattr("polydev.hosttool.permissions.trees", lambda paths: ("trees of", paths))
+    monkeypatch.setattr("polydev.hosttool.file_permissions.trees", lambda paths: ("trees of", paths))
     monkeypatch.setattr("polydev.hosttool.network_state.as_document", lambda found: found)
     monkeypatch.setattr(importlib.import_module(f"polydev.hosttool.{module}"), name, work)
     call = call_of(words)

@@ -18,7 +18,7 @@ from polydev.hosttool import (
     images,
     network_state,
     network_watch,
-    permissions,
+    file_permissions,
     polkit,
     release_files,
     run_controller_command,
@@ -101,7 +101,7 @@ PARTS: dict[str, Part] = {
     "settings": lambda call, question: config_file_conflicts.differences(
         question["host"], call.paths.root
     ),
-    "permissions": lambda call, _: permissions.find(permissions.trees(call.paths)),
+    "permissions": lambda call, _: file_permissions.find(file_permissions.trees(call.paths)),
     "reserve": lambda call, _: disk_reserve.differences(call.paths),
     "watch": lambda *_: network_watch.watch_differences(),
     "images": lambda call, _: images.listing(call.paths.images),

@@ -9,7 +9,7 @@ from polydev.hosttool import (
     disk_reserve,
     health_gate,
     host_report,
-    permissions,
+    file_permissions,
     polkit,
     slot_network,
 )
@@ -22,7 +22,7 @@ def accounts_mend(call: Call) -> object:
 
 
 def permissions_mend(call: Call) -> object:
-    return permissions.mend(permissions.trees(call.paths))
+    return file_permissions.mend(file_permissions.trees(call.paths))
 
 
 def polkit_mend(call: Call) -> object:

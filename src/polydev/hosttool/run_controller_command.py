@@ -48,8 +48,9 @@ class ControllerProgram:
 
     def argv(self, *words: str) -> list[str]:
         user = self.user
-        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        become += ["--no-new-privs", "--pdeathsig=TERM"]
+        # Its memory has secrets, which must reach no core dump.
+        become = ["prlimit", "--core=0:0", "setpriv", f"--reuid={user}", f"--regid={user}"]
+        become += ["--clear-groups", "--no-new-privs", "--pdeathsig=TERM"]
         config = self.paths.controller_config / "config.yaml"
         return [*become, str(self.file), *words, "--config", str(config)]
 

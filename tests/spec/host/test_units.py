@@ -91,6 +91,14 @@ def test_unit_is_confined(host: Host, unit: str) -> None:
     assert asked.rc == 0, f"{unit}: {asked.stdout.strip().splitlines()[-1]}, at most {most}"
 
 
+@pytest.mark.parametrize(
+    "unit", [unit for unit in OWN_UNITS if unit.startswith(("master-", "microvm@", "polydev-temp"))]
+)
+def test_unit_with_secrets_leaves_no_core_dump(host: Host, unit: str) -> None:
+    name = unit.replace("@.", "@0.")
+    assert host.check_output(f"systemctl show -P LimitCORE {name}") == "0"
+
+
 @pytest.mark.parametrize("unit", OWN_UNITS)
 def test_system_call_filter_cannot_be_evaded(host: Host, unit: str) -> None:
     name = unit.replace("@.", "@0.")

@@ -61,6 +61,15 @@ def test_services_have_no_start_limits(host: Host) -> None:
     assert "--ipc-connection-timeout=" in arguments, "chromium has no --ipc-connection-timeout"
 
 
+def test_no_service_leaves_a_core_dump(host: Host) -> None:
+    """A tool, the browser or the agent has credentials in its memory."""
+    names = " ".join(
+        f"{name}.service" for name in (*UNITS, "polydev-login@x", "polydev-credentials@x")
+    )
+    shown = host.run(f"systemctl show -p LimitCORE {names}").stdout.split()
+    assert set(shown) == {"LimitCORE=0"}, f"services may leave core dumps: {' '.join(shown)}"
+
+
 def test_no_systemd_job_is_pending(host: Host) -> None:
     jobs = host.run("systemctl list-jobs --no-legend").stdout.splitlines()
     waiting = [job for job in jobs if not any(unit in job for unit in LOGIN_UNITS)]

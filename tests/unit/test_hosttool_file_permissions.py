@@ -11,7 +11,7 @@ import pytest
 
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.paths import Paths
-from polydev.hosttool.permissions import ProtectedTree, find, mend, trees
+from polydev.hosttool.file_permissions import ProtectedTree, find, mend, trees
 
 OTHER = 4242
 
