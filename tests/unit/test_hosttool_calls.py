@@ -35,7 +35,7 @@ WHO = {"id": FIRST, "owner": "ada", "purpose": "deploy"}
 # Verb, the function that does the work, its arguments; `Call` stands for the call itself.
 CALLS: dict[str, tuple[str, tuple[object, ...], dict[str, object]]] = {
     "accounts mend --host /h": ("accounts.mend", ("accounts of", HOST), {}),
-    "permissions mend": ("permissions.mend", ("trees of", PATHS), {}),
+    "permissions mend": ("file_permissions.mend", ("trees of", PATHS), {}),
     "polkit mend --host /h": ("polkit.mend", (HOST, PATHS.root), {}),
     "settings mend --host /h": ("config_file_conflicts.mend", (HOST, PATHS.root), {}),
     "reserve keep": ("disk_reserve.keep_reserve", (PATHS,), {}),
@@ -181,7 +181,9 @@ def test_verb_calls_its_function_with_its_options(
     monkeypatch.setattr("polydev.hosttool.accounts.accounts_of", lambda host: ("accounts of", host))
     monkeypatch.setattr("polydev.hosttool.backup_verbs.scope_from", lambda _: "scope")
     monkeypatch.setattr("polydev.hosttool.backup_verbs.require_intact", lambda _: None)
-    monkeypatch.setattr("polydev.hosttool.file_permissions.trees", lambda paths: ("trees of", paths))
+    monkeypatch.setattr(
+        "polydev.hosttool.file_permissions.trees", lambda paths: ("trees of", paths)
+    )
     monkeypatch.setattr("polydev.hosttool.network_state.as_document", lambda found: found)
     monkeypatch.setattr(importlib.import_module(f"polydev.hosttool.{module}"), name, work)
     call = call_of(words)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from polydev.hosttool.errors import HostError
-from polydev.hosttool.paths import Paths
 from polydev.hosttool.file_permissions import ProtectedTree, find, mend, trees
+from polydev.hosttool.paths import Paths
 
 OTHER = 4242
 

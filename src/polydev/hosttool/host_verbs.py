@@ -7,9 +7,9 @@ from polydev.hosttool import (
     apt_locks,
     config_file_conflicts,
     disk_reserve,
+    file_permissions,
     health_gate,
     host_report,
-    file_permissions,
     polkit,
     slot_network,
 )
