@@ -92,10 +92,11 @@ def create_app(
     for kind in (Error, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_problem)
     _add_middleware(app, services)
-    for module in ROUTERS:
-        app.include_router(module.routes(services))
-    app.include_router(docs.routes(app.openapi))
-    app.include_router(router.routes(services, pages))
+    routers = [module.routes(services) for module in ROUTERS]
+    routers += [docs.routes(app.openapi), router.routes(services, pages)]
+    for each in routers:
+        # Not include_router, which makes each route again, at the first request.
+        app.router.routes.extend(each.routes)
     return app
 
 

@@ -42,5 +42,5 @@ def routes(services: Services, pages: Pages) -> APIRouter:
         deployment_pages,
         alert_pages,
     ):
-        router.include_router(module.routes(services, pages))
+        router.routes.extend(module.routes(services, pages).routes)
     return router

@@ -14,7 +14,7 @@ from polydev.controller.web.page_rendering import Pages
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(include_in_schema=False)
 
     @router.get("/session/{session_id}")
     async def show_session(request: Request, session_id: str) -> Response:

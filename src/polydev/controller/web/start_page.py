@@ -23,7 +23,7 @@ UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 
 def routes(services: Services, pages: Pages) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(include_in_schema=False)
 
     @router.get("/")
     async def show_start(request: Request, caller: Asking) -> Response:
