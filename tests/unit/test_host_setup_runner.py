@@ -82,6 +82,19 @@ def told_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return lambda word: monkeypatch.setattr(sys, "stdin", io.StringIO(word))
 
 
+def test_ssh_waits_a_minute_for_the_greeting_of_a_busy_host(runner: Any, tmp_path: Path) -> None:
+    """Unless the inventory says otherwise."""
+    file = tmp_path / "inventory.py"
+    own = {"ssh_paramiko_connect_kwargs": {"banner_timeout": 5}}
+    file.write_text(f"browser_hosts = ['slow.example', ('quick.example', {own!r})]\n")
+    inventory = runner.Runner(file, tmp_path / "deploy.py", print)._load({})
+    given = {host.name: host.data.ssh_paramiko_connect_kwargs for host in inventory}
+    assert given == {
+        "slow.example": {"banner_timeout": 60, "auth_timeout": 60},
+        "quick.example": {"banner_timeout": 5},
+    }
+
+
 def of(events: Events, name: str) -> Events:
     return [each for each in events if each["event"] == name]
 

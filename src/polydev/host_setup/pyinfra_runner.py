@@ -27,6 +27,7 @@ from pyinfra.context import ctx_config, ctx_host, ctx_state
 from polydev.errors import ConfigError, DeployError
 from polydev.host_setup.inventory_file import LIST, read_inventory
 from polydev.host_setup.pyinfra_types import FOR_OPERATOR
+from polydev.host_setup.ssh_connection import GREETING_SECONDS, OF_ALL_HOSTS
 from polydev.hosttool.deployment_slice import in_slice
 from polydev.processes import PLAIN_ENGLISH
 
@@ -60,7 +61,7 @@ class Runner:
 
     def apply(self, name: str | None, data: dict[str, Any], *, plan_only: bool) -> int:
         """Plan one host and, after `go` on stdin, apply the plan. Return the exit status."""
-        config = Config(SUDO=True, DIFF=True, ENV=PLAIN_ENGLISH)
+        config = Config(SUDO=True, DIFF=True, ENV=PLAIN_ENGLISH, CONNECT_TIMEOUT=GREETING_SECONDS)
         state = State()
         words = PyinfraLog(self.emit, state)
         logger = logging.getLogger("pyinfra")
@@ -126,7 +127,7 @@ class Runner:
     def _load(self, data: dict[str, Any]) -> Inventory:
         """Return the inventory as pyinfra wants it; `data` counts before each host's values."""
         hosts = list(read_inventory(self.inventory).items())
-        return Inventory((hosts, {}), override_data=data, **{LIST: (hosts, {})})
+        return Inventory((hosts, OF_ALL_HOSTS), override_data=data, **{LIST: (hosts, {})})
 
 
 def _put_in_slice(state: State, deployment_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings of pyinfra's SSH connection: no delays, and its loss noticed within seconds."""
+"""Settings of pyinfra's SSH connection: patient at first, no delays, its loss soon noticed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Any
 
 from pyinfra.context import host
 
+# The SSH daemon of a busy host greets late. Paramiko waits 15 s by default.
+GREETING_SECONDS = 60
+OF_ALL_HOSTS = {
+    "ssh_paramiko_connect_kwargs": {
+        "banner_timeout": GREETING_SECONDS,
+        "auth_timeout": GREETING_SECONDS,
+    }
+}
 KEEPALIVE_SECONDS = 5
 CUT_AFTER_MS = 20_000
 
