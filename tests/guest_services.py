@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import socketserver
 import subprocess
@@ -66,3 +67,67 @@ class CredentialsService:
 
         self._server = FakeServer(talk, self.path)
         self.close = self._server.close
+
+
+class LoginService:
+    """polydev-login.socket and its service, in a guest that is a folder.
+
+    Its logins are in `logins`, control groups, which are mere folders here, in `groups`; it logs
+    into `log`.
+    """
+
+    CODE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+from polydev.agent.login_server import main
+main(sys.argv[2:])
+"""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.path = folder / "login-server"
+        self.log = folder / "log"
+        self._environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT / "src"), **environment}
+        self._environment.setdefault("HOME", str(folder / "home"))
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(self.path))
+        self._socket.listen()
+        self.start()
+
+    def start(self) -> None:
+        words = {
+            "logins": self.folder / "logins",
+            "login-groups": self.folder / "groups",
+            "login-programs": self.folder / "bin",
+            "providers": self.folder / "providers",
+        }
+        passed = str(self._socket.fileno())
+        settings = [f"--{name}={value}" for name, value in words.items()]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", self.CODE, passed, *settings],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self._socket.fileno()],
+                start_new_session=True,
+            )
+
+    @property
+    def starts(self) -> list[str]:
+        """The providers whose logins were started, in turn."""
+        mark = "starts the login of "
+        lines = self.log.read_text().splitlines()
+        return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
+
+    def logins(self) -> list[int]:
+        """The processes of the logins that run."""
+        pid = self.process.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._socket.close()

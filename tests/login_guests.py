@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -29,7 +28,7 @@ import httpx
 from polydev import providers
 from polydev.agent.browser import ACCEPTED, SINGLETON
 from tests.fake_vms import FakeVm
-from tests.guest_services import CredentialsService
+from tests.guest_services import CredentialsService, LoginService
 from tests.images import write_record
 from tests.oidc.provider import TOOL
 from tests.vms import IMAGE_DIGEST, FakeHost
@@ -85,11 +84,12 @@ class LoginGuest(FakeVm):
     async def begin(self) -> None:
         service = CredentialsService(self.place)
         self._ends.callback(service.close)
-        (self.place / "logins").mkdir()
         (self.place / "providers").mkdir()
         (self.place / "providers" / f"{NAME}.json").write_bytes(providers.guest_json(self.tool))
         self._lay_programs()
         await self._open_browser()
+        self._logins = LoginService(self.place)
+        self._ends.callback(self._logins.close)
         self._agent = f"http://{await asyncio.to_thread(self._start_agent)}"
         await super().begin()
 
@@ -98,11 +98,6 @@ class LoginGuest(FakeVm):
         programs.mkdir()
         (programs / "xdg-open").symlink_to(XDG_OPEN)
         (programs / NAME).symlink_to(TOOL)
-        words = [sys.executable, "-m", "tests.guest_systemctl", str(self.place)]
-        (programs / "systemctl").write_text(
-            f'#!/bin/sh\nPYTHONPATH={PYTHONPATH} exec {shlex.join(words)} "$@"\n'
-        )
-        (programs / "systemctl").chmod(0o755)
 
     async def _open_browser(self) -> None:
         """A stand-in for Chromium: it listens at its socket, and shows pages to the test only."""
@@ -122,10 +117,11 @@ class LoginGuest(FakeVm):
             "listen-address": self.address,
             "listen-port": 0,
             "loopback-prefix": "none",
-            "systemctl": self.place / "bin/systemctl",
+            "systemctl": "false",  # only injections ask it
             "providers": self.place / "providers",
             "credentials-socket": self.place / "credentials",
             "logins": self.place / "logins",
+            "logins-socket": self._logins.path,
             "login-programs": self.place / "bin",
             "console": os.devnull,
             "x-socket": self.place / "X1",
@@ -184,4 +180,4 @@ class LoginGuest(FakeVm):
     @property
     def starts(self) -> int:
         """How often a login was started in it."""
-        return len((self.place / "starts").read_text().splitlines())
+        return len(self._logins.starts)

@@ -167,6 +167,7 @@ class Desktop:
         self.programs = folder / "bin"
         self.proc = folder / "proc"
         self.console = folder / "console"
+        self.closing = contextlib.ExitStack()
         self.programs.mkdir()
         self._write_proc()
         os.mkfifo(self.console)
@@ -208,6 +209,7 @@ class Desktop:
         new.replace(self.show)
 
     def close(self) -> None:
+        self.closing.close()
         for server in (self.vnc, self.novnc, self.display):
             server.close()
 
@@ -561,31 +563,51 @@ def state(status: str, url: str | None = None, detail: str = "") -> str:
 
 
 class Logins:
-    """A fake of systemd and of login runners, with the agent's requests to them."""
+    """A fake of login server and status unit, with the agent's requests to them."""
 
     def __init__(self, desktop: Desktop) -> None:
         self.folder = desktop.folder / "logins"
         self.claude = self.folder / "claude/state"
         self.claude.parent.mkdir(parents=True)
-        self.settings = (f"--logins={self.folder}", f"--providers={desktop.folder}/providers")
+        self.problem = ""
+        self.connected = threading.Event()
+        self._asked: list[str] = []
+        self._server = FakeServer(self._talk, desktop.folder / "login-server")
+        desktop.closing.callback(self._server.close)
+        self.settings = (
+            f"--logins={self.folder}",
+            f"--logins-socket={desktop.folder}/login-server",
+            f"--providers={desktop.folder}/providers",
+        )
         write_provider(desktop.folder / "providers", provider_data())
-        self._asked = desktop.folder / "asked"
-        self._asked.touch()
+        self._status_asked = desktop.folder / "status-asked"
+        self._status_asked.touch()
         self._status = desktop.folder / "status-says"
         says = f"cat {shlex.quote(str(self._status))} >{shlex.quote(str(self.claude))}"
-        begun = f"printf %s {shlex.quote(state('starting'))} >{shlex.quote(str(self.claude))}"
         desktop.systemctl(
-            f'case $* in *status@*) echo "$*" >>{shlex.quote(str(self._asked))}; {says} ;; '
-            f'start*|stop*) echo "$*" >>{shlex.quote(str(self._asked))}; {begun} ;; '
+            f'case $* in *status@*) echo "$*" >>{shlex.quote(str(self._status_asked))}; {says} ;; '
             f"*) cat {shlex.quote(str(desktop.show))} ;; esac"
         )
+
+    def _talk(self, client: socket.socket) -> None:
+        self.connected.set()
+        if line := client.makefile().readline().strip():
+            self._asked.append(line)
+            if not self.problem:
+                self.claude.write_text(state("starting"))
+            client.sendall(f"{self.problem}\n".encode())
 
     def status_says(self, state: str) -> None:
         """Write what the unit of the status command writes."""
         self._status.write_text(state)
 
-    def starts(self) -> list[str]:
-        return self._asked.read_text().splitlines()
+    def asked(self) -> list[str]:
+        """What the server was asked."""
+        return self._asked
+
+    def status_asked(self) -> list[str]:
+        """The starts of the status unit."""
+        return self._status_asked.read_text().splitlines()
 
 
 def login(agent: Agent, method: str = "GET") -> LoginReply:
@@ -598,7 +620,7 @@ def test_login_starts_on_first_request_only(start_agent: StartAgent, desktop: De
     logins = Logins(desktop)
     agent = start_agent(*logins.settings)
     assert login(agent)["status"] == "none"
-    assert logins.starts() == []
+    assert logins.asked() == []
     assert login(agent, "POST")["status"] == "starting"
     logins.claude.write_text(state("waiting", LOGIN_PAGE))
     reply = login(agent, "POST")
@@ -606,7 +628,7 @@ def test_login_starts_on_first_request_only(start_agent: StartAgent, desktop: De
     assert login(agent) == reply
     logins.claude.write_text(state("done", LOGIN_PAGE))
     assert login(agent, "POST")["status"] == "done"
-    assert logins.starts() == ["start --no-ask-password polydev-login@claude.service"]
+    assert logins.asked() == ["start claude"]
 
 
 def test_failed_login_is_started_again_on_request(
@@ -617,17 +639,21 @@ def test_failed_login_is_started_again_on_request(
     agent = start_agent(*logins.settings)
     assert login(agent)["detail"] == "claude exited with status 1: no network"
     assert login(agent, "POST")["status"] == "starting"
-    assert len(logins.starts()) == 1
+    assert logins.asked() == ["start claude"]
 
 
 def test_login_that_cannot_start_reports_the_reason(
     start_agent: StartAgent, desktop: Desktop
 ) -> None:
     logins = Logins(desktop)
-    desktop.systemctl("echo 'Unit not found.'; exit 5")
-    reply = login(start_agent(*logins.settings), "POST")
+    logins.problem = "cannot start the login of claude: no space left"
+    agent = start_agent(*logins.settings)
+    reply = login(agent, "POST")
     assert (reply["status"], reply["url"]) == ("failed", None)
-    assert "exited with status 5: Unit not found." in reply["detail"]
+    assert reply["detail"] == logins.problem
+    desktop.closing.close()
+    (desktop.folder / "login-server").unlink()
+    assert f"there is no {desktop.folder}/login-server" in login(agent, "POST")["detail"]
 
 
 @pytest.fixture
@@ -663,14 +689,9 @@ def test_credentials_are_injected_read_and_wiped(
     assert agent.ask(path, "DELETE")[0] == 204
     assert agent.ask(path)[0] == 404
     assert login(agent)["status"] == "done"
-    assert (
-        logins.starts()
-        == [
-            "stop --no-ask-password polydev-login@claude.service",
-            "start --no-ask-password polydev-login-status@claude.service",
-        ]
-        * 2
-    )
+    assert logins.asked() == ["stop claude"] * 2
+    unit = "polydev-login-status@claude.service"
+    assert logins.status_asked() == [f"start --no-ask-password {unit}"] * 2
     assert "a1" not in agent.log.read_text()
 
 
@@ -790,6 +811,10 @@ def test_invalid_login_state_files_are_ignored(start_agent: StartAgent, desktop:
         assert (reply["status"], reply["url"]) == ("failed", None)
         assert "not as it is written" in reply["detail"]
         logins.claude.unlink()
+    logins.claude.parent.rename(logins.folder / "elsewhere")
+    (logins.folder / "elsewhere/state").write_text(state("waiting", LOGIN_PAGE))
+    logins.claude.parent.symlink_to(logins.folder / "elsewhere")
+    assert "not as it is written" in login(agent)["detail"]
 
 
 @pytest.mark.parametrize(
@@ -944,19 +969,22 @@ def units_command(name: str, guest_folder: Path) -> list[str]:
     return [sys.executable, "-X", "importtime", *arguments]
 
 
-def test_agent_unit_imports_login_modules_once_desktop_is_ready(
+def test_agent_unit_prepares_logins_once_desktop_is_ready(
     start_agent: StartAgent, desktop: Desktop, guest_folder: Path
 ) -> None:
-    """So its boot does not wait for them, and nor does the first login in a clone."""
+    """So its boot does not wait for them, and nor does the first login in a clone.
+
+    Connecting to the login server's socket has systemd start it.
+    """
     command = tuple(units_command("polydev-agent.service", guest_folder))
     desktop.units(browser="activating/start-post")
-    agent = start_agent(*Logins(desktop).settings, command=command)
+    logins = Logins(desktop)
+    agent = start_agent(*logins.settings, command=command)
     assert agent.health()[0] == 503
+    assert not logins.connected.is_set()
     assert not {name for name in imported_modules(agent) if name.startswith("polydev.agent.login")}
     desktop.units()
-    wait_for(
-        "the modules of logins", lambda: "polydev.agent.login_routes" in imported_modules(agent)
-    )
+    assert logins.connected.wait(HANGS_AFTER_SECONDS)
     agent.end()
     imported = imported_modules(agent)
     assert {"polydev.agent.health", "polydev.agent.login_control"} <= imported
@@ -973,14 +1001,17 @@ def test_identity_service_imports_few_modules(guest_folder: Path) -> None:
     assert not imported & {"http.server", "json", "re", "socket", "threading", "typing"}
 
 
-def test_login_unit_imports_few_modules_before_the_tool_starts(guest_folder: Path) -> None:
+def test_login_server_imports_what_a_login_needs_before_one_is_asked_for(
+    guest_folder: Path,
+) -> None:
     """On an emulated CPU, its imports would take as long as the tool itself."""
-    command = units_command("polydev-login@.service", guest_folder)
+    command = units_command("polydev-login.service", guest_folder)
     command = [word.replace("main(sys.argv[1:])", "main") for word in command]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
-    assert "polydev.agent.tool_process" in imported
-    assert not imported & {"typing", "polydev.agent.login_flow", "polydev.agent.browser"}
+    names = ("browser", "login_flow", "login_terminal", "tool_process")
+    assert {f"polydev.agent.{name}" for name in names} <= imported
+    assert not imported & {"typing", "subprocess", "polydev.agent.reply_types", "runpy"}
 
 
 def imported_modules(agent: Agent) -> set[str]:

@@ -30,7 +30,18 @@ from tests.xscreen import x_screens
 
 ROOT = Path(__file__).resolve().parents[2]
 XDG_OPEN = ROOT / "golden/agent/files/usr/lib/polydev-agent/bin/xdg-open"
-MAIN = "import sys; from polydev.agent.login_program import {0}; {0}(sys.argv[1:])"
+STATUS = (
+    "import sys; from polydev.agent.login_confirm import keep_status; keep_status(sys.argv[1:])"
+)
+LOGIN = """
+import sys
+from polydev.agent.login_program import run_login
+from polydev.agent.providers import provider_of
+from polydev.agent.settings import settings_from_arguments
+name, *words = sys.argv[1:]
+settings = settings_from_arguments(words)
+run_login(provider_of(settings.providers, name), f"{settings.logins}/{name}", settings)
+"""
 PAGE = "https://login.example/oauth?client_id=1&redirect_uri=http%3A%2F%2Flocalhost%3A1455"
 DEADLINE_SECONDS = 60
 POLL_SECONDS = 0.02
@@ -44,8 +55,13 @@ class Guest:
     folder: Path
 
     @property
+    def run(self) -> Path:
+        """The folder of the login."""
+        return self.folder / "logins/claude"
+
+    @property
     def state(self) -> LoginReply:
-        file = self.folder / "run" / STATE_FILE
+        file = self.run / STATE_FILE
         return reply_of_state("claude", file.read_bytes() if file.exists() else None)
 
     @property
@@ -62,19 +78,17 @@ class Guest:
 
     @contextmanager
     def login(
-        self, *settings: str, program: str = "main", display: str = ""
+        self, *settings: str, program: str = LOGIN, display: str = ""
     ) -> Iterator[subprocess.Popen[bytes]]:
         env = {
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(ROOT / "src"),
-            "RUNTIME_DIRECTORY": str(self.folder / "run"),
             "HOME": str(self.folder / "home"),
             "DISPLAY": display,
         }
         words = [f"--login-programs={self.folder / 'bin'}", *settings]
-        words += [f"--providers={self.folder / 'providers'}"]
-        code = MAIN.format(program)
-        process = processes.spawn([sys.executable, "-c", code, "claude", *words], env=env)
+        words += [f"--providers={self.folder / 'providers'}", f"--logins={self.folder / 'logins'}"]
+        process = processes.spawn([sys.executable, "-c", program, "claude", *words], env=env)
         try:
             yield process
         finally:
@@ -95,8 +109,8 @@ def guest() -> Iterator[Guest]:
     # The path of a socket is short, and that of pytest's folder is not.
     with tempfile.TemporaryDirectory(prefix="guest-") as name:
         folder = Path(name)
-        for part in ("run", "home", "bin"):
-            (folder / part).mkdir()
+        for part in ("logins/claude", "home", "bin"):
+            (folder / part).mkdir(parents=True)
         (folder / "bin/xdg-open").symlink_to(XDG_OPEN)
         write_provider(folder / "providers", provider_data())
         yield Guest(folder)
@@ -184,7 +198,7 @@ def test_login_code_is_typed_into_the_tool_terminal(guest: Guest) -> None:
         waiting = guest.wait(lambda state: state["device_code"] is not None)
         assert (waiting["status"], waiting["url"]) == ("waiting", PAGE)
         assert waiting["device_code"] == "AB-12"
-        fifo = guest.folder / "run" / CODE_FIFO
+        fifo = guest.run / CODE_FIFO
         assert fifo.stat().st_mode & 0o777 == 0o622  # the agent writes as any other user would
         fifo.write_text("x#y\n")
         assert process.wait() == 0
@@ -236,7 +250,7 @@ def test_injected_credentials_are_checked_by_status_command(guest: Guest) -> Non
     guest.file.write_text(json.dumps(CREDENTIALS))
     for status, expected in (("[ -s .tool/credentials.json ]; exit", "done"), ("exit 1", "failed")):
         guest.has_tool("exit 1", f'cd "$HOME"; {status}')
-        with guest.login(program="keep_status") as process:
+        with guest.login(program=STATUS) as process:
             assert process.wait() == 0
         assert guest.state["status"] == expected, guest.state["detail"]
 

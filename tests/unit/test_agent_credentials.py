@@ -123,14 +123,14 @@ def test_concurrent_injections_write_the_credentials_once(monkeypatch: pytest.Mo
             is_asked_again.set()
         return login_reply(name, status[0])
 
-    def systemctl(verb: str, *_: object) -> None:
-        if verb == "start":
-            is_asked.set()
-            assert is_asked_again.wait(60)
-            status[0] = "done"
+    def check_status(*_: object) -> None:
+        is_asked.set()
+        assert is_asked_again.wait(60)
+        status[0] = "done"
 
     monkeypatch.setattr(credentials_client, "current_login", current_login)
-    monkeypatch.setattr(credentials_client, "systemctl", systemctl)
+    monkeypatch.setattr(credentials_client, "_stop_login", lambda *_: None)
+    monkeypatch.setattr(credentials_client, "_check_status", check_status)
     monkeypatch.setattr(credentials_client, "_asked", lambda *asked: written.append(asked[3]))
 
     def inject() -> None:

@@ -19,7 +19,6 @@ from polydev.agent.login_state import (
     MAX_DETAIL_BYTES,
     MAX_STATE_BYTES,
     MAX_URL_CHARACTERS,
-    STATE_FILE,
     is_login_url,
     login_reply,
     reply_of_state,
@@ -433,31 +432,6 @@ def answered(
     request = HttpRequest(method, path, json.dumps(body).encode(), is_from_guest=is_from_guest)
     reply = Routes(NoHealth(), settings)(request)  # type: ignore[arg-type]
     return reply.status, json.loads(reply.body), reply.headers.get("Allow")
-
-
-# The unit of a login that has failed is still active at the first start, and changes nothing.
-SYSTEMCTL = """#!/bin/sh
-echo "$*" >>'{folder}/calls'
-[ "$(wc -l <'{folder}/calls')" -gt 1 ] || exit 0
-printf '%s' '{state}' >'{state_file}.new' && mv '{state_file}.new' '{state_file}'
-"""
-
-
-def test_login_starts_again_while_the_unit_of_the_failed_one_ends(
-    guest: AgentSettings, tmp_path: Path
-) -> None:
-    state_file = tmp_path / "logins/claude" / STATE_FILE
-    state_file.parent.mkdir(parents=True)
-    state_file.write_text(state_text("failed", None, "access_denied"))
-    program = tmp_path / "systemctl"
-    words = {"folder": tmp_path, "state": state_text("starting", None, "")}
-    program.write_text(SYSTEMCTL.format(state_file=state_file, **words))
-    program.chmod(0o755)
-    guest.systemctl = str(program)
-    status, body, _ = answered("POST", "/login/claude", guest)
-    assert (status, body["status"]) == (200, "starting")
-    started = "start --no-ask-password polydev-login@claude.service"
-    assert (tmp_path / "calls").read_text().splitlines() == [started] * 2
 
 
 @pytest.mark.parametrize("path", ["/login/", "/login/bash", "/login/claude/x", "/login/../a"])

@@ -102,7 +102,8 @@ def test_limits_of_a_clones_start_fit_into_each_other() -> None:
 
 def test_agent_gives_up_before_the_controller_does() -> None:
     """The agent's answer says what took too long."""
-    assert AGENT.login_start_timeout_seconds < agent_client.START_SECONDS
+    starting = AGENT.login_start_timeout_seconds + AGENT.login_url_wait_seconds
+    assert starting < agent_client.START_SECONDS
     assert AGENT.credentials_timeout_seconds < agent_client.CREDENTIALS_SECONDS
     injecting = AGENT.login_start_timeout_seconds + AGENT.login_status_timeout_seconds
     assert injecting < agent_client.INJECT_SECONDS

@@ -9,10 +9,12 @@ import little, since an emulated CPU is some twenty times slower than a real one
            -> metrics (imported with the first request)
            -> login_routes (imported with the first request)
     login_routes -> login_control -> login_state (of a file that login_program writes)
+                                  -> (a socket) -> login_server
                  -> credentials_client -> (a socket) -> credentials_program -> credentials_file
 
-A login runs in a service of its own, whose program is `login_program`:
+A service waits for logins, whose program is `login_server`; each login is a child process of it:
 
+    login_server -> login_program
     login_program -> tool_process, login_terminal, browser
                   -> login_flow -> login_output, terminal_text
                                 -> login_state -> (a file) -> login_control

@@ -1,4 +1,4 @@
-"""Announce on the guest's console that the VM is ready, then import what logins need."""
+"""Announce on the guest's console that the VM is ready, then prepare for logins."""
 
 from __future__ import annotations
 
@@ -35,8 +35,19 @@ def announce_when_ready(
             health.report()
         pause = pause_seconds(settings.watch_pause_seconds, _cpu_seconds() - before)
     _say(settings, f"polydev: ready after {health.first_ready_seconds:.2f} s", log)
-    # So that clones have it already when their first login is asked for.
+    _prepare_logins(settings, log)
+
+
+def _prepare_logins(settings: AgentSettings, log: Callable[[str], None]) -> None:
+    """Import what logins need and have their server start, so that clones have both in memory."""
     import polydev.agent.login_routes  # noqa: F401
+    from polydev.agent.errors import CheckFailed
+    from polydev.agent.outgoing_connection import Stream
+
+    try:
+        Stream(settings.logins_socket, settings.check_timeout_seconds).close()
+    except CheckFailed as failure:
+        log(f"logins cannot be started: {failure}")
 
 
 def _say(settings: AgentSettings, line: str, log: Callable[[str], None]) -> None:

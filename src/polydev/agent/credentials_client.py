@@ -7,8 +7,9 @@ from threading import Lock
 
 from polydev.agent.credentials_file import check
 from polydev.agent.errors import CheckFailed, RequestRefused
-from polydev.agent.login_control import current_login, systemctl
+from polydev.agent.login_control import ask_login_server, current_login
 from polydev.agent.outgoing_connection import Stream
+from polydev.agent.run_command import output_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def inject(provider: GuestProvider, value: object, settings: AgentSettings) -> L
         if is_repeated and _is_done(provider, settings):
             return current_login(provider.name, settings)
         _given[provider.name] = given
-        _systemctl("stop", f"polydev-login@{provider.name}.service", settings)
+        _stop_login(provider, settings)
         _asked("write", provider, settings, value)
-        _systemctl("start", f"polydev-login-status@{provider.name}.service", settings)
+        _check_status(provider, settings)
         reply = current_login(provider.name, settings)
         if reply["status"] != "done":
             _asked("remove", provider, settings)
@@ -84,10 +85,19 @@ def _is_done(provider: GuestProvider, settings: AgentSettings) -> bool:
     return current_login(provider.name, settings)["status"] == "done"
 
 
-def _systemctl(verb: str, unit: str, settings: AgentSettings) -> None:
+def _stop_login(provider: GuestProvider, settings: AgentSettings) -> None:
+    try:
+        ask_login_server("stop", provider.name, settings)
+    except CheckFailed as failure:
+        raise RequestRefused(503, str(failure)) from failure
+
+
+def _check_status(provider: GuestProvider, settings: AgentSettings) -> None:
+    """Have the tool's status command run; its result becomes the state of the login."""
+    unit = f"polydev-login-status@{provider.name}.service"
     timeout_seconds = settings.login_status_timeout_seconds + settings.login_start_timeout_seconds
     try:
-        systemctl(verb, unit, timeout_seconds, settings)
+        output_of([settings.systemctl, "start", "--no-ask-password", unit], timeout_seconds)
     except CheckFailed as failure:
         raise RequestRefused(503, str(failure)) from failure
 

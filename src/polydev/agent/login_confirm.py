@@ -1,6 +1,7 @@
 """Confirm that a tool is logged in: its credentials file and its status command must agree.
 
-It is imported after the tool has ended, since `shutil` takes long to import.
+A login imports it after the tool has ended, since `shutil` takes long to import.
+`keep_status` is the program of polydev-login-status@PROVIDER.service.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import shutil
 
 from polydev.agent import credentials_file
 from polydev.agent.errors import CheckFailed
-from polydev.agent.providers import tool_environment
+from polydev.agent.login_state import keep_state
+from polydev.agent.providers import provider_of, tool_environment
 from polydev.agent.run_command import output_of
+from polydev.agent.settings import settings_from_arguments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,3 +40,16 @@ def confirmed(provider: GuestProvider, settings: AgentSettings) -> tuple[LoginSt
     except CheckFailed as failure:
         return "failed", str(failure)
     return "done", ""
+
+
+def keep_status(arguments: list[str]) -> None:
+    """Check whether a tool is logged in; its provider is the first argument, settings may follow.
+
+    The result becomes the state of the provider's login.
+    """
+    settings = settings_from_arguments(arguments[1:])
+    provider = provider_of(settings.providers, arguments[0])
+    status, detail = confirmed(provider, settings)
+    folder = f"{settings.logins}/{provider.name}"
+    os.makedirs(folder, exist_ok=True)
+    keep_state(folder, status, None, detail)

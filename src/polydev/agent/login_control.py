@@ -1,15 +1,13 @@
-"""The agent's side of logins: have systemd start a tool's login, and report how far it is.
+"""The agent's side of logins: have `login_server` start a tool's login, and report how far it is.
 
-It is imported with the first request about a login. The login runs in the unit
-polydev-login@PROVIDER.service, whose program is `login_program`. The agent reads the state that
-this program writes, and writes codes into the FIFO that it reads.
+It is imported with the first request about a login. The agent asks the server over a socket, reads
+the state that the login writes, and writes codes into the FIFO that the login reads.
 """
 
 from __future__ import annotations
 
 import os
 from stat import S_ISFIFO, S_ISREG
-from time import monotonic, sleep
 
 from polydev.agent.errors import CheckFailed, RequestRefused
 from polydev.agent.login_state import (
@@ -19,7 +17,7 @@ from polydev.agent.login_state import (
     login_reply,
     reply_of_state,
 )
-from polydev.agent.run_command import output_of
+from polydev.agent.outgoing_connection import Stream
 from polydev.agent.tool_process import CODE_FIFO
 
 TYPE_CHECKING = False
@@ -32,17 +30,15 @@ if TYPE_CHECKING:
 
 NOT_TO_START = ("starting", "waiting", "done")
 MAX_CODE_CHARACTERS = 4096
-# Between two tries to start a login whose unit is still ending.
-PAUSE_SECONDS = 0.2
-# The folder belongs to the desktop's user, who may put anything there: the agent follows no link
+MAX_ANSWER_BYTES = 4096
+# The folders belong to the desktop's user, who may put anything there: the agent follows no link
 # and waits for nothing.
 WITHOUT_TRUST = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def current_login(provider: str, settings: AgentSettings) -> LoginReply:
     """Return how far a provider's login is, without starting it."""
-    state = _bytes_of_state(f"{settings.logins}/{provider}/{STATE_FILE}")
-    return reply_of_state(provider, state)
+    return reply_of_state(provider, _bytes_of_state(provider, settings))
 
 
 def start_login(
@@ -50,30 +46,35 @@ def start_login(
 ) -> LoginReply:
     """Start a provider's login unless it runs or is done; return how far it is.
 
+    If it starts, this waits a few seconds for its URL.
+
     `is_lost` says whether the credentials of a login that is done are gone: then it starts again.
-
-    The unit counts as started once it has written its state, so the state is not that of an older
-    login. For systemd, two starts at the same time are one job.
-
-    The program of an earlier login writes its last state a moment before it ends. Until then its
-    unit is active, which a start does not change: so this tries again until the state is a new one.
     """
-    earlier = _state_version(provider, settings)
     before = current_login(provider, settings)
     if before["status"] in NOT_TO_START and not (before["status"] == "done" and is_lost()):
         return before
-    unit = f"polydev-login@{provider}.service"
-    ends = monotonic() + settings.login_start_timeout_seconds
     try:
-        systemctl("start", unit, settings.login_start_timeout_seconds, settings)
-        while earlier is not None and _state_version(provider, settings) == earlier:
-            if (left := ends - monotonic()) <= 0:
-                break
-            sleep(PAUSE_SECONDS)
-            systemctl("start", unit, left, settings)
+        ask_login_server("start", provider, settings, settings.login_url_wait_seconds)
     except CheckFailed as failure:
         return login_reply(provider, "failed", None, bounded_detail(str(failure)))
     return current_login(provider, settings)
+
+
+def ask_login_server(
+    verb: str, provider: str, settings: AgentSettings, wait_seconds: float = 0.0
+) -> None:
+    """Have `login_server` start or stop a login; returns once that is so. Raises CheckFailed.
+
+    A login that was started keeps the connection open until its first state after "starting";
+    `wait_seconds` is how long to wait for that.
+    """
+    with Stream(settings.logins_socket, settings.login_start_timeout_seconds) as stream:
+        stream.send(f"{verb} {provider}\n".encode())
+        answer = stream.read_through(b"\n", MAX_ANSWER_BYTES, "an answer")
+        if wait_seconds:
+            stream.wait_until_closed(wait_seconds)
+    if problem := str(answer, "utf-8", "replace").strip():
+        raise CheckFailed(problem)
 
 
 def type_code(provider: GuestProvider, code: str, settings: AgentSettings) -> None:
@@ -85,18 +86,13 @@ def type_code(provider: GuestProvider, code: str, settings: AgentSettings) -> No
         raise RequestRefused(409, f"{provider.label} takes no code")
     if current_login(provider.name, settings)["status"] != "waiting":
         raise RequestRefused(409, f"no login of {provider.label} is waiting for a code")
-    _write_line(f"{settings.logins}/{provider.name}/{CODE_FIFO}", code)
+    _write_line(provider.name, code, settings)
 
 
-def systemctl(verb: str, unit: str, timeout_seconds: float, settings: AgentSettings) -> None:
-    """Run systemctl for a unit and wait for its end. Raises CheckFailed with the reason."""
-    output_of([settings.systemctl, verb, "--no-ask-password", unit], timeout_seconds)
-
-
-def _write_line(fifo: str, line: str) -> None:
+def _write_line(provider: str, line: str, settings: AgentSettings) -> None:
     data = f"{line}\n".encode("utf-8", "replace")
     try:
-        descriptor = os.open(fifo, os.O_WRONLY | WITHOUT_TRUST)
+        descriptor = _opened(provider, CODE_FIFO, os.O_WRONLY, settings)
         try:
             is_written = S_ISFIFO(os.fstat(descriptor).st_mode) and (
                 os.write(descriptor, data) == len(data)
@@ -109,19 +105,10 @@ def _write_line(fifo: str, line: str) -> None:
         raise RequestRefused(409, "the login does not take a code now")
 
 
-def _state_version(provider: str, settings: AgentSettings) -> tuple[int, int] | None:
-    """Return what changes with each state that is written; None if there is none."""
-    try:
-        found = os.lstat(f"{settings.logins}/{provider}/{STATE_FILE}")
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _bytes_of_state(path: str) -> bytes | None:
+def _bytes_of_state(provider: str, settings: AgentSettings) -> bytes | None:
     """Return at most one byte more than a state may have; None if there is no file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | WITHOUT_TRUST)
+        descriptor = _opened(provider, STATE_FILE, os.O_RDONLY, settings)
     except FileNotFoundError:
         return None
     except OSError:
@@ -132,3 +119,12 @@ def _bytes_of_state(path: str) -> bytes | None:
         return os.read(descriptor, MAX_STATE_BYTES + 1)
     finally:
         os.close(descriptor)
+
+
+def _opened(provider: str, name: str, flags: int, settings: AgentSettings) -> int:
+    """Open a file in a provider's folder."""
+    folder = os.open(f"{settings.logins}/{provider}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        return os.open(name, flags | WITHOUT_TRUST, dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -1,4 +1,4 @@
-"""The state of a tool's login, as the JSON file that `login_program` writes for the agent. Pure.
+"""The state of a tool's login, as the JSON file that `login_program` writes for the agent.
 
 The agent runs as root and reads what a user's program wrote, so it trusts nothing in it: anything
 that `state_text` would not write counts as a failed login.
@@ -7,6 +7,7 @@ that `state_text` would not write counts as a failed login.
 from __future__ import annotations
 
 import json
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +55,26 @@ def state_text(
     """Return the JSON that `reply_of_state` reads."""
     state = {"status": status, "url": url, "device_code": device_code}
     return json.dumps({**state, "detail": bounded_detail(detail)})
+
+
+def keep_state(
+    folder: str, status: LoginStatus, url: str | None, detail: str, device_code: str | None = None
+) -> None:
+    """Write the state in one step, so that readers see a complete one."""
+    new = f"{folder}/{STATE_FILE}.new"
+    with open(new, "wb") as file:
+        file.write(state_text(status, url, detail, device_code).encode())
+    os.chmod(new, 0o644)
+    os.rename(new, f"{folder}/{STATE_FILE}")
+
+
+def kept_state(folder: str) -> LoginReply:
+    """Return the state in a login's folder, for programs of the folder's user."""
+    try:
+        with open(f"{folder}/{STATE_FILE}", "rb") as file:
+            return reply_of_state("", file.read())
+    except OSError:
+        return reply_of_state("", None)
 
 
 def login_reply(

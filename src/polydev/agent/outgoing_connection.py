@@ -46,7 +46,19 @@ class Stream:
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
+
+    def wait_until_closed(self, timeout_seconds: float) -> None:
+        """Wait until the other side closes the connection, but no longer than this."""
+        self._ends = monotonic() + timeout_seconds
+        try:
+            self._limit_wait()
+            self._socket.recv(1)
+        except OSError:
+            pass
 
     def send(self, data: bytes) -> None:
         try:

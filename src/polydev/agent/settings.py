@@ -29,6 +29,9 @@ class AgentSettings:
     loopback_prefix: str = "127."  # the host never asks from such an address
     credentials_socket: str = "/run/polydev-credentials"  # of a program with the user's rights
     logins: str = "/run/polydev-login"  # a folder for each provider, written by its login
+    logins_socket: str = "/run/polydev-login-server"  # of the program that starts logins
+    # Where that program makes a control group for each login.
+    login_groups: str = "/sys/fs/cgroup/system.slice/polydev-login.service"
     login_programs: str = "/usr/lib/polydev-agent/bin"  # what tools find before all others
     python_packages: str = "/usr/lib/python3/dist-packages"  # left out of sys.path by -S
 
@@ -38,6 +41,8 @@ class AgentSettings:
     novnc_keep_seconds: float = 60.0
     watch_pause_seconds: float = 1.0
     login_start_timeout_seconds: float = 60.0
+    # How long the answer to the start of a login waits for its URL, which saves asking again.
+    login_url_wait_seconds: float = 5.0
     login_status_timeout_seconds: float = 180.0  # claude's takes 10 s of an emulated CPU
     credentials_timeout_seconds: float = 20.0
     # Time for a tool to open a page. On emulated processors, copilot takes three minutes at its

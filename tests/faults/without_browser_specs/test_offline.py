@@ -121,11 +121,12 @@ def test_home_on_disk_is_empty(host: Host) -> None:
 
 
 def test_login_units_and_browser_command_exist(host: Host) -> None:
-    for unit in ("polydev-login@", "polydev-login-status@", "polydev-credentials@"):
+    for unit in ("polydev-login", "polydev-login-status@", "polydev-credentials@"):
         service = host.file(f"/etc/systemd/system/{unit}.service").content_string
         assert "User=browser" in service, f"{unit}.service does not run as the user browser"
-    socket = host.file("/etc/systemd/system/polydev-credentials.socket").content_string
-    assert "SocketMode=0600" in socket, "polydev-credentials.socket has no SocketMode=0600"
+    for name in ("polydev-login.socket", "polydev-credentials.socket"):
+        socket = host.file(f"/etc/systemd/system/{name}").content_string
+        assert "SocketMode=0600" in socket, f"{name} has no SocketMode=0600"
     program = host.file("/usr/lib/polydev-agent/bin/xdg-open")
     assert program.mode & 0o111, f"{program.path} cannot be executed"
 

@@ -25,8 +25,8 @@ MAX_BODY_BYTES = 256 * 1024
 # The agent waits for the tool's status command, which takes long on an emulated CPU.
 INJECT_SECONDS = 300.0
 CREDENTIALS_SECONDS = 30.0
-# The agent answers once the unit of the login has started, for which it waits 60 s: a program of an
-# emulated guest on a busy host may stand still for 20 s.
+# The agent answers once the login has started, for which it waits 60 s, and for 5 s for its URL: a
+# program of an emulated guest on a busy host may stand still for 20 s.
 START_SECONDS = 75.0
 ASK_AGAIN = "ask again in a moment; if the VM stays silent, its session ends and says why"
 NEWER_IMAGE = "build and promote a newer image"
