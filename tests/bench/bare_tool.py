@@ -3,7 +3,8 @@
     python3 -I - JSON < bare_tool.py
 
 The keys of JSON are those of the provider's `login`: `command`, `environment`, `requests` (lines
-for its standard input) and `mark`, which its URL contains. Nothing of the agent runs.
+for its standard input) and `mark`, which its URL contains. Nothing of the agent runs. With `null`
+as JSON, it ends before it starts the tool.
 """
 
 import json
@@ -20,6 +21,8 @@ CHUNK_BYTES = 65536
 POLL_SECONDS = 0.05
 
 wanted = json.loads(sys.argv[1])
+if wanted is None:
+    sys.exit()
 page = Path(os.environ["HOME"], "page")
 environment = {**os.environ, **wanted["environment"], "POLYDEV_LOGIN_FIFO": str(page)}
 reads, writes = os.pipe()

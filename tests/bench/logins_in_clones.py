@@ -4,8 +4,10 @@
 
     python -m tests.bench.logins_in_clones IMAGE LOGINS TOOL...    seconds of each tool, as JSON
 
-Each measurement is the first start of the tool in a VM that was just resumed, as in a session from
-the pool. Logins and bare tools take turns.
+Each measurement is the first start of the tool in a VM that was just resumed and whose health was
+asked for once, as in a session from the pool. The program that starts the bare tool runs before a
+login too, without the tool, so that both tools start equally long after the resume: the browser has
+much to do then. Logins and bare tools take turns.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from polydev import http_client
 from polydev.http_client import HttpSession
+from polydev.image.guest_shell import GuestShell
 from polydev.settings import Settings
 from tests.clones import Clone, Clones, identify_concurrently, shell, template_clones
 
@@ -37,7 +42,10 @@ ENVIRONMENT = (
 
 def login_seconds(clone: Clone, tool: str) -> float:
     """From the request of a controller until the agent has the URL."""
-    clone.inside(f"cat {PROVIDERS}/{tool}.json")  # as long after the resume as the bare tool
+    ask_health(clone)
+    with shell(clone.machine) as console:
+        login_of(console, tool)
+        console.run(bare_command(None), PATIENCE_SECONDS)
     login = f"{clone.machine.config.ports.agent_url}/login/{tool}"
     with HttpSession(login, timeout_seconds=PATIENCE_SECONDS) as agent:
         began = time.monotonic()
@@ -52,8 +60,9 @@ def login_seconds(clone: Clone, tool: str) -> float:
 
 def bare_seconds(clone: Clone, tool: str) -> float:
     """By the guest's clock, which is the host's."""
+    ask_health(clone)
     with shell(clone.machine) as console:
-        login = json.loads(console.run(f"cat {PROVIDERS}/{tool}.json").text)["login"]
+        login = login_of(console, tool)
         asks = [{"jsonrpc": "2.0", "id": at, **each} for at, each in enumerate(login["requests"])]
         wanted = {
             "command": login["command"],
@@ -61,9 +70,21 @@ def bare_seconds(clone: Clone, tool: str) -> float:
             "requests": [json.dumps(each) for each in asks],
             "mark": login["printed_url_mark"],
         }
-        as_user = f"runuser -u {USER} -- env {ENVIRONMENT} python3 -I - "
-        command = f"echo {BARE} | base64 -d | {as_user} {shlex.quote(json.dumps(wanted))}"
-        return float(console.run(command, PATIENCE_SECONDS).text)
+        return float(console.run(bare_command(wanted), PATIENCE_SECONDS).text)
+
+
+def ask_health(clone: Clone) -> None:
+    http_client.get(f"{clone.machine.config.ports.agent_url}/health", PATIENCE_SECONDS)
+
+
+def login_of(console: GuestShell, tool: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(console.run(f"cat {PROVIDERS}/{tool}.json").text)["login"]
+    return found
+
+
+def bare_command(wanted: dict[str, Any] | None) -> str:
+    as_user = f"runuser -u {USER} -- env {ENVIRONMENT} python3 -I - "
+    return f"echo {BARE} | base64 -d | {as_user} {shlex.quote(json.dumps(wanted))}"
 
 
 def in_clone(clones: Clones, measured: Callable[[Clone, str], float], tool: str) -> float:
