@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -239,14 +240,33 @@ def test_watch_runs_cheap_checks_first(guest: Guest) -> None:
 def settings_in(tmp_path: Path) -> AgentSettings:
     console = tmp_path / "console"
     console.touch()
-    return AgentSettings(proc=str(tmp_path / "proc"), console=str(console), watch_pause_seconds=0.0)
+    return AgentSettings(
+        proc=str(tmp_path / "proc"),
+        console=str(console),
+        logins_socket=str(tmp_path / "logins"),
+        watch_pause_seconds=0.0,
+    )
 
 
-def test_watch_announces_the_agent_then_readiness_once(guest: Guest, tmp_path: Path) -> None:
+@pytest.fixture
+def login_server(tmp_path: Path) -> Iterator[socket.socket]:
+    """Where systemd would start the program that starts logins."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "logins"))
+        listening.listen()
+        listening.settimeout(60)
+        yield listening
+
+
+def test_watch_announces_the_agent_then_readiness_once(
+    guest: Guest, tmp_path: Path, login_server: socket.socket
+) -> None:
     settings = settings_in(tmp_path)
     logged: list[str] = []
     announce_when_ready(guest.health, settings, logged.append)
     guest.health.report()
+    with login_server.accept()[0] as asked:
+        assert asked.recv(1) == b"", "a connection starts the program, and asks it for nothing"
     assert Path(settings.console).read_text().splitlines() == [
         "polydev: agent answers after 12.34 s",
         "polydev: ready after 12.34 s",
@@ -262,13 +282,17 @@ def test_watch_ends_once_a_request_found_the_guest_ready(guest: Guest, tmp_path:
 
 
 def test_unwritable_console_is_logged(guest: Guest, tmp_path: Path) -> None:
-    settings = AgentSettings(proc=str(tmp_path / "proc"), console=str(tmp_path / "no" / "console"))
+    settings = settings_in(tmp_path)
+    Path(settings.console).unlink()
+    Path(settings.console).mkdir()
     logged: list[str] = []
     announce_when_ready(guest.health, settings, logged.append)
     assert [line.rpartition(": ")[2] for line in logged] == [
         "agent answers after 12.34 s",
         "ready after 12.34 s",
+        f"there is no {settings.logins_socket}",
     ]
+    assert logged[-1].startswith("logins cannot be started: ")
 
 
 def test_watch_pause_grows_with_the_check_time_up_to_a_limit() -> None:

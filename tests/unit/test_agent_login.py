@@ -18,12 +18,11 @@ from polydev.agent.login_output import answer_to, device_code, end_of, printed_u
 from polydev.agent.login_state import (
     MAX_DETAIL_BYTES,
     MAX_STATE_BYTES,
-    MAX_URL_CHARACTERS,
-    is_login_url,
     login_reply,
     reply_of_state,
     state_text,
 )
+from polydev.agent.login_url import MAX_URL_CHARACTERS, is_login_url
 from polydev.agent.providers import GuestProvider
 from polydev.agent.reply_types import LoginReply, LoginStatus
 from polydev.agent.routes import Routes

@@ -12,9 +12,10 @@ import shutil
 from polydev.agent import credentials_file
 from polydev.agent.errors import CheckFailed
 from polydev.agent.login_state import keep_state
-from polydev.agent.providers import provider_of, tool_environment
+from polydev.agent.providers import provider_of
 from polydev.agent.run_command import output_of
 from polydev.agent.settings import settings_from_arguments
+from polydev.agent.tool_environment import tool_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from polydev.agent.login_output import (
     printed_url,
     without_input,
 )
-from polydev.agent.login_state import is_login_url
+from polydev.agent.login_url import is_login_url
 from polydev.agent.terminal_text import last_lines
 
 TYPE_CHECKING = False

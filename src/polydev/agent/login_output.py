@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 
-from polydev.agent.login_state import is_device_code, is_login_url
+from polydev.agent.login_state import is_device_code
+from polydev.agent.login_url import is_login_url
 from polydev.agent.terminal_text import last_lines, plain_text, urls_written
 
 TYPE_CHECKING = False

@@ -15,7 +15,8 @@ from polydev.agent.browser import show
 from polydev.agent.login_flow import LoginFlow
 from polydev.agent.login_state import keep_state
 from polydev.agent.login_terminal import Window
-from polydev.agent.providers import GuestProvider, tool_environment
+from polydev.agent.providers import GuestProvider
+from polydev.agent.tool_environment import tool_environment
 from polydev.agent.tool_process import CHUNK_BYTES, CODE_FIFO, LoginProcess
 
 TYPE_CHECKING = False

@@ -9,31 +9,18 @@ from __future__ import annotations
 import json
 import os
 
+from polydev.agent.login_url import MAX_URL_CHARACTERS, is_login_url
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polydev.agent.reply_types import LoginReply, LoginStatus
 
 STATE_FILE = "state"
-MAX_URL_CHARACTERS = 4096
 MAX_DETAIL_BYTES = 1024
 MAX_DEVICE_CODE_CHARACTERS = 64
 MAX_STATE_BYTES = 2 * MAX_URL_CHARACTERS  # the URL, and the rest with its letters escaped
 
 _STATUSES: tuple[LoginStatus, ...] = ("starting", "waiting", "done", "failed")
-_NOT_IN_URLS = frozenset('"<>\\^`{|}')
-_HOST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-")
-
-
-def is_login_url(text: str) -> bool:
-    """Whether this is an http or https URL with a host, as a login page may have."""
-    scheme, _, rest = text.partition("://")
-    if scheme not in ("http", "https") or len(text) > MAX_URL_CHARACTERS:
-        return False
-    if any(not "!" <= letter <= "~" or letter in _NOT_IN_URLS for letter in text):
-        return False
-    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    host, colon, port = authority.partition(":")
-    return bool(host) and _HOST.issuperset(host) and (not colon or port.isdecimal())
 
 
 def bounded_detail(text: str) -> str:

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from polydev.agent.settings import AgentSettings
-
 SUFFIX = ".json"
-KEPT = ("HOME", "DISPLAY", "USER")
 
 
 class CredentialsFile:
@@ -68,16 +65,3 @@ def provider_of(folder: str, name: str) -> GuestProvider:
     """Return a known provider."""
     with open(f"{folder}/{name}{SUFFIX}", "rb") as file:
         return GuestProvider(json.load(file))
-
-
-def tool_environment(own: Mapping[str, str], settings: AgentSettings) -> dict[str, str]:
-    """Return the environment of a tool; our programs come first in its PATH."""
-    programs = settings.login_programs
-    return {
-        **{name: os.environ[name] for name in KEPT if name in os.environ},
-        "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}",
-        "LANG": "C.UTF-8",
-        "TERM": "xterm-256color",
-        "BROWSER": f"{programs}/xdg-open",
-        **own,
-    }

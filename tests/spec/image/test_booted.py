@@ -64,7 +64,8 @@ def test_services_have_no_start_limits(host: Host) -> None:
 def test_no_service_leaves_a_core_dump(host: Host) -> None:
     """A tool, the browser or the agent has credentials in its memory."""
     names = " ".join(
-        f"{name}.service" for name in (*UNITS, "polydev-login@x", "polydev-credentials@x")
+        f"{name}.service"
+        for name in (*UNITS, "polydev-login", "polydev-login-status@x", "polydev-credentials@x")
     )
     shown = host.run(f"systemctl show -p LimitCORE {names}").stdout.split()
     assert set(shown) == {"LimitCORE=0"}, f"services may leave core dumps: {' '.join(shown)}"
