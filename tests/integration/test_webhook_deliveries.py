@@ -11,18 +11,22 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import pytest
+from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook
 
 from polydev.controller.settings import WebhookEndpoint, WebhookSettings
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.store.webhook_queue import GONE, Claim, WebhookQueue
 from polydev.controller.webhook_urls import checked_url
+from polydev.controller.webhooks import http_post
 from polydev.controller.webhooks.deliveries import Deliveries
 from polydev.controller.webhooks.endpoint_sender import SenderIntervals
 from polydev.controller.webhooks.http_post import MOST_ANSWER_BYTES, open_client, post
@@ -48,14 +52,19 @@ CLAIM_OVER_SECONDS = 60
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 
 
-def sender(store: Store, **urls: str) -> Deliveries:
+def sender(
+    store: Store,
+    queue: WebhookQueue | None = None,
+    pace: SenderIntervals = PACE,
+    **urls: str,
+) -> Deliveries:
     """Return the sender of a store to endpoints."""
     endpoints = tuple(WebhookEndpoint(name=name, url=url) for name, url in urls.items())
     settings = WebhookSettings(endpoints=endpoints, at_once=3)
     # Longer than settings allow: an attempt that timed out would be made again.
     settings = settings.model_copy(update={"timeout_seconds": ENOUGH_SECONDS})
-    webhooks = WebhookQueue(store.database, store.clock)
-    return Deliveries(settings, SECRETS, webhooks, leads=lambda: True, clock=store.clock, pace=PACE)
+    webhooks = queue or WebhookQueue(store.database, store.clock)
+    return Deliveries(settings, SECRETS, webhooks, leads=lambda: True, clock=store.clock, pace=pace)
 
 
 @asynccontextmanager
@@ -68,6 +77,8 @@ async def sending(deliveries: Deliveries) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
         await deliveries.close()
         assert task.cancelled(), task.exception()
+        clients = (each._client for each in deliveries._senders.values())
+        assert all(client is None or client.is_closed for client in clients)
 
 
 def verified(asked: Asked, name: str = "front") -> dict[str, Any]:
@@ -138,6 +149,8 @@ async def test_delivery_fails_after_last_attempt(store_url: str) -> None:
             assert (found.state, found.ended_at) == ("failed", store.clock())
             backlogs = await log.backlogs(store.clock())
             assert backlogs["front"].failed == 1
+            again = await log.resend(found.id)
+            assert (again.state, again.attempts, again.ended_at) == ("waiting", 0, None)
     assert len(front.asked) == 10
 
 
@@ -157,9 +170,9 @@ async def test_hung_receiver_delays_no_other_delivery(tmp_path: Path, store_url:
     ):
         port = silent.getsockname()[1]
         async with opened(store_url, slots=8) as store:
-            urls = {"front": front.url, "side": stuck.url}
-            both = sender(store, **urls, back=f"http://127.0.0.1:{port}")
-            async with sending(both):
+            back = f"http://127.0.0.1:{port}"
+            all_three = sender(store, front=front.url, side=stuck.url, back=back)
+            async with sending(all_three):
                 for _ in range(4):
                     session = await store.start_ready(await store.new_user())
                     await store.sessions.apply(session.id, "terminate")
@@ -208,12 +221,104 @@ async def test_gone_endpoint_gets_nothing_until_resend(
             assert front.asked[-1].headers["webhook-id"] == again.message_id
 
 
+@run_async
+async def test_gone_endpoint_gets_webhooks_again_at_a_new_url(store_url: str) -> None:
+    with served(lambda asked: Answer(410 if asked.path == "/old" else 200)) as front:
+        async with opened(store_url) as store:
+            session = await store.start(await store.new_user())
+            async with sending(sender(store, front=f"{front.url}/old")):
+                await until_states(store, failed=1)
+            await store.sessions.apply(session.id, "terminate")
+            async with sending(sender(store, front=f"{front.url}/new")):
+                await until_states(store, delivered=1, failed=1)
+
+
 class ClaimCounter(WebhookQueue):
-    claims = 0
+    """A queue that notes how many deliveries each claim may take."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.limits: list[int] = []
 
     async def claim(self, endpoint: str, limit: int, until: datetime) -> list[Claim]:
-        self.claims += 1
+        self.limits.append(limit)
         return await super().claim(endpoint, limit, until)
+
+
+@run_async
+async def test_endpoint_that_refused_gets_one_delivery_at_a_time(store_url: str) -> None:
+    answers = iter([Answer(200), Answer(500)])
+    with served(lambda _: next(answers)) as front:
+        async with opened(store_url) as store:
+            session = await store.start(await store.new_user())
+            queue = ClaimCounter(store.database, store.clock)
+            async with sending(sender(store, queue, front=front.url)):
+                await until_states(store, delivered=1)
+                await until(lambda: queue.limits[-1] == 3)
+                await store.sessions.apply(session.id, "terminate")
+                log = WebhookLog(store.database, store.clock)
+
+                async def is_refused() -> bool:
+                    return any(each.status == 500 for each in await log.list())
+
+                await until(is_refused)
+                queue.limits.clear()
+                await until(lambda: queue.limits)
+                assert set(queue.limits) == {1}
+
+
+class FailingOnceQueue(WebhookQueue):
+    """Its database fails at the first question of each kind."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.failed: set[str] = set()
+
+    def _fail_once(self, what: str) -> None:
+        if what not in self.failed:
+            self.failed.add(what)
+            raise OperationalError("SELECT 1", {}, OSError("no database"))
+
+    async def has_new(self) -> bool:
+        self._fail_once("has_new")
+        return await super().has_new()
+
+    async def claim(self, endpoint: str, limit: int, until: datetime) -> list[Claim]:
+        self._fail_once("claim")
+        return await super().claim(endpoint, limit, until)
+
+    async def prune(self, before: datetime) -> int:
+        self._fail_once("prune")
+        return await super().prune(before)
+
+
+@run_async
+async def test_database_errors_end_no_sender(store_url: str) -> None:
+    with served(lambda _: Answer()) as front:
+        async with opened(store_url) as store:
+            await store.start(await store.new_user())
+            queue = FailingOnceQueue(store.database, store.clock)
+            async with sending(sender(store, queue, front=front.url)):
+                await until_states(store, delivered=1)
+    assert queue.failed == {"has_new", "claim", "prune"}
+
+
+@run_async
+async def test_endpoint_can_ask_for_a_pause_of_at_most_one_hour(store_url: str) -> None:
+    """The delivery itself waits longer, other ones do not."""
+    answers = iter([Answer(503, headers={"Retry-After": "80000"}), Answer(200)])
+    with served(lambda _: next(answers)) as front:
+        async with opened(store_url) as store:
+            await store.start_ready(await store.new_user())
+            async with sending(sender(store, front=front.url)):
+                log = WebhookLog(store.database, store.clock)
+
+                async def is_refused() -> bool:
+                    return any(each.attempts == 1 for each in await log.list())
+
+                await until(is_refused)
+                store.clock.pass_seconds(3601)
+                await until_states(store, delivered=1, waiting=1)
 
 
 @run_async
@@ -244,9 +349,9 @@ async def test_endpoint_that_asked_for_a_pause_gets_nothing_before_its_end(store
             async with sending(deliveries):
                 await until(is_refused)
                 store.clock.pass_seconds(599)
-                claims, seen = queue.claims, looks
+                claims, seen = len(queue.limits), looks
                 await until(lambda: looks > seen + 3)
-                assert queue.claims == claims
+                assert len(queue.limits) == claims
                 store.clock.pass_seconds(2)
                 await until_states(store, delivered=2)
     assert len(front.asked) == 3
@@ -272,6 +377,30 @@ async def test_controller_handover_loses_no_delivery(store_url: str) -> None:
                 await until_states(store, delivered=2)
     counted = Counter(each.headers["webhook-id"] for each in front.asked)
     assert sorted(counted.values()) == [1, 2], "only what was under way is sent twice"
+
+
+@run_async
+async def test_ending_sender_waits_for_the_answer_under_way(store_url: str) -> None:
+    let_go = Event()
+
+    def held(_: Asked) -> Answer:
+        let_go.wait(ENOUGH_SECONDS)
+        return Answer()
+
+    pace = replace(PACE, ending=ENOUGH_SECONDS)
+    with served(held) as front:
+        async with opened(store_url) as store:
+            await store.start(await store.new_user())
+            deliveries = sender(store, pace=pace, front=front.url)
+            task = asyncio.create_task(deliveries.run())
+            await until(lambda: len(front.asked) == 1)
+            task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            let_go.set()
+            await asyncio.gather(task, return_exceptions=True)
+            await deliveries.close()
+            assert await states(store) == {"delivered": 1}
 
 
 @run_async
@@ -348,6 +477,41 @@ async def test_endless_answer_counts_by_its_status(tmp_path: Path) -> None:
 
 
 @run_async
+async def test_answer_counts_by_its_status_if_its_text_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else an accepted message would be sent again."""
+    monkeypatch.setattr(http_post, "BODY_SECONDS", 0.2)
+    over = Event()
+
+    def stalled() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart"
+        over.wait(ENOUGH_SECONDS)
+
+    def broken() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart"
+
+    async with open_client(1, ENOUGH_SECONDS) as client:
+        for answer in (Answer(raw=stalled()), Answer(raw=broken())):
+            with served(partial(_always, answer)) as front:
+                reply = await post(client, front.url, {}, "{}", ENOUGH_SECONDS, AT)
+                over.set()
+            assert (reply.status, reply.said, reply.is_taken) == (200, "", True)
+
+
+@run_async
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(lambda _: Answer(502)) as proxy, served(lambda _: Answer()) as front:
+        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("NO_PROXY", "")
+        async with open_client(1, ENOUGH_SECONDS) as client:
+            reply = await post(client, front.url, {}, "{}", ENOUGH_SECONDS, AT)
+    assert (reply.status, proxy.asked) == (200, [])
+
+
+@run_async
 async def test_delivery_attempt_has_one_time_limit(tmp_path: Path) -> None:
     """One receiver is silent, one sends a byte now and then."""
     over = Event()
@@ -398,6 +562,20 @@ async def test_connection_errors_are_reported_without_url(tmp_path: Path) -> Non
                 assert reply.problem is not None
                 assert reply.problem.startswith(words), reply.problem
                 assert "secret" not in reply.problem
+
+
+@run_async
+async def test_retry_after_may_be_seconds_or_a_time() -> None:
+    for retry_after, seconds in {
+        "600": 600,
+        "Sun, 29 Nov 2026 12:10:00 GMT": 600,
+        "Sun, 29 Nov 2026 11:50:00 GMT": 0,
+    }.items():
+        answer = Answer(503, headers={"Retry-After": retry_after})
+        with served(partial(_always, answer)) as front:
+            async with open_client(1, ENOUGH_SECONDS) as client:
+                reply = await post(client, front.url, {}, "{}", ENOUGH_SECONDS, AT)
+        assert reply.retry_after_seconds == seconds
 
 
 @run_async

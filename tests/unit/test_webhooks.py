@@ -15,13 +15,14 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from polydev.controller.check_config import problems
 from polydev.controller.settings import ControllerSettings, WebhookSettings
 from polydev.controller.webhook_signing import secrets_of, signed_headers
-from polydev.controller.webhook_urls import checked_url, shown_url
+from polydev.controller.webhook_urls import MOST_URL_CHARACTERS, checked_url, shown_url
 from polydev.controller.webhooks.retry_schedule import PAUSES_SECONDS, next_attempt
 
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 OTHER = "whsec_" + base64.b64encode(KEY[::-1]).decode()
+LONGEST_URL = "https://front.example.com/".ljust(MOST_URL_CHARACTERS, "a")
 ENDPOINT = {"name": "front", "url": "https://front.example.com/hook"}
 
 
@@ -71,6 +72,7 @@ def test_secrets_are_parsed_and_not_quoted_in_errors() -> None:
     [
         *("https://front.example.com/hook?key=1", "https://10.0.0.1:8443/", "https://[fd00::1]/x"),
         *("http://localhost:3000/x", "http://127.0.0.1/x", "http://192.168.7.7/x", "http://[::1]/"),
+        *("http://169.254.1.1/", "http://[fe80::1]/", LONGEST_URL),
     ],
 )
 def test_allowed_webhook_urls(url: str) -> None:
@@ -93,6 +95,7 @@ def test_allowed_webhook_urls(url: str) -> None:
         ("https://front.example.com/a b", "invalid host or port"),
         ("https://ada:secret@front.example.com/", "user name or password"),
         ("https://front.example.com/#x", "fragment"),
+        (f"{LONGEST_URL}a", "invalid host or port"),
     ],
 )
 def test_refused_webhook_urls(url: str, words: str) -> None:

@@ -37,10 +37,9 @@ def _is_near(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        address = ip_address(host)
+        return ip_address(host).is_private  # so are the addresses of this host and of a link
     except ValueError:
         return False
-    return address.is_private or address.is_loopback or address.is_link_local
 
 
 def shown_url(url: str) -> str:
