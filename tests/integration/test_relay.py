@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import struct
 import time
@@ -31,6 +32,7 @@ from polydev.controller.machines import vm_waker
 from polydev.controller.relay import viewers
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.limits import MOST_VIEWERS
+from polydev.controller.relay.websocket_takeover import RelayProtocol, UpgradedConnection
 from polydev.controller.store.sessions import Sessions
 from polydev.controller.store.vms import Vms
 from tests.api import JWT_SECRET, token_of
@@ -555,6 +557,30 @@ def test_frames_before_admission_are_not_read(run: Run) -> None:
     run(scenario)
 
 
+def test_time_limit_of_the_handshake_ends_with_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would disconnect every viewer."""
+    limits: list[asyncio.TimerHandle | None] = []
+    take_over = RelayProtocol.take_over
+
+    async def noted(protocol: RelayProtocol) -> UpgradedConnection:
+        limits.append(protocol._handshake)
+        return await take_over(protocol)
+
+    monkeypatch.setattr(RelayProtocol, "take_over", noted)
+
+    async def scenario(made: Screens) -> None:
+        session = await made.session()
+        async with made.connect(session.id) as viewer:
+            assert await viewer.recv() == RFB_GREETING
+            (limit,) = limits
+            assert limit is not None
+            assert limit.cancelled()
+
+    run(scenario)
+
+
 def test_slow_viewer_applies_backpressure_to_the_vm(run: Run) -> None:
     offered = 0
     chunk = os.urandom(MEBIBYTE)
@@ -908,7 +934,11 @@ def test_vm_gets_bytes_of_viewer_without_answering(run: Run) -> None:
     run(scenario)
 
 
-def test_upgrades_and_refusals_are_logged_without_secrets(run: Run) -> None:
+def test_upgrades_and_refusals_are_logged_without_secrets(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
     async def scenario(made: Screens) -> None:
         session = await made.session()
         url = f"{made.url(session.id)}?access_token={made.tokens['user']}"
@@ -937,6 +967,9 @@ def test_upgrades_and_refusals_are_logged_without_secrets(run: Run) -> None:
         assert "pdt_" not in str(logs)
 
     run(scenario)
+    # The test's own client logs what it sends.
+    said = [each.getMessage() for each in caplog.records if each.name != "websockets.client"]
+    assert "pdt_" not in str(said)
 
 
 def logged(logs: list[Any], event: str) -> Any:

@@ -40,12 +40,16 @@ class Bench:
     def __init__(self, early: bytes = b"") -> None:
         self.beat = ByHand()
         self.to_vm: list[bytes] = []
+        self.releases = 0
         near, self._far = connected()
         protocol = ServerProtocol(state=OPEN)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.viewer = Viewer(
-            UpgradedConnection(near, protocol, early, ending, lambda: None), self.beat
+            UpgradedConnection(near, protocol, early, ending, self._release), self.beat
         )
+
+    def _release(self) -> None:
+        self.releases += 1
 
     async def far(self) -> RawViewer:
         return RawViewer(*await asyncio.open_connection(sock=self._far))
@@ -194,6 +198,24 @@ def test_bytes_after_close_are_dropped() -> None:
     play(scenario)
 
 
+def test_no_ping_follows_the_close_frame() -> None:
+    async def scenario(bench: Bench) -> None:
+        viewer, data = bench.viewer, os.urandom(MUCH)
+        bench.begin()
+        assert not viewer.send(memoryview(data))
+        closing = asyncio.create_task(viewer.close(OVER))
+        await asyncio.sleep(0)  # until the close frame waits
+        bench.beat.beat()
+        far = await bench.far()
+        assert await far.frame() == (BINARY, data)
+        assert (await far.frame())[0] == CLOSE
+        assert await far.reader.read() == b""
+        far.writer.write_eof()
+        await closing
+
+    play(scenario)
+
+
 def test_viewer_that_ignores_close_is_disconnected() -> None:
     async def scenario(bench: Bench) -> None:
         bench.begin()
@@ -202,6 +224,8 @@ def test_viewer_that_ignores_close_is_disconnected() -> None:
         assert bench.viewer.ended.result() is OVER
         assert await far.frame() == (CLOSE, OVER.code.to_bytes(2, "big") + OVER.reason.encode())
         assert await far.reader.read() == b""
+        bench.viewer.abort()
+        assert bench.releases == 1, "the server would keep the connection"
 
     play(scenario)
 

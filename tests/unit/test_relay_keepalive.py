@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from typing import Any
 
 from polydev.controller.relay.keepalive import KeepaliveTimer
 
@@ -54,5 +56,40 @@ def test_callback_may_remove_itself() -> None:
         called.clear()
         timer.add(once)  # and may come again
         await called.wait()
+
+    asyncio.run(play())
+
+
+def test_timer_goes_on_for_the_others_after_a_removal() -> None:
+    async def play() -> None:
+        timer, called = KeepaliveTimer(0.001), asyncio.Event()
+        leaves = asyncio.Event().set
+        timer.add(leaves)
+        timer.add(called.set)
+        timer.remove(leaves)
+        await asyncio.wait_for(called.wait(), 60)
+
+    asyncio.run(play())
+
+
+def test_all_callbacks_may_remove_themselves_at_once() -> None:
+    async def play() -> None:
+        timer = KeepaliveTimer(0.001)
+        called: list[int] = []
+        errors: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+        done = asyncio.Event()
+
+        def once(number: int) -> None:
+            timer.remove(each[number])
+            called.append(number)
+            if len(called) == len(each):
+                done.set()
+
+        each = [partial(once, number) for number in range(3)]
+        for call in each:
+            timer.add(call)
+        await asyncio.wait_for(done.wait(), 60)
+        assert errors == []
 
     asyncio.run(play())
