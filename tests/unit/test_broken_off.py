@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,7 +25,7 @@ from polydev.image import build, image_folder, store_lock
 from polydev.image.store import ImageStore
 from polydev.image_layout import IN_USE
 from polydev.progress import Steps
-from polydev.vm import temp_folders, template, template_holder, untrusted_files
+from polydev.vm import temp_folders, template, template_holder, template_store, untrusted_files
 from polydev.vm.launch import held
 from polydev.vm.template_client import FILES
 from polydev.vm.template_store import Template, TemplateStore
@@ -206,13 +208,13 @@ def test_image_holds_are_shared_and_end(tmp_path: Path) -> None:
 
 
 class TestTemplates:
-    def made(self, place: Path) -> TemplateStore:
+    def made(self, place: Path, key: str = "k") -> TemplateStore:
         store = TemplateStore(place)
         with store.incoming() as incoming:
             for name in FILES:
                 (incoming / name).write_text(name)
             sums = {name: file_sha256(incoming / name) for name in FILES}
-            store.add(incoming, Template("k", "d", "q", "tcg", 1, 512, sums, 0.0, 1.0, 2.0))
+            store.add(incoming, Template(key, "d", "q", "tcg", 1, 512, sums, 0.0, 1.0, 2.0))
         return store
 
     def test_damaged_template_is_refused(self, tmp_path: Path) -> None:
@@ -252,6 +254,95 @@ class TestTemplates:
         (store.place("k") / "left over").touch()
         self.made(tmp_path)
         assert below(tmp_path) == {"k", *(f"k/{name}" for name in (*FILES, "record.json"))}
+
+    def test_files_of_a_killed_build_are_not_used(self, tmp_path: Path) -> None:
+        left_over = tmp_path / template_store.INCOMING / "left over"
+        left_over.parent.mkdir()
+        left_over.touch()
+        with TemplateStore(tmp_path).incoming() as incoming:
+            assert below(incoming) == set()
+
+    def test_record_of_another_template_is_not_used(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+        store.place("k").rename(store.place("l"))
+        assert store.find("l") is None
+
+    def test_template_is_on_the_disk_before_it_can_be_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[str] = []
+        rename = Path.rename
+
+        def renamed(path: Path, to: Path) -> Path:
+            done.append(f"{path.name} -> {to.name}")
+            return rename(path, to)
+
+        monkeypatch.setattr(template_store, "sync", lambda path: done.append(path.name))
+        monkeypatch.setattr(Path, "rename", renamed)
+        self.made(tmp_path)
+        incoming = template_store.INCOMING
+        files = [*FILES, template_store.RECORD]
+        expected = [*files, incoming, "k -> .k.gone", f"{incoming} -> k", tmp_path.name]
+        assert done == expected
+
+    def test_build_of_templates_waits_for_another_one(self, tmp_path: Path) -> None:
+        with (tmp_path / ".lock").open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            building = TemplateStore(tmp_path).building(lambda: fcntl.flock(other, fcntl.LOCK_UN))
+            with building, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class TestTemplateHolder:
+    KEY = "a" * 64
+
+    def made(self, place: Path) -> TemplateStore:
+        return TestTemplates().made(place, self.KEY)
+
+    def test_memory_of_a_removed_template_is_released(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+
+        async def play() -> None:
+            holder = template_holder.TemplateHolder(store)
+            await holder._descriptors(self.KEY.encode())
+            store.remove(self.KEY)
+            with pytest.raises(VmError, match="there is no template"):
+                await holder._descriptors(self.KEY.encode())
+
+        before = descriptors()
+        asyncio.run(play())
+        assert descriptors() == before
+
+    def test_template_is_read_once_for_concurrent_requests(self, tmp_path: Path) -> None:
+        store = self.made(tmp_path)
+
+        async def play() -> None:
+            holder = template_holder.TemplateHolder(store)
+            asked = (holder._descriptors(self.KEY.encode()) for _ in range(4))
+            found = set(await asyncio.gather(*asked))
+            assert len(found) == 1
+            for each in found.pop():
+                os.close(each)
+
+        before = descriptors()
+        asyncio.run(play())
+        assert descriptors() == before
+
+    def test_user_has_one_request_at_a_time(self, tmp_path: Path) -> None:
+        async def play() -> None:
+            holder = template_holder.TemplateHolder(TemplateStore(tmp_path))
+            silent, first = socket.socketpair()
+            second, client = socket.socketpair()
+            with silent, client:
+                waiting = asyncio.create_task(holder._serve(first))
+                await asyncio.sleep(0)  # until it waits for the request
+                await holder._serve(second)
+                assert client.recv(1) == b""
+                assert not waiting.done()
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+        asyncio.run(play())
 
 
 def test_host_lock_timeout_names_the_holder(tmp_path: Path) -> None:

@@ -15,35 +15,47 @@ import pytest
 from polydev.errors import VmError
 from polydev.vm import template
 from polydev.vm.cpu_wait_time import CpuSample, ThreadTimes
+from polydev.vm.identity import Receipt, clock_line, identity_line, new_identity
 from polydev.vm.template_client import copy_data
 
 IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
 class Monitor:
-    """A QMP client that records commands; migrations go through `statuses`."""
+    """A QMP client that records commands; migrations go through `statuses`.
+
+    It sends the second half of `stream` only when it is told to end.
+    """
 
     def __init__(self) -> None:
         self.told: list[object] = []
         self.statuses = ["active", "completed"]
         self.stream = b""
+        self.writer: asyncio.StreamWriter | None = None
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         self.told.append(command if arguments is None else (command, arguments))
         if command == "migrate":
             assert arguments is not None
             place = arguments["uri"].removeprefix("unix:")
-            _, writer = await asyncio.open_unix_connection(place)
-            writer.write(self.stream)
-            writer.close()
+            _, self.writer = await asyncio.open_unix_connection(place)
+            self.writer.write(self.stream[: len(self.stream) // 2])
         if command == "query-migrate":
             return {"status": self.statuses.pop(0)}
+        if command == "quit":
+            assert self.writer is not None
+            self.writer.write(self.stream[len(self.stream) // 2 :])
+            self.writer.close()
         return {}
 
     @asynccontextmanager
     async def connected(self, where: object) -> AsyncIterator[Monitor]:
         self.told.append(where)
-        yield self
+        try:
+            yield self
+        finally:
+            if self.writer is not None:
+                self.writer.close()
 
 
 @pytest.fixture
@@ -148,6 +160,25 @@ def test_a_clock_is_set_until_it_is_right(
         with pytest.raises(VmError, match=r"off by 9\.000 s"):
             asyncio.run(template._set_clock(guest.ask, 1000.0 + first))
     assert guest.asked == asked
+
+
+def test_answers_to_earlier_requests_are_skipped(tmp_path: Path) -> None:
+    """A controller that ended has asked for another identity and for the time."""
+    place = tmp_path / "identity"
+    earlier, own = new_identity("earlier", None), new_identity("vm", "session")
+
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(identity_line(earlier, 1.0) + clock_line(2.0))
+        while line := await reader.readline():
+            writer.write(line.rstrip() + b" random=00ff\n")
+        writer.close()
+
+    async def play() -> Receipt:
+        async with await asyncio.start_unix_server(guest, place):
+            return await template.give_identity(place, own, 100)
+
+    receipt = asyncio.run(play())
+    assert (receipt.vm_id, receipt.boot_id, receipt.random) == ("vm", own.boot_id, "00ff")
 
 
 def samples(*shares: float) -> list[CpuSample]:
