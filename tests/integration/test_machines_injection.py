@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import SecretStr
 
 from polydev.client.credentials_key import new_key
 from polydev.controller.entities import Session
+from polydev.controller.machines.agent_answers import AgentLogin
+from polydev.controller.machines.agent_client import AgentClient
 from polydev.controller.store.credential_log import CredentialLog
 from polydev.controller.store.credentials import StoredCredentials
 from polydev.errors import (
@@ -289,6 +292,43 @@ def test_session_end_during_injection_marks_credentials_maybe_stale(
         assert (found.holder_id, found.may_be_stale, plain) == (None, True, OLD_PLAIN)
 
     play(with_key(tmp_path, kind=NeverInjectedVm), scenario)
+
+
+def test_injection_has_ended_before_credentials_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the VM could get credentials after the read-back, which nobody would read back."""
+    under_way: list[str] = []
+    seen: list[list[str]] = []
+    begun = asyncio.Event()
+    credentials = AgentClient.credentials
+
+    async def never_injected(_: AgentClient, vm_ip: str, provider: str, plain: bytes) -> AgentLogin:
+        under_way.append(provider)
+        begun.set()
+        try:
+            return await asyncio.Future()
+        finally:
+            under_way.remove(provider)
+
+    async def read(client: AgentClient, vm_ip: str, provider: str) -> bytes | None:
+        seen.append(list(under_way))
+        return await credentials(client, vm_ip, provider)
+
+    monkeypatch.setattr(AgentClient, "inject", never_injected)
+    monkeypatch.setattr(AgentClient, "credentials", read)
+
+    async def scenario(world: World) -> None:
+        await store(world)
+        async with world.driving():
+            session = await world.start(use_stored=True, holds_alone=True)
+            await begun.wait()
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+        assert seen == [[]]
+        assert not (await stored(world))[0].may_be_stale
+
+    play(with_key(tmp_path), scenario)
 
 
 def test_session_end_before_injection_leaves_credentials_not_stale(

@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import sqlalchemy as sa
 
 from polydev.controller.entities import Caller
 from polydev.controller.settings import RateLimits, SessionLimits
-from polydev.controller.store import sign_ins
+from polydev.controller.store import sign_ins, tables
 from tests.api import ApiHost, Served, api_host, problem
 from tests.pages import browser
 
@@ -295,6 +296,25 @@ def test_only_hashes_of_secrets_are_stored(host: ApiHost) -> None:
             kept += side.read_bytes()
         for secret in (signed_in.cookie, made["ticket"], redeemed["key"]):
             assert str(secret).encode() not in kept
+
+    host.run(scenario)
+
+
+def test_expired_tickets_and_keys_are_deleted(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        services = asked.services
+        await ticket(asked, session)
+        await key(asked, await ticket(asked, session))
+        late = services.tickets._clock() + timedelta(days=1)
+        services.tickets._clock = services.sign_ins._clock = lambda: late
+        caller = Caller(asked.users["user"], "user", "token")
+        await services.tickets.create("viewer", caller, 60, session["id"])
+        await services.sign_ins.create(caller, 60)
+        for table in (tables.tickets, tables.sign_ins):
+            async with services.database.reading() as connection:
+                found = await connection.execute(sa.select(table.c.expires_at))
+                assert list(found.scalars()) == [late + timedelta(seconds=60)]
 
     host.run(scenario)
 
