@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 from tests.ports import reserved_port
 from tests.relays import HOST
-from tests.xscreen import first_of, pumped
+from tests.xscreen import first_of
 
 
 class Wire:
@@ -19,6 +19,8 @@ class Wire:
         self.to_port = to_port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
 
     @property
     def url(self) -> str:
@@ -34,18 +36,31 @@ class Wire:
         for writer in self._writers:
             writer.transport.abort()
 
+    def silence(self) -> None:
+        """Keep all connections open, and carry nothing more."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        self._flows.set()
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         with suppress(ConnectionError):
             to_reader, to_writer = await asyncio.open_connection(HOST, self.to_port)
             self._writers.add(to_writer)
             try:
-                await first_of(pumped(reader, to_writer), pumped(to_reader, writer))
+                await first_of(self._pumped(reader, to_writer), self._pumped(to_reader, writer))
             finally:
                 self._writers.discard(to_writer)
                 to_writer.close()
         self._writers.discard(writer)
         writer.close()
+
+    async def _pumped(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            await self._flows.wait()
+            writer.write(data)
+            await writer.drain()
 
 
 @asynccontextmanager

@@ -23,6 +23,11 @@ from tests.web import (
 )
 from tests.wires import wires
 
+# Takes a controller for silent after a second and a half.
+ANSWER_SOON = """() => {
+    const timeout = AbortSignal.timeout;
+    AbortSignal.timeout = (milliseconds) => timeout.call(AbortSignal, milliseconds / 20);
+}"""
 # Acts as a computer that wakes after two minutes of sleep.
 SLEEP = """() => {
     const now = Date.now;
@@ -83,6 +88,23 @@ def test_failed_session_requests_are_retried(play: Play) -> None:
         assert next(failing, None) is None
 
     play(scenario)
+
+
+def test_page_notices_a_network_that_is_silent(play: Play) -> None:
+    async def scenario(site: Site) -> None:
+        session = await site.session()
+        async with wires(site.made.port) as wire, page_of(site.browser) as page:
+            await open_session(page, site, session, wire.url)
+            await until_shown(page)
+            await page.evaluate(ANSWER_SOON)
+            wire.silence()
+            await until_covered(page, "lost", "Check your network", "(1 of 5)")
+            # The next attempt gets no answer either.
+            await until_covered(page, "lost", "does not answer", "(2 of 5)")
+            wire.flow()
+            await until_shown(page)
+
+    play(scenario, session={"idle_seconds": 8})
 
 
 @pytest.mark.parametrize("kind", ["novnc/core/display.js", "session/session.css"])

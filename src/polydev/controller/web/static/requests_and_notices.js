@@ -21,6 +21,13 @@ export function textsOf(id) {
   return (name, values) => fill(found[name] ?? name, values);
 }
 
+const ANSWER_MILLISECONDS = 30_000;
+
+/** Return a signal that ends a request without an answer: a network may be silent for minutes. */
+export function untilSilent() {
+  return AbortSignal.timeout(ANSWER_MILLISECONDS);
+}
+
 /** An error of the API: message, hint, and HTTP status (0: no answer). */
 export class Problem extends Error {
   constructor(status, detail, hint = "") {

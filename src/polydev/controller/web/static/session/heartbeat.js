@@ -1,5 +1,6 @@
 // Send heartbeats to the controller, and warn the user before the session ends.
 
+import { untilSilent } from "../requests_and_notices.js";
 import { clock, countdown } from "./countdown.js";
 
 const element = (id) => document.getElementById(id);
@@ -28,8 +29,10 @@ export class Heartbeat {
   }
 
   async stay(isQuiet = false) {
-    const ask = () => this.page.ask("/heartbeat", { method: "POST" });
+    const signal = untilSilent();
+    const ask = () => this.page.ask("/heartbeat", { method: "POST", signal });
     const session = isQuiet ? await ask().catch(() => null) : await this.page.attempt(ask);
+    if (signal.aborted) this.page.link.check();
     if (session) this.page.take(session);
     else await this.page.refresh();
   }

@@ -1,6 +1,6 @@
 // The page of one session: its state, where it comes from, and the parts that show it.
 
-import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf } from "../requests_and_notices.js";
+import { Problem, ask, clearNotice, sentence, showNotice, showProblem, textsOf, untilSilent } from "../requests_and_notices.js";
 import { Bar } from "./bar.js";
 import { Clipboard } from "./clipboard.js";
 import { SESSION_OVER } from "./connection_state.js";
@@ -117,7 +117,7 @@ class Page {
   async read() {
     clearTimeout(this.nextRead);
     try {
-      this.take(await this.ask(""));
+      this.take(await this.ask("", { signal: untilSilent() }));
       this.failedReads = 0;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;

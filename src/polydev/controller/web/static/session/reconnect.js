@@ -1,7 +1,10 @@
 // Keep the screen connected: get a new ticket for each attempt, and schedule attempts.
 
-import { Problem, ask } from "../requests_and_notices.js";
+import { Problem, ask, untilSilent } from "../requests_and_notices.js";
 import { IDLE, next } from "./connection_state.js";
+
+// A small one, for which the controller needs no database.
+const FILE = new URL("../icon.svg", import.meta.url);
 
 export class Link {
   /**
@@ -32,6 +35,15 @@ export class Link {
     this.change({ kind: "lost", at: Date.now(), code, reason });
   }
 
+  /** Take the open connection for a dead one if the controller does not even send a file. */
+  async check() {
+    try {
+      await fetch(FILE, { cache: "no-store", signal: untilSilent() });
+    } catch {
+      if (this.state.phase === "connected") this.lost({ code: 0, reason: "" });
+    }
+  }
+
   end() {
     clearTimeout(this.timer);
     this.attempt?.abort();
@@ -54,11 +66,11 @@ export class Link {
     this.end();
     const attempt = (this.attempt = new AbortController());
     try {
-      const { signal } = attempt;
+      const signal = AbortSignal.any([attempt.signal, untilSilent()]);
       const body = { purpose: "viewer" };
       const path = `${this.path}/tickets`;
       const { url } = await ask(path, { method: "POST", body, key: this.key, signal });
-      if (!signal.aborted) this.screen.open(url);
+      if (!attempt.signal.aborted) this.screen.open(url);
     } catch (error) {
       if (attempt.signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
