@@ -60,16 +60,18 @@ HOST_LANES = {
         "integration/second_host/test_vm_walls.py",
         "integration/second_host/test_deploy_postgres.py",
     ),
-    # Another one: the VMs on it.
+    # Another one: the VMs on it. The last files share its templates too.
     "third": (
-        "integration/second_host/test_templates.py",
         "integration/second_host/test_microvm.py",
         "integration/second_host/test_sessions.py",
+        "integration/second_host/test_templates.py",
     ),
 }
 LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
 # In one process the files of the folder `second_host` share one host.
 HOST_OF = {file: "up" if lane == "up" else "second" for file, lane in LANE_OF.items()}
+# Files that share it as this fixture has made it, so that no failure resets it between them.
+SHARED_STATE = "templates_host"
 # The longest of the remaining files, which are started first.
 LONG = ("integration/test_faults.py", "integration/test_template.py")
 # Unit tests run beside `up`, whose image the other lanes take from the cache.
@@ -140,7 +142,7 @@ def pytest_runtest_makereport(
     report = yield
     host = HOST_OF.get(file_of(item))
     if report.failed and host:
-        item.session.stash.setdefault(FAILED_IN, {})[host] = file_of(item)
+        item.session.stash.setdefault(FAILED_IN, {})[host] = state_of(item)
     return report
 
 
@@ -149,7 +151,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Reset a shared host before the first test after a file in which one failed."""
     host = HOST_OF.get(file_of(item))
     failed_in = item.session.stash.get(FAILED_IN, {})
-    if host not in failed_in or failed_in[host] == file_of(item):
+    if host not in failed_in or failed_in[host] == state_of(item):
         return
     del failed_in[host]
     shared_hosts = item.session.stash.get(SHARED_HOSTS, {})
@@ -162,6 +164,11 @@ def turn(item: pytest.Item) -> int:
     file = file_of(item)
     place = "unit" if file.startswith("unit/") else file
     return ORDER.index(place) if place in ORDER else len(ORDER)
+
+
+def state_of(item: pytest.Item) -> str:
+    """Name the state of its host that a test needs: that of its file, or a shared one."""
+    return SHARED_STATE if SHARED_STATE in getattr(item, "fixturenames", ()) else file_of(item)
 
 
 def file_of(item: pytest.Item) -> str:

@@ -171,6 +171,17 @@ def operated(host: DeployedHost) -> Iterator[Operated]:
         yield Operated(host, caller(host, http, "admin"), caller(host, http, "user"))
 
 
+def primed(service: Operated, count: int) -> list[dict[str, Any]]:
+    """Wait until the pool has so many VMs, and return them."""
+
+    def look() -> list[dict[str, Any]] | None:
+        vms = service.admin.call("GET", "/api/vm")["vms"]
+        found = [vm for vm in vms if vm["pooled"] and vm["status"] == "ready"]
+        return found if len(found) == count else None
+
+    return wait_for(f"{count} primed VMs", look)
+
+
 # One whose parts are not all well says who it is too, with 503.
 ASK_HEALTH = """
 import http.client, sys

@@ -18,8 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Position
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import Browser, Page
 
 from polydev import http_client
 from polydev.deployment.pyinfra_process import Project
@@ -31,21 +30,24 @@ from polydev.processes import LineProcess
 from polydev.vm.health import agent_health
 from polydev.vm.template import monitor
 from tests.guest_screen import (
-    ATTEMPT_MS,
+    ADDRESS_BAR,
     COLOUR_COVERS,
+    IS_LIGHT,
     MOST,
     PATIENCE_MS,
+    PURPLE,
     SCREEN,
     SESSION_CANVAS,
+    START_PAGE,
+    TEAL,
     Colour,
+    paint_in_guest,
     wait_for_colour,
 )
 from tests.hosts import DeployedHost
 from tests.inv import ROOT, Inv
 from tests.sessions import REQUEST_SECONDS, Api, Operated, inside_vm, wait_for
 
-# The address bar of the guest's browser, on its screen of the same size.
-ADDRESS_BAR: Position = {"x": 640, "y": 63}
 # The place of the address bar's suggestions, which are white.
 BELOW_ADDRESS_BAR = (640, 150)
 CANVAS = "#noVNC_container canvas"
@@ -53,15 +55,8 @@ CANVAS = "#noVNC_container canvas"
 CONNECTED = f":root.noVNC_connected {CANVAS}"
 # noVNC's own bars, which cover the guest's screen for the first seconds.
 NOVNC_BARS = "#noVNC_status.noVNC_open, #noVNC_control_bar.noVNC_open"
-START_PAGE, TEAL, PURPLE = (0x16, 0x32, 0x4F), (0, 128, 128), (128, 0, 128)
 # A line of the shell that runs the README's lines.
 WAITS = "the README's session waits for its end:"
-TYPING_ATTEMPTS = 3
-
-IS_LIGHT = """([selector, [x, y]]) => {
-    const context = document.querySelector(selector).getContext('2d');
-    return Math.min(...context.getImageData(x, y, 1, 1).data) > 200;
-}"""
 
 
 def wait_until_gone(page: Page, colour: Colour) -> None:
@@ -69,22 +64,6 @@ def wait_until_gone(page: Page, colour: Colour) -> None:
     gone = f"words => !({COLOUR_COVERS})(words)"
     wanted = [SESSION_CANVAS, colour, MOST]
     page.wait_for_function(gone, arg=wanted, polling=250, timeout=PATIENCE_MS)
-
-
-def paint_in_guest(page: Page, name: str, colour: Colour, *, canvas: str = CANVAS) -> None:
-    """Open a page of this colour in the guest's browser by click and keys; retry if needed."""
-    for attempt in range(1, TYPING_ATTEMPTS + 1):
-        page.locator(canvas).click(position=ADDRESS_BAR)
-        page.keyboard.type(f"data:text/html,<body bgcolor={name}>")
-        page.keyboard.press("Enter")
-        is_last = attempt == TYPING_ATTEMPTS
-        try:
-            wait_for_colour(page, colour, PATIENCE_MS if is_last else ATTEMPT_MS, canvas=canvas)
-        except PlaywrightTimeout:
-            if is_last:
-                raise
-        else:
-            break
 
 
 def paste_in_guest(page: Page, name: str, colour: Colour) -> None:
@@ -144,11 +123,11 @@ def test_up_shows_the_guests_browser_in_a_web_browser(
 
 
 def test_keys_and_clicks_reach_the_guest(viewer: Page) -> None:
-    paint_in_guest(viewer, "teal", TEAL)
+    paint_in_guest(viewer, "teal", TEAL, canvas=CANVAS)
 
 
 def test_desktop_survives_viewer_reload(viewer: Page) -> None:
-    paint_in_guest(viewer, "purple", PURPLE)
+    paint_in_guest(viewer, "purple", PURPLE, canvas=CANVAS)
     viewer.reload()
     wait_for_colour(viewer, PURPLE, canvas=CANVAS)
 
@@ -157,7 +136,7 @@ def test_two_viewers_see_the_same_desktop(up: dict[str, Any], viewer: Page) -> N
     second = viewer.context.new_page()
     second.goto(up["viewer"])
     second.wait_for_selector(CONNECTED, timeout=PATIENCE_MS)
-    paint_in_guest(second, "teal", TEAL)
+    paint_in_guest(second, "teal", TEAL, canvas=CANVAS)
     wait_for_colour(viewer, TEAL, canvas=CANVAS)
 
 
@@ -329,7 +308,7 @@ def test_readme_session_page_shows_desktop_and_login(
     wait_until_gone(page, START_PAGE)  # the URL is open in the guest's browser too
     page.screenshot(path=Path(os.environ.get("POLYDEV_E2E_LOGIN", tmp_path / "login.png")))
     assert service.user.session(session_id)["status"] == "oauth_pending"
-    paint_in_guest(page, "teal", TEAL, canvas=SESSION_CANVAS)
+    paint_in_guest(page, "teal", TEAL)
     page.reload()
     page.wait_for_selector("#cover", state="hidden", timeout=PATIENCE_MS)
     wait_for_colour(page, TEAL, canvas=SESSION_CANVAS)

@@ -17,6 +17,8 @@ from polydev.settings import Settings
 from tests.hosts import SHARED_HOSTS, DeployedHost, bring_image, lab_host
 from tests.images import link_image, said_to_be_verified
 from tests.inv import Inv, own_inv
+from tests.pooled_host import FOLDER, HOLDER, MAKER, POOLED, host_with_pool
+from tests.sessions import operated
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +58,25 @@ def deployed(
             yield host
     finally:
         inv("down")
+
+
+@pytest.fixture(scope="package")
+def templates_host(deployed: DeployedHost) -> Iterator[DeployedHost]:
+    """The host with templates switched on; restored after the last file of the folder."""
+    host = host_with_pool(deployed, 0)
+    assert host.deploy(target="master-controller").status == "succeeded"
+    yield host
+    deployed.deploy(target="master-controller")
+    with operated(deployed) as service:
+        service.wait_until_nothing_held()
+    # Its folder and what the holder has of it.
+    deployed.inside(f"systemctl stop {MAKER}; rm -rf {FOLDER}/*; systemctl restart {HOLDER}")
+
+
+@pytest.fixture(scope="package")
+def pooled(templates_host: DeployedHost) -> DeployedHost:
+    """The host with a pool, which ends with the templates."""
+    host = host_with_pool(templates_host, POOLED)
+    host.inside(f"systemctl start --wait {MAKER}")
+    assert host.deploy(target="master-controller").status == "succeeded"
+    return host

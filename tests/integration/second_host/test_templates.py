@@ -7,21 +7,19 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import requests
 
-from inventory.group_data import lab
 from polydev.controller.entities import BEING_MADE
 from polydev.errors import CommandError
 from polydev.lab import run_inside
 from polydev.vm.template_client import FILES
 from tests.hosts import TOOL, DeployedHost
 from tests.operators import Operator
+from tests.pooled_host import FOLDER, HOLDER, MAKER, POOLED, STORE
 from tests.sessions import (
     PATIENCE_SECONDS,
     Operated,
@@ -29,6 +27,7 @@ from tests.sessions import (
     inside_vm,
     news_until,
     operated,
+    primed,
     see_start_page,
     wait_for,
 )
@@ -36,21 +35,13 @@ from tests.viewer import open_websocket, viewer_url
 from tests.walls import confining_properties, output_with
 
 SLOT = 2
-# Two looks are enough for an alert; how long they are apart on a host is no matter here.
-ALERTS = {"samples": {"every_seconds": 2}, "alert": {"for_seconds": 1}}
 TAKEN_AGAIN = 6
-POOLED = 2
-PAUSE_AFTER_SECONDS = 30
 # POLYDEV_CYCLES=200 is the long form, POLYDEV_SEED another course of it.
 SEED = int(os.environ.get("POLYDEV_SEED", "20261129"))
 CYCLES = int(os.environ.get("POLYDEV_CYCLES", "5"))
 KILLS = ("nobody", "controller", "holder", "a VM of the pool", "its VM")
 RFB = b"RFB 003.008\n"
-MAKER = "polydev-template.service"
-HOLDER = "polydev-templates.service"
 BIN = "/opt/master-controller/current/venv/bin"
-STORE = "/var/lib/firecracker/snapshots/base"
-FOLDER = f"{STORE}/templates"
 LIST = f"{BIN}/master-controller templates list --config /etc/master-controller/config.yaml"
 BROKEN = "b2" * 32
 # An image whose root filesystem is none, as it arrives: its template cannot be made.
@@ -112,31 +103,6 @@ print(json.dumps({
 }))
 os.unlink(folder + "/.tried")
 """
-
-
-@pytest.fixture(scope="module")
-def templates_host(deployed: DeployedHost) -> Iterator[DeployedHost]:
-    """The host with templates switched on; restored afterwards."""
-    host = host_with_pool(deployed, 0)
-    assert host.deploy(target="master-controller").status == "succeeded"
-    yield host
-    deployed.deploy(target="master-controller")
-    with operated(deployed) as service:
-        service.wait_until_nothing_held()
-    # Its folder and what the holder has of it.
-    deployed.inside(f"systemctl stop {MAKER}; rm -rf {FOLDER}/*; systemctl restart {HOLDER}")
-
-
-def host_with_pool(host: DeployedHost, size: int) -> DeployedHost:
-    """Return the host's declaration with a pool of so many VMs."""
-    controller = {
-        **lab.controller,
-        **ALERTS,
-        "templates": True,
-        "pool": {"size": size},
-        "vm": {"pause_after_seconds": PAUSE_AFTER_SECONDS},
-    }
-    return replace(host, data={"controller": controller})
 
 
 def test_template_maker_has_no_access_to_network_and_secrets(deployed: DeployedHost) -> None:
@@ -265,15 +231,6 @@ def template_missing(service: Operated) -> dict[str, Any] | None:
     return next((each for each in standing if each["rule"] == "template_missing"), None)
 
 
-@pytest.fixture(scope="module")
-def pooled(templates_host: DeployedHost) -> DeployedHost:
-    """The host with a pool, which ends with the templates."""
-    host = host_with_pool(templates_host, POOLED)
-    host.inside(f"systemctl start --wait {MAKER}")
-    assert host.deploy(target="master-controller").status == "succeeded"
-    return host
-
-
 def test_sessions_take_paused_vms_of_the_pool(pooled: DeployedHost) -> None:
     host = pooled
     with operated(host) as service:
@@ -399,17 +356,6 @@ def checked_receipts(session: dict[str, Any], say: str) -> list[dict[str, Any]]:
     receipt = boot["receipt"]
     assert (receipt["vmId"], receipt["sessionId"]) == (session["vmId"], session["id"]), say
     return [receipt]
-
-
-def primed(service: Operated, count: int) -> list[dict[str, Any]]:
-    """Wait until the pool has so many VMs, and return them."""
-
-    def look() -> list[dict[str, Any]] | None:
-        vms = service.admin.call("GET", "/api/vm")["vms"]
-        found = [vm for vm in vms if vm["pooled"] and vm["status"] == "ready"]
-        return found if len(found) == count else None
-
-    return wait_for(f"{count} primed VMs", look)
 
 
 def cpu_time(host: DeployedHost, slot: int) -> int:
