@@ -65,6 +65,7 @@ HOST_LANES = {
         "integration/second_host/test_microvm.py",
         "integration/second_host/test_sessions.py",
         "integration/second_host/test_templates.py",
+        "integration/second_host/test_session_page.py",
     ),
 }
 LANE_OF = {file: lane for lane, files in HOST_LANES.items() for file in files}
