@@ -126,6 +126,21 @@ def test_credentials_are_read_back_from_paused_vm(tmp_path: Path) -> None:
     play(with_key(tmp_path), scenario)
 
 
+def test_paused_vm_with_shared_credentials_ends_without_waking(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await store(world)
+        world.rotates = False
+        async with world.driving():
+            session, fake = await injected(world, alone=False)
+            world.clock.pass_(60)
+            await world.until_news(session, "paused")
+            await world.sessions.apply(session.id, "terminate")
+            await world.until_released(session)
+        assert f"resume {fake.launch.slot}" not in world.host.hypervisor.calls
+
+    play(with_key(tmp_path), scenario)
+
+
 @pytest.mark.parametrize("how", ["dies", "is mute", "has none", "is another"])
 def test_credentials_not_read_back_are_marked_maybe_stale(tmp_path: Path, how: str) -> None:
     async def scenario(world: World) -> None:
