@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import sqlalchemy as sa
 
-from polydev.controller.entities import Caller
-from polydev.controller.settings import RateLimits, SessionLimits
+from polydev.controller.api.session_links_and_tickets import VIEWER_SECONDS
+from polydev.controller.entities import Caller, now
+from polydev.controller.settings import ControllerSettings, RateLimits, SessionLimits
 from polydev.controller.store import sign_ins, tables
 from tests.api import ApiHost, Served, api_host, problem
 from tests.pages import browser
@@ -173,6 +174,47 @@ def test_spectator_gets_no_internals_and_uses_no_rate_limit(host: ApiHost) -> No
         assert (await asked.ask("GET", own)).status_code == 200
 
     host.run(scenario, rate=RateLimits(requests_per_second=0.01, burst=9))
+
+
+def test_guesses_at_tickets_are_rate_limited(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        statuses = []
+        headers = {"X-Forwarded-For": "192.0.2.7"}
+        for _ in range(3):
+            answer = await asked.client.post(
+                "/api/auth/redeem", json={"ticket": NEVER}, headers=headers
+            )
+            statuses.append(answer.status_code)
+        assert statuses == [401, 401, 429]
+
+    proxies = ControllerSettings(trusted_proxies=("127.0.0.1",)).trusted_proxies  # type: ignore[arg-type]
+    rate = RateLimits(failures_per_minute=0.01, failures_burst=2)
+    host.run(scenario, trusted_proxies=proxies, rate=rate)
+
+
+def test_viewer_tickets_expire_after_seconds(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session, at = await asked.start(), now()
+        asked.services.tickets._clock = lambda: at
+        made = await ticket(asked, session, purpose="viewer", expiresInSeconds=600)
+        expires_at = datetime.fromisoformat(made["expiresAt"])
+        assert expires_at == at + timedelta(seconds=VIEWER_SECONDS)
+
+    host.run(scenario)
+
+
+def test_redeemed_tickets_count_for_the_rate_limit(host: ApiHost) -> None:
+    async def scenario(asked: Served) -> None:
+        session = await asked.start()
+        caller = Caller(asked.users["other user"], "user", "token")
+        statuses = []
+        for _ in range(3):
+            made, _ends = await asked.services.tickets.create("page", caller, 60, session["id"])
+            answer = await asked.client.post("/api/auth/redeem", json={"ticket": made})
+            statuses.append(answer.status_code)
+        assert statuses == [200, 200, 429]
+
+    host.run(scenario, rate=RateLimits(requests_per_second=0.001, burst=2))
 
 
 def test_page_key_ends_when_its_browser_signs_out(host: ApiHost) -> None:
