@@ -334,6 +334,27 @@ def test_driver_survives_unreachable_database(tmp_path: Path) -> None:
     play(worlds(tmp_path), scenario)
 
 
+def test_unreachable_database_fails_no_vm_that_starts(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        class AwayAtLaunch:
+            failures = 0
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(world.vms, name)
+
+            async def launched(self, vm_id: str) -> None:
+                if self.failures <= QUICK.start_tries:
+                    self.failures += 1
+                    raise OSError("no route to the database")
+                await world.vms.launched(vm_id)
+
+        session = await world.start()
+        async with world.driving(vms=AwayAtLaunch()):
+            await world.until_session(session, "vm_created")
+
+    play(worlds(tmp_path), scenario)
+
+
 def test_hung_hypervisor_call_delays_no_other_slot(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         class HangsInSlot2:

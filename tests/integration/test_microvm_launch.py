@@ -18,7 +18,7 @@ import pytest
 from polydev.errors import VmError
 from polydev.processes import Process, end_group, run, spawn
 from polydev.vm.launch_file import LaunchFile, launch_file_text
-from polydev.vm.template_client import FILES, STATE, fetch
+from polydev.vm.template_client import FILES, STATE, clone_files, fetch
 from polydev.vm.template_store import Template, TemplateStore, file_sums
 
 LAUNCH = """
@@ -316,6 +316,20 @@ def test_template_descriptors_are_read_only(holder: Path) -> None:
             with pytest.raises(PermissionError):
                 write(descriptor)
         os.close(descriptor)
+
+
+def test_each_clone_reads_the_state_from_its_beginning(
+    holder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "__defaults__", (holder,))
+    for _ in range(2):
+        descriptors = clone_files(KEY, tmp_path / "disk")
+        assert [os.pread(descriptors[0], 100, 0), os.read(descriptors[1], 100)] == [
+            b"memory of a template",
+            b"state of a template",
+        ]
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize("question", [b"", b"x" * 64, b"a" * 63, b"a" * 65, b"../" * 10])
