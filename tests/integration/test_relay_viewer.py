@@ -15,6 +15,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from polydev.controller.relay.close_reasons import (
+    TOO_MANY_VIEWERS,
     VIEWER_SILENT,
     VIEWER_VANISHED,
     VM_GONE,
@@ -22,6 +23,7 @@ from polydev.controller.relay.close_reasons import (
     ViewerRefused,
 )
 from polydev.controller.relay.forwarding import Buffers, Forwarder
+from polydev.controller.relay.limits import MOST_SPECTATORS, MOST_VIEWERS
 from polydev.controller.relay.splice import PipePool
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.relay.viewers import ViewerEntry, Viewers
@@ -260,5 +262,26 @@ def test_session_end_before_admission_refuses_the_viewer() -> None:
         entry.is_admitted = True
         entry.end(OVER)
         assert bench.viewer.ended.result() is OVER
+
+    play(scenario)
+
+
+def test_spectators_leave_places_for_the_owner() -> None:
+    async def scenario(bench: Bench) -> None:
+        viewers = Viewers(cast(Any, None), cast(Any, None))
+
+        def entry(*, view_only: bool) -> ViewerEntry:
+            made = ViewerEntry("a session", bench.viewer)
+            made.view_only = view_only
+            viewers._entries.add(made)
+            return made
+
+        for _ in range(MOST_SPECTATORS):
+            viewers.admit(entry(view_only=True))
+        with pytest.raises(ViewerRefused) as refused:
+            viewers.admit(entry(view_only=True))
+        assert refused.value.closing is TOO_MANY_VIEWERS
+        for _ in range(MOST_VIEWERS - MOST_SPECTATORS):
+            viewers.admit(entry(view_only=False))
 
     play(scenario)
