@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -36,7 +37,11 @@ class Broken(Exception):
 
 
 def descriptors() -> list[str]:
-    """Return the open descriptors, without that of the folder that lists them."""
+    """Return the open descriptors, without that of the folder that lists them.
+
+    And without those of earlier tests' garbage, which may be collected at any time.
+    """
+    gc.collect()
     paths = Path("/proc/self/fd").iterdir()
     return sorted(os.readlink(path) for path in paths if path.is_symlink() and path.exists())
 

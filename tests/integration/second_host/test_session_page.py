@@ -26,7 +26,7 @@ PASTED = "Grüße-aus-der-Zwischenablage."
 WRITTEN = f"typed.{PASTED}reloaded.silence.mended.restarted.killed."
 CUT_SECONDS = 5
 # A session's end is announced when half of this time is left.
-IDLE_SECONDS = 60
+IDLE_SECONDS = 90
 DROP_IN = "/run/systemd/system/master-controller.service.d"
 UNLESS_USED = f"[Service]\nEnvironment=POLYDEV_CONTROLLER_SESSION__IDLE_SECONDS={IDLE_SECONDS}\n"
 # A network that loses all packets between viewers and the controller. Who is on the host itself
