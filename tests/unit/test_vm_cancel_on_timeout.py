@@ -9,7 +9,7 @@ import pytest
 
 from polydev.errors import VmError
 from polydev.vm import cancel_on_timeout
-from polydev.vm.cancel_on_timeout import within
+from polydev.vm.cancel_on_timeout import limited, within
 
 
 async def forever() -> None:
@@ -73,5 +73,37 @@ def test_cancelling_the_caller_ends_the_work() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert ended.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_work_beyond_its_time_is_a_timeout() -> None:
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(limited(0.01, forever()))
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_caller_that_is_cancelled_as_its_work_ends_is_cancelled(steps: int) -> None:
+    """A loop that lost its cancellation would never end, nor would the service around it."""
+
+    async def scenario() -> None:
+        happened = asyncio.Event()
+
+        async def loop() -> None:
+            while True:
+                with suppress(asyncio.TimeoutError):
+                    await limited(60, happened.wait())
+                happened.clear()
+
+        task = asyncio.create_task(loop())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        happened.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert task.cancelled()
 
     asyncio.run(scenario())

@@ -32,6 +32,7 @@ from polydev.controller.settings import ControllerSettings
 from polydev.controller.url_paths import HEALTH_PATH
 from polydev.controller.uvicorn_internals import UvicornConfig, UvicornServer
 from polydev.errors import ConfigError
+from polydev.vm.cancel_on_timeout import limited
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -111,7 +112,7 @@ class Server(UvicornServer):
         # on_tick updates the Date header. The signal to stop must not wait for it.
         while not await self.on_tick(0):
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), TICK_SECONDS)
+                await limited(TICK_SECONDS, self._stop.wait())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         notify("STOPPING=1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from polydev.vm.cancel_on_timeout import limited
 from polydev.vm.config import Ports
 
 TIMEOUT_SECONDS = 60.0
@@ -17,7 +18,7 @@ TIMEOUT_SECONDS = 60.0
 def take_screenshot(ports: Ports, file: Path) -> bool:
     """Write the screen to `file` (PNG); return whether there was one."""
     try:
-        asyncio.run(asyncio.wait_for(_capture(ports, file), TIMEOUT_SECONDS))
+        asyncio.run(limited(TIMEOUT_SECONDS, _capture(ports, file)))
     except (OSError, EOFError, ValueError, asyncio.IncompleteReadError, asyncio.TimeoutError):
         return False
     return True

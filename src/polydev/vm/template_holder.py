@@ -22,6 +22,7 @@ from pathlib import Path
 from polydev.errors import Error, VmError
 from polydev.file_checksum import file_sha256
 from polydev.image_layout import STORE, TEMPLATES
+from polydev.vm.cancel_on_timeout import limited
 from polydev.vm.template import sealed
 from polydev.vm.template_client import FILES, MAX_ANSWER_BYTES, OK, REFUSED
 from polydev.vm.template_store import Template, TemplateStore
@@ -82,7 +83,7 @@ class TemplateHolder:
 
     async def _answer(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        question = await asyncio.wait_for(loop.sock_recv(client, 128), QUESTION_SECONDS)
+        question = await limited(QUESTION_SECONDS, loop.sock_recv(client, 128))
         try:
             descriptors = await self._descriptors(question)
         except (Error, OSError) as error:

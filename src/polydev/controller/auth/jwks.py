@@ -13,6 +13,8 @@ import httpx
 import jwt
 import structlog
 
+from polydev.vm.cancel_on_timeout import limited
+
 log = structlog.stdlib.get_logger(__name__)
 
 FETCH_TIMEOUT_SECONDS = 5.0
@@ -82,7 +84,7 @@ class Jwks:
 
     async def _fetch(self) -> None:
         try:
-            text = await asyncio.wait_for(self._document(), FETCH_TIMEOUT_SECONDS)
+            text = await limited(FETCH_TIMEOUT_SECONDS, self._document())
             keys = keys_of(text)
         except Exception as error:  # the provider may send anything
             self._trouble = _reason(error)

@@ -18,6 +18,7 @@ import structlog
 from pydantic import SecretStr
 
 from polydev.controller.host.alert_outbox import AlertMessage, Outbox, OutboxFull
+from polydev.vm.cancel_on_timeout import limited
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -95,7 +96,7 @@ class AlertSender:
                     if message is not None:
                         await asyncio.gather(*(self._deliver(message, each) for each in targets))
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+                await limited(LOOK_SECONDS, self._woken.wait())
 
     def _open(self) -> list[AlertTarget]:
         targets = []
@@ -130,7 +131,7 @@ class AlertSender:
             body=message.body, title=message.title, notify_type=NotifyType(message.kind)
         )
         try:
-            return bool(await asyncio.wait_for(sending, self._timeout_seconds))
+            return bool(await limited(self._timeout_seconds, sending))
         except Exception as error:  # a plugin may raise anything; its text may hold the URL
             log.warning(
                 "alert_message_attempt_failed",

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from polydev.controller.host.alert_sender import TIMEOUT_SECONDS, apprise_of
 from polydev.errors import ConfigError
+from polydev.vm.cancel_on_timeout import limited
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -55,7 +56,7 @@ async def _try(number: int, url: str, timeout_seconds: float) -> AlertTestResult
         )
     service = str(next(iter(send_by)).service_name)
     try:
-        sent, said = await asyncio.wait_for(_sent(send_by), timeout_seconds)
+        sent, said = await limited(timeout_seconds, _sent(send_by))
     except asyncio.TimeoutError:
         sent, said = False, f"no answer within {timeout_seconds:g} s"
     except Exception as error:  # a service's plugin may raise anything

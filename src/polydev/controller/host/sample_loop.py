@@ -32,6 +32,7 @@ from polydev.controller.store.vms import Vms
 from polydev.controller.store.webhook_log import WebhookLog
 from polydev.controller.usage_accounting import CounterReading, day_of
 from polydev.errors import VmError
+from polydev.vm.cancel_on_timeout import limited
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -125,7 +126,7 @@ class SampleLoop:
             raise workload
         sample = sample_of(system, self._settings.slots, workload)
         self.latest = sample
-        await asyncio.wait_for(self._keep(sample, workload), DATABASE_TIMEOUT_SECONDS)
+        await limited(DATABASE_TIMEOUT_SECONDS, self._keep(sample, workload))
         return sample
 
     async def _keep(self, sample: Sample, workload: Workload) -> None:
@@ -147,7 +148,7 @@ class SampleLoop:
             await self._credential_log.trim()
 
     async def _workload(self) -> Workload:
-        return await asyncio.wait_for(self._read_workload(), DATABASE_TIMEOUT_SECONDS)
+        return await limited(DATABASE_TIMEOUT_SECONDS, self._read_workload())
 
     async def _read_workload(self) -> Workload:
         since = self._clock() - timedelta(seconds=self._settings.alert.failed_boots_seconds)

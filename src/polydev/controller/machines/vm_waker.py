@@ -9,6 +9,7 @@ from polydev.controller.entities import Vm
 from polydev.controller.event_notifier import EventNotifier
 from polydev.controller.store.vms import Vms
 from polydev.errors import VmError
+from polydev.vm.cancel_on_timeout import limited
 
 # A VM that runs on answers within a second; its host may be busy.
 WAKE_SECONDS = 30.0
@@ -38,7 +39,7 @@ class VmWaker:
         if self._wake_driver is not None:
             self._wake_driver()
         try:
-            return await asyncio.wait_for(self._resumed(vm.id), WAKE_SECONDS)
+            return await limited(WAKE_SECONDS, self._resumed(vm.id))
         except asyncio.TimeoutError:
             words = f"the VM did not resume within {WAKE_SECONDS:g} s"
             raise VmError(words, "try again") from None

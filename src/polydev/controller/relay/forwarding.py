@@ -22,6 +22,7 @@ from polydev.controller.relay.close_reasons import (
 from polydev.controller.relay.spectator_filter import SpectatorFilter
 from polydev.controller.relay.splice import PipePool, SplicePipe
 from polydev.controller.relay.viewer import Viewer
+from polydev.vm.cancel_on_timeout import limited
 
 BUFFER_BYTES = 1 << 16
 LITTLE_BYTES = 1 << 14
@@ -157,7 +158,7 @@ async def open_screen(address: str, port: int) -> socket.socket:
         made.setblocking(False)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connecting = asyncio.get_running_loop().sock_connect(made, (address, port))
-        await asyncio.wait_for(connecting, CONNECT_SECONDS)
+        await limited(CONNECT_SECONDS, connecting)
     except (OSError, asyncio.TimeoutError) as error:
         made.close()
         raise ViewerRefused(BRIDGE_DOWN if bridge_problem(error) else VNC_DOWN) from None

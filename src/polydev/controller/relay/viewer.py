@@ -25,6 +25,7 @@ from polydev.controller.relay.frames import PING, FrameReader, binary_header, cl
 from polydev.controller.relay.keepalive import KeepaliveTimer
 from polydev.controller.relay.splice import SplicePipe
 from polydev.controller.relay.websocket_takeover import UpgradedConnection
+from polydev.vm.cancel_on_timeout import limited
 
 READ_BYTES = 1 << 13  # even if all of it is empty frames, reading them is quick
 CLOSE_SECONDS = 5.0
@@ -234,7 +235,7 @@ class Viewer:
             if not self._waits:
                 self._finish()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), within_seconds)
+                await limited(within_seconds, self._settled.wait())
         self.abort()
 
     def _finish(self) -> None:

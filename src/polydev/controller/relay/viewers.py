@@ -26,6 +26,7 @@ from polydev.controller.relay.limits import MOST_SPECTATORS, MOST_VIEWERS
 from polydev.controller.relay.viewer import Viewer
 from polydev.controller.store.sessions import Sessions
 from polydev.errors import SessionNotFound
+from polydev.vm.cancel_on_timeout import limited
 
 # In case no event says that a session ended; its VM closes the connection at once as well.
 POLL_SECONDS = 5.0
@@ -115,7 +116,7 @@ class Viewers:
     async def _pause(self) -> None:
         seconds = min(POLL_SECONDS, self._sessions.watched_seconds)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            await limited(seconds, self._changed.wait())
 
     async def _guarded(self, question: Coroutine[Any, Any, None]) -> None:
         try:

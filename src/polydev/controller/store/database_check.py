@@ -16,6 +16,7 @@ from polydev.controller.migrations import HEAD
 from polydev.controller.store import tables
 from polydev.controller.store.postgres_backup import CLIENT_HINT, tool_version
 from polydev.controller.store.schema_check import differences, lines_of
+from polydev.vm.cancel_on_timeout import limited
 
 CONNECT_SECONDS = 30
 OLDEST_SERVER = 12
@@ -53,7 +54,7 @@ async def check_database(url: str, *, with_tools: bool) -> dict[str, object]:
         return {**found, "revision": None, "differences": []}  # SQLite would make an empty one
     engine, server = create_engine(url), OLDEST_SERVER
     try:
-        revision = await asyncio.wait_for(schema_revision(engine), CONNECT_SECONDS)
+        revision = await limited(CONNECT_SECONDS, schema_revision(engine))
         async with engine.connect() as connection:
             if is_postgresql:
                 server = await _server_version(connection)
