@@ -77,7 +77,9 @@ class LoginService:
     """
 
     CODE = """
-import os, sys
+import os, signal, sys
+# As systemd starts programs, also where these tests run under nohup: a closed terminal ends a tool.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 from polydev.agent.login_server import main
