@@ -414,7 +414,7 @@ OPTIONS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
     "polkit": (lambda _: polkit._may("7", polkit.ACTION, "ssh.service"), PLAIN),
     "a slot": (lambda _: slot_network._run(["ip"], "text"), PLAIN | {"input": "text"}),
     "the network": (
-        lambda _: network_state.run_query(["ip"], "text"),
+        lambda _: network_state.run_with_input(["ip"], "text"),
         PLAIN | {"input": "text", "errors": "replace", "timeout": network_state.ANSWER_SECONDS},
     ),
     "a setting": (

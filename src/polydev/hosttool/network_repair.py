@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import Any
 
 from polydev.hosttool import bridge_facts, ip_output, slot_facts, slot_network
 from polydev.hosttool.errors import HostError
 from polydev.hosttool.network_facts import Json
 from polydev.hosttool.network_state import (
-    LINKS,
     check_slot,
     host_kernel_state,
     is_kept,
     numbers_in,
-    run_query,
+    run_with_input,
     slot_kernel_state,
 )
 from polydev.hosttool.slot_network import MTU
+
+LINKS = Path("/sys/class/net")
 
 
 def mend_bridge() -> dict[str, object]:
@@ -37,7 +39,7 @@ def mend_bridge() -> dict[str, object]:
         _make_bridge(name)
     # First the stations: the kernel drops them if the bridge's address changes as ports leave.
     stations = map(bridge_facts.station, bridge_facts.static_stations(here))
-    run_query(
+    run_with_input(
         ["bridge", "-batch", "-"], "".join(f"fdb delete {each} master\n" for each in stations)
     )
     commands = [f"neighbour delete {each}" for each in live["neighbours"]["permanent"]]
@@ -61,22 +63,22 @@ def mend_bridge() -> dict[str, object]:
     if live.get(name, {}).get("mtu", (MTU,)) != (MTU,):
         commands.append(f"link set {name} mtu {MTU}")
     commands += [f"link set {name} addrgenmode none", f"link set {name} up"]
-    run_query(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
+    run_with_input(["ip", "-batch", "-"], "".join(f"{each}\n" for each in commands))
     _delete_rules6([], bridge_facts.rules6_of_bridge(host, here))
     settings = [f"{key}={value}" for key, value in bridge_facts.bridge_settings(name).items()]
-    run_query(["sysctl", "-q", "-w", *settings], "")
+    run_with_input(["sysctl", "-q", "-w", *settings], "")
     return {"mended": name}
 
 
 def _delete_rules6(where: list[str], rules: list[Json]) -> None:
     commands = [f"rule delete {ip_output.rule_words(each)}\n" for each in rules]
     if commands:
-        run_query(["ip", "-6", *where, "-batch", "-"], "".join(commands))
+        run_with_input(["ip", "-6", *where, "-batch", "-"], "".join(commands))
 
 
 def _make_bridge(name: str) -> None:
     try:
-        run_query(["ip", "link", "add", name, "type", "bridge"], "")
+        run_with_input(["ip", "link", "add", name, "type", "bridge"], "")
     except HostError:
         # networkd may have created it meanwhile.
         if not (LINKS / name).exists():
@@ -93,7 +95,7 @@ def mend_slot(number: int) -> dict[str, object]:
     if inside is not None:
         live = slot_facts.live_slot(inside)
         down = [f"link set {link} down\n" for link in slot_facts.foreign_links(live)]
-        run_query(["ip", "-n", slot.namespace, "-batch", "-"], "".join(down))
+        run_with_input(["ip", "-n", slot.namespace, "-batch", "-"], "".join(down))
         _delete_rules6(["-n", slot.namespace], slot_facts.rules6_of_slot(inside))
     left = check_slot(slot, host, host_kernel_state(slot.bridge))
     if left:

@@ -21,7 +21,6 @@ from polydev.hosttool.slot_network import Slot
 FIREWALL_FILE = Path("/etc/polydev/firewall.nft")
 STAMPS = Path("/run/polydev/config")
 NFT = Path("/usr/sbin/nft")
-LINKS = Path("/sys/class/net")
 TABLE = "inet polydev"
 ANSWER_SECONDS = 30.0
 MARK = "---- polydev ----"
@@ -104,7 +103,7 @@ def _listed(rules: str, what: str) -> Lines:
 def _listed_by(rules: str, what: str, _program: int) -> Lines:
     """Load rules in a temporary namespace and return them as nft lists them."""
     words = ["unshare", "--net", "sh", "-c", f"nft -f - && nft -s list {what}"]
-    return tuple(run_query(words, rules).splitlines())
+    return tuple(run_with_input(words, rules).splitlines())
 
 
 def host_kernel_state(bridge: str) -> KernelState:
@@ -130,7 +129,7 @@ def slot_kernel_state(slot: Slot) -> KernelState | None:
 
 
 def _reading(argv: list[str]) -> KernelState:
-    answers, settings, rules, *stations = run_query(argv, QUERIES).split(f"{MARK}\n")
+    answers, settings, rules, *stations = run_with_input(argv, QUERIES).split(f"{MARK}\n")
     links, routes, policy, neighbours, policy6 = _documents(answers)
     values = (line.partition(" = ") for line in settings.splitlines())
     return KernelState(
@@ -154,7 +153,8 @@ def _documents(text: str) -> Iterator[list[Json]]:
         rest = rest[end:].strip()
 
 
-def run_query(argv: list[str], text: str) -> str:
+def run_with_input(argv: list[str], text: str) -> str:
+    """Return the output of a program that reads `text`. Raises HostError `network-unread`."""
     import subprocess
 
     try:

@@ -1,6 +1,7 @@
 """The watch of the VMs' network: a loop that compares it again and again, and writes a report.
 
-The controller and the health gate read the report: they may not enter the slots' namespaces.
+The controller reads the report, since it may not enter the slots' namespaces. The health gate
+looks at its age.
 """
 
 from __future__ import annotations
