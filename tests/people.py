@@ -133,8 +133,7 @@ class Person:
 
     def sign_in(self) -> None:
         self.page.goto(self.url("/login"))
-        self.page.fill("#token", self.api.token)
-        self.page.click("button[type=submit]")
+        submit_token(self.page, self.api.token)
         self.page.wait_for_selector("#providers")
 
     def start(self, provider: str) -> str:
@@ -243,6 +242,12 @@ class Person:
         self.page.keyboard.press("ArrowRight")
         self.until_ink(before - INK_OF_CARET)
         return self.page.input_value("#incoming")
+
+
+def submit_token(page: Page, token: str) -> None:
+    """Sign in by the form of the page that is open."""
+    page.fill("#token", token)
+    page.click("button[type=submit]")
 
 
 @contextmanager

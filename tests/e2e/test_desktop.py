@@ -46,6 +46,7 @@ from tests.guest_screen import (
 )
 from tests.hosts import DeployedHost
 from tests.inv import ROOT, Inv
+from tests.people import Console, submit_token
 from tests.sessions import REQUEST_SECONDS, Api, Operated, inside_vm, wait_for
 
 # The place of the address bar's suggestions, which are white.
@@ -279,16 +280,14 @@ def session_page(
     context = browser.new_context(viewport=SCREEN)
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
-    told: list[str] = []
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
+    console = Console()
+    console.watch(page)
     page.goto(f"{up['url']}/session/{readme_session.id}")
-    page.fill("#token", up["token"])
-    page.click("button[type=submit]")
+    submit_token(page, up["token"])
     page.wait_for_selector("#cover", state="hidden", timeout=PATIENCE_MS)
     yield page
     context.close()
-    assert told == []
+    assert console.unexpected == []
 
 
 def test_readme_session_page_shows_desktop_and_login(

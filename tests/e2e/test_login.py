@@ -36,6 +36,7 @@ from tests.hosts import DeployedHost
 from tests.images import said_to_be_verified
 from tests.oidc.beyond_lab import ProviderBeyondLab, provider_beyond
 from tests.oidc.provider import ACCOUNTS, oidc_packages
+from tests.people import Console, submit_token
 from tests.quickvm import install_quick_image
 from tests.sessions import PATIENCE_SECONDS, Operated, operated
 
@@ -142,16 +143,14 @@ def page(browser: Browser, service: Operated) -> Iterator[Page]:
     context = browser.new_context(viewport=SCREEN)
     page = context.new_page()
     page.set_default_timeout(PATIENCE_SECONDS * 1000)  # VMs boot meanwhile
-    told: list[str] = []
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("console", lambda said: told.append(said.text) if said.type == "error" else None)
+    console = Console()
+    console.watch(page)
     page.goto(f"{service.user.http.base_url}/login")
-    page.fill("#token", service.user.token)
-    page.click("button[type=submit]")
+    submit_token(page, service.user.token)
     page.wait_for_selector("#providers")
     yield page
     context.close()
-    assert told == []
+    assert console.unexpected == []
 
 
 def focus_first_field(page: Page) -> None:

@@ -602,7 +602,7 @@ class Logins:
         self._status.write_text(state)
 
     def asked(self) -> list[str]:
-        """What the server was asked."""
+        """The lines that the agent sent to the server."""
         return self._asked
 
     def status_asked(self) -> list[str]:

@@ -46,8 +46,8 @@ table inet cut {
     }
 }
 """
-# What a browser says of a connection that is cut, or whose other end is killed. No page can keep
-# it from that.
+# A browser reports these errors if a connection is cut or its other end is killed. No page can
+# suppress them.
 CUT_ERRORS = (
     r"^WebSocket connection to 'ws://.*' failed: ",
     r"^Failed to load resource: net::ERR_CONNECTION_(RESET|REFUSED) ",
@@ -260,7 +260,7 @@ def kill_controller(service: Operated, user: Person) -> None:
         user.until_shown_again("The connection to the controller broke off. Check your network.")
     assert user.check("screen")["vmId"] == vm["vmId"]
     user.write("killed.")
-    # Nothing that was typed meanwhile is lost, or came twice.
+    # All that was typed meanwhile came, and came once.
     assert user.written() == WRITTEN
 
 
